@@ -1,0 +1,123 @@
+"""The sizes that identify a model: `GPTConfig`, the course's `GPT_CONFIG_124M`, and the GPT-2 family.
+
+How a model is run (number type, device, key) is never stored here; it is an argument of the run.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+# The course's dictionary, chapter 4: GPT-2 small without query/key/value biases.
+GPT_CONFIG_124M: dict[str, Any] = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_drop_rate(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a probability in [0, 1)."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+
+def check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
+    """Raise ValueError unless `width` splits evenly into `heads` heads."""
+    check_size(width_name, width)
+    check_size(heads_name, heads)
+    if width % heads:
+        raise ValueError(f"{width_name}={width} is not divisible by {heads_name}={heads}")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A GPT's sizes, under the course's names (chapter 4), checked when made.
+
+    Attributes:
+        vocab_size: number of tokens in the vocabulary, V.
+        context_length: the longest sequence the position table covers, C tokens.
+        emb_dim: width of the residual stream, D; divisible by `n_heads`.
+        n_heads: attention heads in a block, H.
+        n_layers: transformer blocks.
+        drop_rate: probability of dropping a value, in [0, 1); used in training only.
+        qkv_bias: whether the query, key and value projections have biases.
+        tie_weights: whether the output head is the token embedding itself.
+        ln_eps: added to the variance in every layer norm.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+    """
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    drop_rate: float
+    qkv_bias: bool
+    tie_weights: bool = False
+    ln_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "n_layers"):
+            check_size(name, getattr(self, name))
+        check_heads("emb_dim", self.emb_dim, "n_heads", self.n_heads)
+        check_drop_rate("drop_rate", self.drop_rate)
+        for name in ("qkv_bias", "tie_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        eps = self.ln_eps
+        if not isinstance(eps, int | float) or not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"ln_eps must be a positive number, got {eps!r}")
+
+    @classmethod
+    def of(cls, cfg: Self | Mapping[str, Any]) -> Self:
+        """`cfg` itself, or the config that a dictionary such as `GPT_CONFIG_124M` describes."""
+        if isinstance(cfg, cls):
+            return cfg
+        if not isinstance(cfg, Mapping):
+            raise ValueError(f"a config is a GPTConfig or a dictionary, got {type(cfg).__name__}")
+        required = {f.name for f in fields(cls)} - {"tie_weights", "ln_eps"}
+        if missing := sorted(required - cfg.keys()):
+            raise ValueError(f"the config lacks {', '.join(missing)}")
+        if unknown := sorted(cfg.keys() - {f.name for f in fields(cls)}):
+            raise ValueError(f"the config has unknown entries: {', '.join(unknown)}")
+        return cls(**cfg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dictionary, in order."""
+        return asdict(self)
+
+
+def _gpt2(emb_dim: int, n_heads: int, n_layers: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=50257,
+        context_length=1024,
+        emb_dim=emb_dim,
+        n_heads=n_heads,
+        n_layers=n_layers,
+        drop_rate=0.1,
+        qkv_bias=True,
+        tie_weights=True,
+    )
+
+
+# Radford et al. 2019, table 2; the released models have 124M, 355M, 774M and 1558M parameters.
+PRESETS: dict[str, GPTConfig] = {
+    "124M": GPTConfig(**GPT_CONFIG_124M),
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 16, 24),
+    "gpt2-large": _gpt2(1280, 20, 36),
+    "gpt2-xl": _gpt2(1600, 25, 48),
+}

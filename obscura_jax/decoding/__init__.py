@@ -1,0 +1,1 @@
+"""logits -> ids: how text is generated."""

@@ -1,0 +1,22 @@
+"""Packages that only some features need, imported where they are needed."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+class MissingExtraError(ImportError, ValueError):
+    """A feature was used whose optional package is not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import `module`, which the extra `extra` installs.
+
+    Raises:
+        MissingExtraError: saying what needs it and how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs {module}: pip install 'obscura-jax[{extra}]'"
+        ) from error

@@ -1,0 +1,130 @@
+"""torch's CPU random numbers in NumPy: the course's initial weights from its seed, without torch.
+
+What torch does, for float32 on the CPU: one MT19937 stream; a uniform number takes the low 24 bits of a word; normal
+numbers come from Box-Muller, in blocks of 16 (8 radii, then 8 angles) for tensors of 16 and more elements, where a last
+partial block is drawn anew over the last 16 places, and one at a time in double precision, in pairs, for smaller ones.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+
+Floats = NDArray[np.float32]
+_CHUNK = 1 << 16  # words at a time, so that temporaries stay in cache; a multiple of 16
+
+
+class TorchGenerator:
+    """The state of torch's CPU generator after `torch.manual_seed(seed)`; each draw advances it.
+
+    Uniform numbers are torch's to the last bit where torch's kernel fuses multiply and add (x86-64
+    with FMA), else within one unit in the last place; normal numbers are within 1e-6 (measured:
+    4.8e-7 over a million), since torch's vectorised log, sine and cosine round differently.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+            raise ValueError(f"a torch seed is a whole number of 64 bits, got {seed!r}")
+        self._stream = np.random.RandomState(seed & 0xFFFFFFFF)  # torch seeds with the low 32 bits
+        self._spare_normal: float | None = None
+
+    def _words(self, count: int) -> NDArray[np.uint32]:
+        return np.frombuffer(self._stream.bytes(4 * count), dtype="<u4")
+
+    def _unit(self, count: int) -> Floats:
+        return (self._words(count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+
+    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Floats:
+        """`torch.empty(shape).uniform_(low, high)`; with the defaults `torch.rand(shape)`."""
+        out = np.empty(math.prod(shape), np.float32)
+        start, width = np.float64(np.float32(low)), np.float64(np.float32(high) - np.float32(low))
+        for at in range(0, out.size, _CHUNK):
+            part = out[at : at + _CHUNK]
+            bits = self._words(part.size) & 0xFFFFFF
+            part[:] = bits * (width * 2**-24) + start  # rounded once, as a fused kernel does
+        return out.reshape(shape)
+
+    def normal(self, shape: tuple[int, ...]) -> Floats:
+        """`torch.empty(shape).normal_()`."""
+        size = math.prod(shape)
+        if size < 16:
+            return np.array([self._one_normal() for _ in range(size)], np.float32).reshape(shape)
+        out = np.empty(size, np.float32)
+        for at in range(0, size, _CHUNK):
+            part = out[at : at + _CHUNK]
+            uniforms = self._unit(part.size)
+            whole = part.size - part.size % 16
+            part[:whole] = _box_muller(uniforms[:whole])
+        if size % 16:
+            out[-16:] = _box_muller(self._unit(16))
+        return out.reshape(shape)
+
+    def _one_normal(self) -> float:
+        if self._spare_normal is not None:
+            value, self._spare_normal = self._spare_normal, None
+            return value
+        angle, radius = self._unit_double(), self._unit_double()
+        radius, angle = math.sqrt(-2 * math.log1p(-radius)), 2 * math.pi * angle
+        self._spare_normal = radius * math.sin(angle)
+        return radius * math.cos(angle)
+
+    def _unit_double(self) -> float:
+        high, low = (int(word) for word in self._words(2))
+        return ((high << 32 | low) & (1 << 53) - 1) * 2.0**-53
+
+    def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> dict[str, Floats]:
+        """The parameters of a new `torch.nn.Linear(d_in, d_out, bias)`."""
+        std = math.sqrt(2 / (1 + math.sqrt(5) ** 2)) / math.sqrt(d_in)  # kaiming_uniform_, a=sqrt(5)
+        bound = math.sqrt(3) * std
+        params = {"weight": self.uniform((d_out, d_in), -bound, bound)}
+        if bias:
+            bound = 1 / math.sqrt(d_in)
+            params["bias"] = self.uniform((d_out,), -bound, bound)
+        return params
+
+    def embedding(self, num_embeddings: int, embedding_dim: int) -> dict[str, Floats]:
+        """The parameters of a new `torch.nn.Embedding(num_embeddings, embedding_dim)`."""
+        return {"weight": self.normal((num_embeddings, embedding_dim))}
+
+
+def _box_muller(uniforms: Floats) -> Floats:
+    """Uniforms in blocks of 16, 8 for radii and 8 for angles, to as many normals, block by block."""
+    u = uniforms.reshape(-1, 2, 8)
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:, 0]))
+    angle = np.float32(2 * math.pi) * u[:, 1]
+    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
+
+
+def initial_parameters(cfg: GPTConfig, seed: int) -> dict[str, Any]:
+    """The parameters of the course's `GPTModel(cfg)` built right after `torch.manual_seed(seed)`.
+
+    The same tree as `GPTModel(cfg).init(...)["params"]`, float32; 124M takes seconds. Parameters
+    are drawn in the order in which the course's constructors make them.
+    """
+    torch = TorchGenerator(seed)
+    d = cfg.emb_dim
+
+    def norm() -> dict[str, Floats]:
+        return {"scale": np.ones(d, np.float32), "shift": np.zeros(d, np.float32)}
+
+    def block() -> dict[str, Any]:
+        projections = ("W_query", "W_key", "W_value")
+        att = {name: torch.linear(d, d, bias=cfg.qkv_bias) for name in projections}
+        att["out_proj"] = torch.linear(d, d)
+        layers = {"0": torch.linear(d, 4 * d), "2": torch.linear(4 * d, d)}
+        return {"att": att, "ff": {"layers": layers}, "norm1": norm(), "norm2": norm()}
+
+    params = {
+        "tok_emb": torch.embedding(cfg.vocab_size, d),
+        "pos_emb": torch.embedding(cfg.context_length, d),
+        "trf_blocks": {str(n): block() for n in range(cfg.n_layers)},
+        "final_norm": norm(),
+    }
+    if not cfg.tie_weights:
+        params["out_head"] = torch.linear(d, cfg.vocab_size, bias=False)
+    return jax.tree.map(jnp.asarray, params)

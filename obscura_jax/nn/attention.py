@@ -1,0 +1,212 @@
+"""Attention, step by step (chapter 3): each step a free function, then the causal modules.
+
+Axes: T query positions, S key positions, D width, H heads, K width of a head. Leading axes, such as
+the batch, are carried along untouched, so every function works on one sequence or on many.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from obscura_jax.config import check_drop_rate, check_heads, check_size
+from obscura_jax.nn.layers import dropout, dropout_key
+from obscura_jax.nn.linear import Linear
+
+
+def attention_scores(
+    queries: Float[Array, "*batch t k"], keys: Float[Array, "*batch s k"]
+) -> Float[Array, "*batch t s"]:
+    """The dot product of every query with every key, unscaled, in at least float32."""
+    accumulate = jnp.promote_types(queries.dtype, jnp.float32)
+    return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=accumulate)
+
+
+def softmax_naive(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
+    """exp(x) / sum(exp(x)) over the last axis, as first written down; overflows where `softmax` does not."""
+    e = jnp.exp(x)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def softmax(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
+    """Softmax over the last axis; the maximum is subtracted first, so that no exponential overflows."""
+    return softmax_naive(x - jax.lax.stop_gradient(x.max(axis=-1, keepdims=True)))
+
+
+def attention_weights(scores: Float[Array, "*batch t s"], d_k: int) -> Float[Array, "*batch t s"]:
+    """softmax(scores / sqrt(d_k)): each row is positive and sums to 1."""
+    return softmax(scores / math.sqrt(d_k))
+
+
+def context_vectors(
+    weights: Float[Array, "*batch t s"], values: Float[Array, "*batch s k"]
+) -> Float[Array, "*batch t k"]:
+    """The average of the values under each row of weights, in the type of the values."""
+    out = jnp.einsum(
+        "...ts,...sk->...tk",
+        weights.astype(values.dtype),
+        values,
+        preferred_element_type=weights.dtype,
+    )
+    return out.astype(values.dtype)
+
+
+def simple_attention(x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t d"]:
+    """Self-attention without weights: the inputs are queries, keys and values (chapter 3.3)."""
+    return context_vectors(softmax(attention_scores(x, x)), x)
+
+
+def causal_mask(context_length: int) -> Bool[Array, "t t"]:
+    """True where a query (row) may look at a key (column): on and below the diagonal."""
+    return jnp.tril(jnp.ones((context_length, context_length), bool))
+
+
+def mask_scores(
+    scores: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
+) -> Float[Array, "*batch t s"]:
+    """Masked scores become the lowest finite number, so that softmax gives them exactly 0.
+
+    The course writes -inf here. The results are equal wherever a row keeps one key, and a row that
+    keeps none gives a number instead of NaN.
+    """
+    return jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
+
+
+def renormalise_masked(
+    weights: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
+) -> Float[Array, "*batch t s"]:
+    """The other way to mask (chapter 3.5.1): zero the weights after softmax, divide rows by their sums."""
+    kept = jnp.where(jnp.broadcast_to(mask, weights.shape), weights, 0)
+    return kept / kept.sum(axis=-1, keepdims=True)
+
+
+def scaled_dot_product_attention(
+    queries: Float[Array, "*batch t k"],
+    keys: Float[Array, "*batch s k"],
+    values: Float[Array, "*batch s v"],
+    mask: Bool[Array, "t s"] | None = None,
+    *,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
+) -> Float[Array, "*batch t v"]:
+    """softmax(Q K^T / sqrt(K)) V, masked where `mask` is False (Vaswani et al. 2017, equation 1).
+
+    The weights are dropped at `dropout_rate` when a `key` is given, and left alone without one.
+    """
+    scores = attention_scores(queries, keys)
+    if mask is not None:
+        scores = mask_scores(scores, mask)
+    weights = dropout(attention_weights(scores, queries.shape[-1]), dropout_rate, key=key)
+    return context_vectors(weights, values)
+
+
+def split_heads(x: Float[Array, "*batch t d"], num_heads: int) -> Float[Array, "*batch h t k"]:
+    """(..., T, H * K) -> (..., H, T, K): head h is the h-th slice of the width."""
+    heads = x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+    return jnp.swapaxes(heads, -3, -2)
+
+
+def merge_heads(x: Float[Array, "*batch h t k"]) -> Float[Array, "*batch t d"]:
+    """(..., H, T, K) -> (..., T, H * K): the inverse of `split_heads`."""
+    heads_last = jnp.swapaxes(x, -3, -2)
+    return heads_last.reshape(*heads_last.shape[:-2], -1)
+
+
+def check_length(length: int, context_length: int) -> None:
+    """Raise ValueError when a sequence is longer than the context."""
+    if length > context_length:
+        raise ValueError(f"{length} positions do not fit into context_length={context_length}")
+
+
+class CausalAttention(nn.Module):
+    """One head of causal self-attention with dropout on its weights (chapter 3.5.3).
+
+    Attributes:
+        d_in: width of the input.
+        d_out: width of queries, keys, values and output.
+        context_length: the longest sequence accepted.
+        dropout: probability of dropping an attention weight, in [0, 1).
+        qkv_bias: whether the three projections have biases.
+    """
+
+    d_in: int
+    d_out: int
+    context_length: int
+    dropout: float
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_size("context_length", self.context_length)
+        check_drop_rate("dropout", self.dropout)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        self.W_query = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_key = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_value = Linear(self.d_in, self.d_out, self.qkv_bias)
+
+    def __call__(
+        self, x: Float[Array, "*batch t d_in"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t d_out"]:
+        """Attend within each sequence; position t sees positions 0..t."""
+        check_length(x.shape[-2], self.context_length)
+        return scaled_dot_product_attention(
+            self.W_query(x),
+            self.W_key(x),
+            self.W_value(x),
+            causal_mask(x.shape[-2]),
+            dropout_rate=self.dropout,
+            key=dropout_key(self, self.dropout, deterministic),
+        )
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal attention in `num_heads` heads (chapter 3.6.2).
+
+    One projection each makes the queries, keys and values of all heads; they are split, attended
+    with, joined, and mixed by `out_proj`.
+
+    Attributes:
+        d_in: width of the input.
+        d_out: width of the output, divisible by `num_heads`.
+        context_length: the longest sequence accepted.
+        dropout: probability of dropping an attention weight, in [0, 1).
+        num_heads: how many heads share the width.
+        qkv_bias: whether the query, key and value projections have biases; `out_proj` always has.
+    """
+
+    d_in: int
+    d_out: int
+    context_length: int
+    dropout: float
+    num_heads: int
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_size("context_length", self.context_length)
+        check_drop_rate("dropout", self.dropout)
+        check_heads("d_out", self.d_out, "num_heads", self.num_heads)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        self.W_query = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_key = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_value = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.out_proj = Linear(self.d_out, self.d_out)
+
+    def __call__(
+        self, x: Float[Array, "*batch t d_in"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t d_out"]:
+        """Attend within each sequence, in every head; position t sees positions 0..t."""
+        check_length(x.shape[-2], self.context_length)
+        context = scaled_dot_product_attention(
+            split_heads(self.W_query(x), self.num_heads),
+            split_heads(self.W_key(x), self.num_heads),
+            split_heads(self.W_value(x), self.num_heads),
+            causal_mask(x.shape[-2]),
+            dropout_rate=self.dropout,
+            key=dropout_key(self, self.dropout, deterministic),
+        )
+        return self.out_proj(merge_heads(context))

@@ -1,0 +1,164 @@
+"""Layers that act on each position alone: embedding, layer norm, GELU, feed-forward; and dropout."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.config import GPTConfig, check_drop_rate, check_size
+from obscura_jax.nn.linear import Linear
+
+
+def dropout(
+    x: Float[Array, "*shape"], rate: float, *, key: Array | None = None
+) -> Float[Array, "*shape"]:
+    """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
+
+    Without a key nothing is dropped.
+    """
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def dropout_key(module: nn.Module, rate: float, deterministic: bool) -> Array | None:
+    """The key with which `module` drops values in this call, or None when it drops none.
+
+    Raises:
+        ValueError: when values are to be dropped and `apply` was given no key.
+    """
+    if deterministic or rate == 0:
+        return None
+    if not module.has_rng("dropout"):
+        raise ValueError('dropout needs a key: apply(..., rngs={"dropout": key})')
+    return module.make_rng("dropout")
+
+
+def layer_norm(
+    x: Float[Array, "*batch d"], scale: Float[Array, " d"], shift: Float[Array, " d"], eps: float
+) -> Float[Array, "*batch d"]:
+    """Normalise the last axis to mean 0 and (biased) variance 1, then scale and shift.
+
+    Statistics are taken in at least float32, and the mean is subtracted before squaring: the
+    shortcut E[x^2] - E[x]^2 loses every digit where the mean is large. Ba et al. 2016; chapter 4.2.
+    """
+    z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    z = z - z.mean(axis=-1, keepdims=True)
+    z = z / jnp.sqrt(jnp.square(z).mean(axis=-1, keepdims=True) + eps)
+    return (jnp.broadcast_to(scale, x.shape) * z + jnp.broadcast_to(shift, x.shape)).astype(x.dtype)
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The tanh form of GELU that GPT-2 was trained with (Hendrycks & Gimpel 2016; chapter 4.3)."""
+    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def embed(
+    weight: Float[Array, "v d"], ids: Int[Array, "*batch"]
+) -> Float[Array, "*batch d"]:
+    """Row `ids[...]` of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
+    rows = weight.at[ids]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+class ConfiguredModule(nn.Module):
+    """A module made from the whole config; a dictionary such as `GPT_CONFIG_124M` will do."""
+
+    cfg: GPTConfig | Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.cfg = GPTConfig.of(self.cfg)
+        super().__post_init__()
+
+
+class ModuleList(nn.Module):
+    """Modules in order; their parameters are named "0", "1", ... as torch.nn.ModuleList has them."""
+
+    modules: Sequence[nn.Module]
+    preserve_adopted_names = True  # Linen would call them modules_0, modules_1, ...
+
+    def __post_init__(self) -> None:
+        self.modules = tuple(
+            module.clone(parent=None, name=str(i)) for i, module in enumerate(self.modules)
+        )
+        super().__post_init__()
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.modules)
+
+
+class Dropout(nn.Module):
+    """Dropout of the given rate; the identity unless `deterministic=False`."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        check_drop_rate("dropout", self.rate)
+        super().__post_init__()
+
+    def __call__(
+        self, x: Float[Array, "*shape"], *, deterministic: bool = True
+    ) -> Float[Array, "*shape"]:
+        """Drop values of `x`; ValueError when the apply call brought no key."""
+        return dropout(x, self.rate, key=dropout_key(self, self.rate, deterministic))
+
+
+class Embedding(nn.Module):
+    """`torch.nn.Embedding(num_embeddings, embedding_dim)`: a table `weight` (V, D), from N(0, 1)."""
+
+    num_embeddings: int
+    embedding_dim: int
+
+    def __post_init__(self) -> None:
+        check_size("num_embeddings", self.num_embeddings)
+        check_size("embedding_dim", self.embedding_dim)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        shape = (self.num_embeddings, self.embedding_dim)
+        self.weight = self.param("weight", nn.initializers.normal(1.0), shape)
+
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+        """The rows of the table that `ids` name."""
+        return embed(self.weight, ids)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with its `scale` (from ones) and `shift` (from zeros), each (emb_dim,)."""
+
+    emb_dim: int
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Normalise the last axis."""
+        scale = self.param("scale", nn.initializers.ones, (self.emb_dim,))
+        shift = self.param("shift", nn.initializers.zeros, (self.emb_dim,))
+        return layer_norm(x, scale, shift, self.eps)
+
+
+class GELU(nn.Module):
+    """`gelu` as a module, to stand in a list of layers."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Apply `gelu` to every value."""
+        return gelu(x)
+
+
+class FeedForward(ConfiguredModule):
+    """Widen to 4 D, GELU, back to D: `layers.0`, `layers.1` (no parameters), `layers.2`."""
+
+    def setup(self) -> None:
+        d = self.cfg.emb_dim
+        self.layers = ModuleList((Linear(d, 4 * d), GELU(), Linear(4 * d, d)))
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        """Apply the layers in turn, to each position alone."""
+        for layer in self.layers:
+            x = layer(x)
+        return x

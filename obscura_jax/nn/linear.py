@@ -1,0 +1,62 @@
+"""The one place where a product of activations and a weight matrix is written."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from obscura_jax.config import check_size
+
+
+def linear(
+    x: Float[Array, "*batch d_in"],
+    weight: Float[Array, "d_out d_in"],
+    bias: Float[Array, " d_out"] | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+) -> Float[Array, "*batch d_out"]:
+    """`x @ weight.T + bias`, with the weight stored (out, in) as torch stores it.
+
+    Products are summed in at least float32; the result has type `dtype`, by default that of `x`.
+    """
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    accumulate = jnp.promote_types(x.dtype, jnp.float32)
+    y = lax.dot_general(x, weight, contract_last, preferred_element_type=accumulate)
+    if bias is not None:
+        y += jnp.broadcast_to(bias, y.shape)
+    return y.astype(dtype or x.dtype)
+
+
+def uniform_fan_in(
+    key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike = jnp.float32
+) -> Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch.nn.Linear draws for weight and bias alike."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+
+class Linear(nn.Module):
+    """`torch.nn.Linear(in_features, out_features, bias)`: `weight` (out, in) and `bias` (out,)."""
+
+    in_features: int
+    out_features: int
+    use_bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_size("in_features", self.in_features)
+        check_size("out_features", self.out_features)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        shape = (self.out_features, self.in_features)
+        self.weight = self.param("weight", uniform_fan_in, shape, self.in_features)
+        if self.use_bias:
+            self.bias = self.param("bias", uniform_fan_in, shape[:1], self.in_features)
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """Map the last axis from `in_features` to `out_features`."""
+        return linear(x, self.weight, self.bias if self.use_bias else None)

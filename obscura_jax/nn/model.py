@@ -1,0 +1,132 @@
+"""The whole model (chapter 4): token ids (B, T) in, logits (B, T, V) out."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.nn.attention import MultiHeadAttention, check_length
+from obscura_jax.nn.layers import (
+    ConfiguredModule,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    ModuleList,
+)
+from obscura_jax.nn.linear import Linear, linear
+
+
+def check_ids(ids: Any, vocab_size: int) -> None:
+    """Raise ValueError unless `ids` is a non-empty array of whole numbers in [0, vocab_size).
+
+    The range can only be known of concrete ids: inside jit it is the caller's to check, and an id
+    out of range makes NaN.
+    """
+    if ids.ndim == 0 or ids.size == 0:
+        raise ValueError(f"the prompt is empty: token ids have shape {ids.shape}")
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"token ids must be integers, got {ids.dtype}")
+    if not isinstance(ids, jax.core.Tracer):
+        low, high = np.min(ids), np.max(ids)
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token id {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+
+
+def token_and_position_embedding(
+    tok_emb: Embedding, pos_emb: Embedding, ids: Int[Array, "*batch t"]
+) -> Float[Array, "*batch t d"]:
+    """The embedding of each token plus that of its position 0, 1, 2, ... (chapter 2.8)."""
+    tokens = tok_emb(ids)
+    return tokens + jnp.broadcast_to(pos_emb(jnp.arange(ids.shape[-1])), tokens.shape)
+
+
+class TransformerBlock(ConfiguredModule):
+    """Attention, then feed-forward; each behind a layer norm and inside a shortcut (chapter 4.5)."""
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.att = MultiHeadAttention(
+            d_in=cfg.emb_dim,
+            d_out=cfg.emb_dim,
+            context_length=cfg.context_length,
+            dropout=cfg.drop_rate,
+            num_heads=cfg.n_heads,
+            qkv_bias=cfg.qkv_bias,
+        )
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg.emb_dim, cfg.ln_eps)
+        self.norm2 = LayerNorm(cfg.emb_dim, cfg.ln_eps)
+        self.drop_shortcut = Dropout(cfg.drop_rate)
+
+    def __call__(
+        self, x: Float[Array, "*batch t d"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t d"]:
+        """One step of the residual stream."""
+        y = self.att(self.norm1(x), deterministic=deterministic)
+        x = x + self.drop_shortcut(y, deterministic=deterministic)
+        y = self.ff(self.norm2(x))
+        return x + self.drop_shortcut(y, deterministic=deterministic)
+
+
+class GPTModel(ConfiguredModule):
+    """A GPT-2-shaped decoder (Radford et al. 2019; chapter 4.6).
+
+    Attributes:
+        cfg: a `GPTConfig`, or a dictionary such as `GPT_CONFIG_124M`.
+    """
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.tok_emb = Embedding(cfg.vocab_size, cfg.emb_dim)
+        self.pos_emb = Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = Dropout(cfg.drop_rate)
+        self.trf_blocks = ModuleList((TransformerBlock(cfg),) * cfg.n_layers)
+        self.final_norm = LayerNorm(cfg.emb_dim, cfg.ln_eps)
+        if not cfg.tie_weights:
+            self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
+
+    def __call__(
+        self, ids: Int[Array, "*batch t"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t v"]:
+        """Logits for the token after each position, in at least float32.
+
+        Args:
+            ids: token ids in [0, V), any integer type; at most `context_length` positions.
+            deterministic: False drops values at `drop_rate`, with the key that `apply` is given as
+                `rngs={"dropout": key}`.
+
+        Raises:
+            ValueError: for ids outside the vocabulary, too many positions, dropout without a key.
+        """
+        check_ids(ids, self.cfg.vocab_size)
+        check_length(ids.shape[-1], self.cfg.context_length)
+        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
+        x = self.drop_emb(x, deterministic=deterministic)
+        for block in self.trf_blocks:
+            x = block(x, deterministic=deterministic)
+        x = self.final_norm(x)
+        head = self.tok_emb if self.cfg.tie_weights else self.out_head
+        return linear(x, head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def count_parameters(params: Any, *, weight_tying: bool = False) -> int:
+    """How many numbers `params` holds; with `weight_tying`, the output head is not counted.
+
+    Works on arrays and on shapes alike (`jax.eval_shape`), so it needs no memory for a large model.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(
+        math.prod(leaf.shape)
+        for path, leaf in leaves
+        if not (weight_tying and jax.tree_util.keystr(path, simple=True).startswith("out_head"))
+    )
+
+
+def parameter_bytes(params: Any) -> int:
+    """Memory that `params` takes, in bytes; 163,009,536 float32 parameters take 621.83 MiB."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))

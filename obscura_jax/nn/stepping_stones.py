@@ -1,0 +1,166 @@
+"""What the course builds on the way and replaces later: kept whole, under its names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.config import check_size
+from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
+from obscura_jax.nn.layers import GELU, ConfiguredModule, Dropout, Embedding, ModuleList
+from obscura_jax.nn.linear import Linear
+from obscura_jax.nn.model import check_ids, token_and_position_embedding
+
+
+class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
+    """Self-attention with raw matrices (d_in, d_out) drawn from [0, 1): no mask (chapter 3.4.2)."""
+
+    d_in: int
+    d_out: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch t d_in"]) -> Float[Array, "*batch t d_out"]:
+        """Every position attends to every position."""
+        draw, shape = nn.initializers.uniform(1.0), (self.d_in, self.d_out)
+        queries, keys, values = (
+            x @ self.param(name, draw, shape) for name in ("W_query", "W_key", "W_value")
+        )
+        return scaled_dot_product_attention(queries, keys, values)
+
+
+class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
+    """Self-attention with `Linear` projections: no mask (chapter 3.4.2)."""
+
+    d_in: int
+    d_out: int
+    qkv_bias: bool = False
+
+    def setup(self) -> None:
+        self.W_query = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_key = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_value = Linear(self.d_in, self.d_out, self.qkv_bias)
+
+    def __call__(self, x: Float[Array, "*batch t d_in"]) -> Float[Array, "*batch t d_out"]:
+        """Every position attends to every position."""
+        return scaled_dot_product_attention(self.W_query(x), self.W_key(x), self.W_value(x))
+
+
+class MultiHeadAttentionWrapper(nn.Module):
+    """`num_heads` separate `CausalAttention`s side by side; the output is num_heads * d_out wide (chapter 3.6.1)."""
+
+    d_in: int
+    d_out: int
+    context_length: int
+    dropout: float
+    num_heads: int
+    qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_size("num_heads", self.num_heads)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        head = CausalAttention(
+            self.d_in, self.d_out, self.context_length, self.dropout, self.qkv_bias
+        )
+        self.heads = ModuleList((head,) * self.num_heads)
+
+    def __call__(
+        self, x: Float[Array, "*batch t d_in"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t d"]:
+        """The heads' outputs, concatenated along the last axis."""
+        return jnp.concatenate([head(x, deterministic=deterministic) for head in self.heads], -1)
+
+
+class DummyTransformerBlock(ConfiguredModule):
+    """Stands where `TransformerBlock` will: gives its input back (chapter 4.1)."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The identity."""
+        return x
+
+
+class DummyLayerNorm(nn.Module):
+    """Stands where `LayerNorm` will: gives its input back (chapter 4.1)."""
+
+    normalized_shape: int
+    eps: float = 1e-5
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The identity."""
+        return x
+
+
+class DummyGPTModel(ConfiguredModule):
+    """The frame of a GPT with dummies inside: embeddings, dropout, output head (chapter 4.1)."""
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.tok_emb = Embedding(cfg.vocab_size, cfg.emb_dim)
+        self.pos_emb = Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = Dropout(cfg.drop_rate)
+        self.trf_blocks = ModuleList((DummyTransformerBlock(cfg),) * cfg.n_layers)
+        self.final_norm = DummyLayerNorm(cfg.emb_dim)
+        self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
+
+    def __call__(
+        self, ids: Int[Array, "*batch t"], *, deterministic: bool = True
+    ) -> Float[Array, "*batch t v"]:
+        """Logits for the token after each position."""
+        check_ids(ids, self.cfg.vocab_size)
+        check_length(ids.shape[-1], self.cfg.context_length)
+        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
+        x = self.drop_emb(x, deterministic=deterministic)
+        for block in self.trf_blocks:
+            x = block(x)
+        return self.out_head(self.final_norm(x))
+
+
+class ExampleDeepNeuralNetwork(nn.Module):
+    """Linear layers with GELU, with or without shortcuts around those that keep the width (chapter 4.4).
+
+    Attributes:
+        layer_sizes: the widths, input first: six numbers make the course's five layers.
+        use_shortcut: add a layer's input to its output where the two have the same shape.
+    """
+
+    layer_sizes: Sequence[int]
+    use_shortcut: bool
+
+    def __post_init__(self) -> None:
+        self.layer_sizes = tuple(self.layer_sizes)
+        if len(self.layer_sizes) < 2:
+            raise ValueError(f"layer_sizes needs at least two numbers, got {self.layer_sizes}")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        pairs = zip(self.layer_sizes, self.layer_sizes[1:], strict=False)
+        self.layers = ModuleList([ModuleList((Linear(a, b), GELU())) for a, b in pairs])
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """Apply the layers in turn."""
+        for linear, activation in self.layers:
+            y = activation(linear(x))
+            x = x + y if self.use_shortcut and x.shape == y.shape else y
+        return x
+
+
+def mean_abs_gradients(
+    model: ExampleDeepNeuralNetwork,
+    params: Any,
+    x: Float[Array, "*batch d_in"],
+    target: Float[Array, "*batch d_out"],
+) -> list[float]:
+    """Mean |gradient| of each layer's weight, first layer first, under the mean squared error.
+
+    The experiment of chapter 4.4: without shortcuts the first layers hardly learn.
+    """
+
+    def loss(params: Any) -> Array:
+        return jnp.square(model.apply({"params": params}, x) - target).mean()
+
+    layers = jax.grad(loss)(params)["layers"]
+    return [float(jnp.abs(layers[i]["0"]["weight"]).mean()) for i in sorted(layers, key=int)]

