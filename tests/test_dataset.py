@@ -84,7 +84,7 @@ def test_windows_are_read_only_views_of_one_array() -> None:
     ds = dataset()
     assert ds.token_ids.dtype == np.int32
     assert ds.token_ids.nbytes == 4 * N
-    for array in ds[4]:
+    for array in (ds.token_ids, *ds[4]):
         assert np.shares_memory(array, ds.token_ids)
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

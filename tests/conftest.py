@@ -1,0 +1,19 @@
+"""Strictness for every test: shapes checked at each call, no silent broadcasting, no key used twice."""
+
+from jaxtyping import install_import_hook
+
+# Before the first import of the package: the annotations of its mathematics become checks.
+install_import_hook(["obscura_jax.nn", "obscura_jax.decoding"], "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def x64():
+    """float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield
