@@ -1,12 +1,11 @@
-"""The sizes that identify a model: `GPTConfig`, the course's `GPT_CONFIG_124M`, and the GPT-2 family.
+"""The sizes that identify a model: `GPTConfig`, the course's `GPT_CONFIG_124M`, the GPT-2 family.
 
 How a model is run (number type, device, key) is never stored here; it is an argument of the run.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 # The course's dictionary, chapter 4: GPT-2 small without query/key/value biases.
 GPT_CONFIG_124M: dict[str, Any] = {
@@ -20,10 +19,16 @@ GPT_CONFIG_124M: dict[str, Any] = {
 }
 
 
-def check_size(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+_LARGEST_SIZE = 2**31 - 1  # what an int32 index reaches, and every index in this package is one
+
+
+def check_size(name: str, value: object, least: int = 1) -> int:
+    """Give `value` as an int; ValueError unless whole, at least `least`, and within int32."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if int(value) > _LARGEST_SIZE:
+        raise ValueError(f"{name} must be at most {_LARGEST_SIZE}, got {value!r}")
+    return int(value)
 
 
 def check_drop_rate(name: str, value: object) -> None:
@@ -53,7 +58,7 @@ class GPTConfig:
         drop_rate: probability of dropping a value, in [0, 1); used in training only.
         qkv_bias: whether the query, key and value projections have biases.
         tie_weights: whether the output head is the token embedding itself.
-        ln_eps: added to the variance in every layer norm.
+        ln_eps: added to the variance in every layer norm, in (0, 1).
 
     Raises:
         ValueError: naming the field that is out of range.
@@ -78,8 +83,8 @@ class GPTConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         eps = self.ln_eps
-        if not isinstance(eps, int | float) or not (math.isfinite(eps) and eps > 0):
-            raise ValueError(f"ln_eps must be a positive number, got {eps!r}")
+        if not isinstance(eps, float) or not 0 < eps < 1:
+            raise ValueError(f"ln_eps must be a number in (0, 1), got {eps!r}")
 
     @classmethod
     def of(cls, cfg: Self | Mapping[str, Any]) -> Self:
@@ -88,10 +93,10 @@ class GPTConfig:
             return cfg
         if not isinstance(cfg, Mapping):
             raise ValueError(f"a config is a GPTConfig or a dictionary, got {type(cfg).__name__}")
-        required = {f.name for f in fields(cls)} - {"tie_weights", "ln_eps"}
-        if missing := sorted(required - cfg.keys()):
+        names = {f.name for f in fields(cls)}
+        if missing := sorted(names - {"tie_weights", "ln_eps"} - cfg.keys()):
             raise ValueError(f"the config lacks {', '.join(missing)}")
-        if unknown := sorted(cfg.keys() - {f.name for f in fields(cls)}):
+        if unknown := sorted(map(str, cfg.keys() - names)):
             raise ValueError(f"the config has unknown entries: {', '.join(unknown)}")
         return cls(**cfg)
 

@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 class MissingExtraError(ImportError, ValueError):
-    """A feature was used whose optional package is not installed."""
+    """A feature was used whose optional package is not installed, or does not load."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -16,7 +16,9 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library of it is broken
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        broken = "" if missing else f", which does not load ({error})"
         raise MissingExtraError(
-            f"{purpose} needs {module}: pip install 'obscura-jax[{extra}]'"
+            f"{purpose} needs {module}{broken}: pip install 'obscura-jax[{extra}]'"
         ) from error

@@ -1,9 +1,9 @@
-"""Strictness for every test: shapes checked at each call, no silent broadcasting, no key used twice."""
+"""Strict for every test: shapes checked at each call, no silent broadcast, no key used twice."""
 
 from jaxtyping import install_import_hook
 
 # Before the first import of the package: the annotations of its mathematics become checks.
-install_import_hook(["obscura_jax.nn", "obscura_jax.decoding"], "beartype.beartype")
+install_import_hook("obscura_jax.nn", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -277,7 +277,7 @@ def test_the_loader_is_frozen() -> None:
     loader = DataLoader(dataset())
     with pytest.raises(FrozenInstanceError):
         loader.seed = 1  # type: ignore[misc]
-    with pytest.raises(ValueError, match="epoch must be at least 0"):
+    with pytest.raises(ValueError, match="epoch must be a whole number of at least 0"):
         loader.epoch(-1)
 
 
@@ -385,8 +385,8 @@ def test_a_broken_state_is_refused() -> None:
             loader.restore({key: value for key, value in state.items() if key != field})
     for field, value, words in [
         ("batch", len(loader) + 1, f"batch must be at most {len(loader)}, got {len(loader) + 1}"),
-        ("batch", -1, "batch must be at least 0"),
-        ("epoch", -1, "epoch must be at least 0"),
+        ("batch", -1, "batch must be a whole number of at least 0"),
+        ("epoch", -1, "epoch must be a whole number of at least 0"),
         ("epoch", "now", "epoch must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=words):

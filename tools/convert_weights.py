@@ -4,4 +4,5 @@ import sys
 
 from obscura_jax.cli.__main__ import main
 
-main(["convert", *sys.argv[1:]])
+if __name__ == "__main__":
+    main(["convert", *sys.argv[1:]])

@@ -1,11 +1,13 @@
 """The PyTorch side of every comparison: the course's components, written for this project.
 
-Constructor arguments, state-dict names (the `mask` buffers too) and the order in which parameters are drawn are the
-course's, so a course checkpoint loads with `strict=True` and `torch.manual_seed(123)` gives the figures it prints.
-The bodies are our own, and as plain as they can be: this file is what the JAX code is held against.
+Constructor arguments, state-dict names (the `mask` buffers too) and the order in which parameters
+are drawn are the course's, so a course checkpoint loads with `strict=True` and
+`torch.manual_seed(123)` gives the figures it prints. The bodies are our own, and as plain as they can
+be: this file is what the JAX code is held against.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -164,7 +166,7 @@ class ExampleDeepNeuralNetwork(nn.Module):
     def __init__(self, layer_sizes: Sequence[int], use_shortcut: bool) -> None:
         super().__init__()
         self.use_shortcut = use_shortcut
-        pairs = zip(layer_sizes, layer_sizes[1:], strict=False)
+        pairs = pairwise(layer_sizes)
         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(a, b), GELU()) for a, b in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +214,7 @@ class DummyLayerNorm(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """The block and norm classes are attributes, so that `DummyGPTModel` differs in nothing else."""
+    """Block and norm are attributes, so that `DummyGPTModel` differs in nothing else."""
 
     block: type[nn.Module] = TransformerBlock
     norm: type[nn.Module] = LayerNorm
@@ -240,7 +242,7 @@ class DummyGPTModel(GPTModel):
 def generate_text_simple(
     model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int
 ) -> Tensor:
-    """Append the most probable token `max_new_tokens` times, seeing `context_size` tokens at most."""
+    """Append the most probable token again and again, seeing `context_size` tokens at most."""
     for _ in range(max_new_tokens):
         with torch.no_grad():
             logits = model(idx[:, -context_size:])[:, -1]

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from obscura_jax.cli.arguments import size
+
 
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
@@ -10,7 +12,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("source", help="a course .pth, a native folder, or torch-seed:N[:PRESET]")
     parser.add_argument("destination", help="the folder (native) or file (course) to write")
     parser.add_argument("--to", choices=("native", "course"), default="native")
-    parser.add_argument("--n-heads", type=int, metavar="H", help="if the source does not say")
+    parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
     parser.set_defaults(run=run)
 
 

@@ -3,12 +3,14 @@
 import argparse
 from typing import Any
 
+from obscura_jax.cli.arguments import size
+
 
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
     parser.add_argument("source", help="a model folder or file, or torch-seed:N[:PRESET]")
-    parser.add_argument("--n-heads", type=int, metavar="H", help="if the source does not say")
+    parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""Generation: `generate_text_simple`, the course's greedy loop (chapter 4.7) as one compiled loop."""
+"""Generation: `generate_text_simple`, the course's greedy loop (chapter 4.7), compiled once."""
 
 from functools import partial
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int
+from numpy.typing import ArrayLike
 
 from obscura_jax.config import check_size
 from obscura_jax.nn.model import GPTModel, check_ids

@@ -5,14 +5,14 @@ once, and every shape is the one that the model itself declares.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPT_CONFIG_124M, GPTConfig
@@ -42,20 +42,30 @@ class Converted:
 
 
 def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of `GPTModel(cfg)` under its dotted name; allocates nothing."""
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(GPTModel(cfg).init, jax.random.key(0), ids)
-    return {name: leaf.shape for name, leaf in flatten_dict(variables["params"], sep=".").items()}
+    """The shape of every parameter of `GPTModel(cfg)` under its dotted name; allocates nothing.
+
+    One block is traced and stands for all of them, so that depth costs nothing.
+    """
+    ids = np.zeros((1, 1), np.int32)
+    one_block = GPTModel(replace(cfg, n_layers=1))
+    variables = jax.eval_shape(one_block.init, jax.random.key(0), ids)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, leaf in _leaves(variables["params"]).items():
+        blocks = range(cfg.n_layers) if name.startswith("trf_blocks.0.") else (0,)
+        shapes |= {name.replace(".0.", f".{n}.", 1): leaf.shape for n in blocks}
+    return shapes
 
 
 def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
     """The config of a course state dict: sizes from the shapes, the rest from `known`.
 
-    A drop rate that `known` lacks is the course's, 0.1; nothing but training looks at it.
+    A drop rate that `known` lacks is the course's, 0.1; nothing but training looks at it. So is the
+    output head, which the course never ties to the embedding.
 
     Args:
         tensors: the state dict.
-        known: config entries from elsewhere (a file's own config, the command line); they must agree with the shapes.
+        known: config entries from elsewhere (a file's own config, the command line); they must
+            agree with the shapes.
 
     Raises:
         ValueError: when the tensors are not a course model, when `known` contradicts them, or when
@@ -63,47 +73,61 @@ def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
     """
     for name in ("tok_emb.weight", "pos_emb.weight"):
         if name not in tensors:
-            raise ValueError(f"not a course checkpoint: it has no {name}")
+            has = f"its tensors are {_some(tensors)}" if tensors else "it has no tensors"
+            raise ValueError(f"not a course checkpoint: {name} is missing, {has}")
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
             raise ValueError(f"{name} must be a matrix, got shape {tensors[name].shape}")
     vocab_size, emb_dim = tensors["tok_emb.weight"].shape
-    blocks = {int(m[1]) for name in tensors if (m := re.match(r"trf_blocks\.(\d+)\.", name))}
-    if gaps := set(range(len(blocks))) - blocks:
-        raise ValueError(f"missing tensors: there are {len(blocks)} blocks, and no {min(gaps)}")
-    found: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "context_length": tensors["pos_emb.weight"].shape[0],
-        "emb_dim": emb_dim,
-        "n_layers": len(blocks),
-        "qkv_bias": "trf_blocks.0.att.W_query.bias" in tensors,
-        "tie_weights": "out_head.weight" not in tensors,
-    }
-    for name, value in found.items():
+    context_length = tensors["pos_emb.weight"].shape[0]
+    for name, value, source in (
+        ("vocab_size", vocab_size, "tok_emb.weight"),
+        ("emb_dim", emb_dim, "tok_emb.weight"),
+        ("context_length", context_length, "pos_emb.weight"),
+    ):
         if known.get(name, value) != value:
-            raise ValueError(f"the config says {name}={known[name]}, the tensors say {value}")
+            raise ValueError(f"the config says {name}={known[name]!r}, {source} has {value}")
     if "n_heads" not in known:
         raise ValueError(
             f"the number of heads cannot be read off the tensors: give n_heads (--n-heads), "
             f"a divisor of emb_dim={emb_dim}; GPT-2 has heads of width 64, here {emb_dim / 64:g}"
         )
-    return GPTConfig.of({"drop_rate": GPT_CONFIG_124M["drop_rate"], **known, **found})
+    if "out_head.weight" not in tensors and "tie_weights" not in known:
+        raise ValueError(
+            "missing tensors: out_head.weight; only a config that says tie_weights does without it"
+        )
+    # The number of blocks and the presence of biases go by most of the names, so that from_course
+    # can name the few that do not fit.
+    blocks = Counter(m[1] for name in tensors if (m := re.match(r"trf_blocks\.([^.]+)\.", name)))
+    n_layers = sum(2 * count > max(blocks.values()) for count in blocks.values())
+    biases = sum(
+        re.search(r"\.att\.W_(query|key|value)\.bias$", name) is not None for name in tensors
+    )
+    found = {
+        "n_layers": max(n_layers, 1),
+        "qkv_bias": 2 * biases > 3 * n_layers,
+        "drop_rate": GPT_CONFIG_124M["drop_rate"],
+    }
+    sizes = {"vocab_size": vocab_size, "emb_dim": emb_dim, "context_length": context_length}
+    cfg = GPTConfig.of({**found, **known, **sizes})
+    if cfg.n_layers > len(tensors):
+        raise ValueError(f"the config says n_layers={cfg.n_layers}, there are {n_layers} blocks")
+    return cfg
 
 
 def from_course(tensors: Tensors, cfg: GPTConfig) -> tuple[dict[str, Any], list[Converted]]:
     """A parameter tree of `GPTModel(cfg)` from a course state dict, and the audit of how.
 
-    Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64.
-    The causal mask of each block is checked and dropped.
+    Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64,
+    and always copied. The causal mask of each block is checked and dropped.
 
     Raises:
-        ValueError: naming missing or unexpected tensors, or the tensor of a wrong shape or type.
+        ValueError: naming missing or unexpected tensors, or the tensor of a wrong shape or type, or
+            with values that float32 does not hold: infinities, NaN, too large ones.
     """
     shapes = parameter_shapes(cfg)
     masks = {_MASK.format(n) for n in range(cfg.n_layers)}
-    if missing := shapes.keys() - tensors.keys():
-        raise ValueError(f"missing tensors: {_some(missing)}")
-    if unexpected := tensors.keys() - shapes.keys() - masks:
-        raise ValueError(f"unexpected tensors: {_some(unexpected)}")
+    needed = shapes.keys() | masks if masks & tensors.keys() else shapes.keys()  # all or none
+    _check_names(needed, tensors.keys())
     flat: dict[str, jax.Array] = {}
     audit: list[Converted] = []
     for name, tensor in tensors.items():
@@ -112,19 +136,16 @@ def from_course(tensors: Tensors, cfg: GPTConfig) -> tuple[dict[str, Any], list[
             _check_mask(name, tensor, cfg.context_length)
             target, note = "-", "causal mask: checked, dropped"
         else:
-            if tensor.shape != shapes[name]:
-                raise ValueError(f"{name} has shape {tensor.shape}, the model needs {shapes[name]}")
-            if not jnp.issubdtype(tensor.dtype, jnp.floating):
-                raise ValueError(f"{name} has type {tensor.dtype}, not a floating-point type")
+            _check_tensor(name, tensor, shapes[name])
             if tensor.dtype != np.float32:
-                wider = jnp.finfo(tensor.dtype).bits > 32
+                wider = tensor.dtype.itemsize > 4
                 note = "rounded to float32" if wider else "widened to float32"
-            flat[name] = jnp.asarray(tensor, jnp.float32)
+            flat[name] = _finite_float32(name, tensor)
         audit.append(Converted(name, target, note, tensor.shape, str(tensor.dtype)))
-    return unflatten_dict(flat, sep="."), audit
+    return _tree(flat), audit
 
 
-def to_course(cfg: GPTConfig, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def to_course(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
     """The course's state dict for `params`, its mask buffers and output head included.
 
     Raises:
@@ -137,22 +158,61 @@ def to_course(cfg: GPTConfig, params: Mapping[str, Any]) -> dict[str, NDArray[An
     return tensors | {_MASK.format(n): future for n in range(cfg.n_layers)}
 
 
-def named_tensors(cfg: GPTConfig, params: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """`params` as host arrays under their dotted names, checked to be all that `GPTModel(cfg)` has."""
-    tensors = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep=".").items()}
-    shapes = parameter_shapes(cfg)
-    if wrong := shapes.keys() ^ tensors.keys():
-        raise ValueError(f"the parameters do not fit the config: {_some(wrong)}")
+def named_tensors(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
+    """`params` as host arrays under their dotted names, checked to be what `GPTModel(cfg)` has.
+
+    Raises:
+        ValueError: naming missing or unexpected leaves, or the leaf of a wrong shape or type.
+    """
+    leaves, shapes = _leaves(params), parameter_shapes(cfg)
+    _check_names(shapes.keys(), leaves.keys())
+    tensors = {name: np.asarray(leaves[name]) for name in shapes}
     for name, shape in shapes.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name} has shape {tensors[name].shape}, the model needs {shape}")
-    return {name: tensors[name] for name in shapes}
+        _check_tensor(name, tensors[name], shape)
+    return tensors
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return tree
+
+
+def _check_names(needed: Set[str], given: Set[str]) -> None:
+    differences = {"missing": needed - given, "unexpected": given - needed}
+    if wrong := [f"{kind} tensors: {_some(names)}" for kind, names in differences.items() if names]:
+        raise ValueError("; ".join(wrong))
+
+
+def _check_tensor(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tensor.shape}, the model needs {shape}")
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise ValueError(f"{name} has type {tensor.dtype}, not a floating-point type")
+
+
+def _finite_float32(name: str, tensor: NDArray[Any]) -> jax.Array:
+    with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+        values = np.asarray(tensor, np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN, infinite values or values too large for float32")
+    return jnp.array(values)  # a copy: jnp.asarray would share the memory of a live torch model
 
 
 def _check_mask(name: str, mask: NDArray[Any], context_length: int) -> None:
     if mask.shape != (context_length, context_length):
         raise ValueError(f"{name} has shape {mask.shape}, not the context's {context_length} twice")
-    if not np.array_equal(mask.astype(bool), np.triu(np.ones_like(mask, bool), k=1)):
+    if not np.array_equal(mask != 0, np.triu(np.ones_like(mask, bool), k=1)):
         raise ValueError(f"{name} is not the causal mask (ones above the diagonal)")
 
 

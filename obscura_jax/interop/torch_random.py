@@ -1,8 +1,9 @@
 """torch's CPU random numbers in NumPy: the course's initial weights from its seed, without torch.
 
-What torch does, for float32 on the CPU: one MT19937 stream; a uniform number takes the low 24 bits of a word; normal
-numbers come from Box-Muller, in blocks of 16 (8 radii, then 8 angles) for tensors of 16 and more elements, where a last
-partial block is drawn anew over the last 16 places, and one at a time in double precision, in pairs, for smaller ones.
+What torch does, for float32 on the CPU: there is one MT19937 stream. A uniform number takes the low
+24 bits of a word. Normal numbers come from Box-Muller: for tensors of 16 and more elements in blocks
+of 16 (8 radii, then 8 angles), where a last partial block is drawn anew over the last 16 places; for
+smaller ones in pairs, in double precision.
 """
 
 import math
@@ -79,8 +80,8 @@ class TorchGenerator:
 
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> dict[str, Floats]:
         """The parameters of a new `torch.nn.Linear(d_in, d_out, bias)`."""
-        std = math.sqrt(2 / (1 + math.sqrt(5) ** 2)) / math.sqrt(d_in)  # kaiming_uniform_, a=sqrt(5)
-        bound = math.sqrt(3) * std
+        gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))  # kaiming_uniform_ with a = sqrt(5)
+        bound = math.sqrt(3) * (gain / math.sqrt(d_in))
         params = {"weight": self.uniform((d_out, d_in), -bound, bound)}
         if bias:
             bound = 1 / math.sqrt(d_in)
@@ -93,7 +94,7 @@ class TorchGenerator:
 
 
 def _box_muller(uniforms: Floats) -> Floats:
-    """Uniforms in blocks of 16, 8 for radii and 8 for angles, to as many normals, block by block."""
+    """As many normals from uniforms: in each block of 16, 8 give radii and 8 give angles."""
     u = uniforms.reshape(-1, 2, 8)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:, 0]))
     angle = np.float32(2 * math.pi) * u[:, 1]

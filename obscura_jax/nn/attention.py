@@ -25,13 +25,13 @@ def attention_scores(
 
 
 def softmax_naive(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
-    """exp(x) / sum(exp(x)) over the last axis, as first written down; overflows where `softmax` does not."""
+    """exp(x) / sum(exp(x)) over the last axis: as first written down, it overflows for large x."""
     e = jnp.exp(x)
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def softmax(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
-    """Softmax over the last axis; the maximum is subtracted first, so that no exponential overflows."""
+    """Softmax over the last axis, the maximum subtracted first: no exponential overflows."""
     return softmax_naive(x - jax.lax.stop_gradient(x.max(axis=-1, keepdims=True)))
 
 
@@ -77,7 +77,7 @@ def mask_scores(
 def renormalise_masked(
     weights: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
 ) -> Float[Array, "*batch t s"]:
-    """The other way to mask (chapter 3.5.1): zero the weights after softmax, divide rows by their sums."""
+    """Mask after softmax (chapter 3.5.1): zero the weights, divide each row by what is left."""
     kept = jnp.where(jnp.broadcast_to(mask, weights.shape), weights, 0)
     return kept / kept.sum(axis=-1, keepdims=True)
 

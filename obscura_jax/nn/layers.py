@@ -1,4 +1,4 @@
-"""Layers that act on each position alone: embedding, layer norm, GELU, feed-forward; and dropout."""
+"""What acts on each position alone: embedding, layer norm, GELU, feed-forward; and dropout."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,9 +58,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def embed(
-    weight: Float[Array, "v d"], ids: Int[Array, "*batch"]
-) -> Float[Array, "*batch d"]:
+def embed(weight: Float[Array, "v d"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
     """Row `ids[...]` of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
     rows = weight.at[ids]
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -77,7 +75,7 @@ class ConfiguredModule(nn.Module):
 
 
 class ModuleList(nn.Module):
-    """Modules in order; their parameters are named "0", "1", ... as torch.nn.ModuleList has them."""
+    """Modules in order, named "0", "1", ... as torch.nn.ModuleList names them."""
 
     modules: Sequence[nn.Module]
     preserve_adopted_names = True  # Linen would call them modules_0, modules_1, ...
@@ -109,7 +107,7 @@ class Dropout(nn.Module):
 
 
 class Embedding(nn.Module):
-    """`torch.nn.Embedding(num_embeddings, embedding_dim)`: a table `weight` (V, D), from N(0, 1)."""
+    """`torch.nn.Embedding(num_embeddings, embedding_dim)`: `weight` (V, D), drawn from N(0, 1)."""
 
     num_embeddings: int
     embedding_dim: int

@@ -31,7 +31,8 @@ def check_ids(ids: Any, vocab_size: int) -> None:
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"token ids must be integers, got {ids.dtype}")
     if not isinstance(ids, jax.core.Tracer):
-        low, high = np.min(ids), np.max(ids)
+        values = np.asarray(ids)
+        low, high = values.min(), values.max()
         if low < 0 or high >= vocab_size:
             wrong = low if low < 0 else high
             raise ValueError(f"token id {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
@@ -46,7 +47,7 @@ def token_and_position_embedding(
 
 
 class TransformerBlock(ConfiguredModule):
-    """Attention, then feed-forward; each behind a layer norm and inside a shortcut (chapter 4.5)."""
+    """Attention, then feed-forward: each after a layer norm, inside a shortcut (chapter 4.5)."""
 
     def setup(self) -> None:
         cfg = self.cfg

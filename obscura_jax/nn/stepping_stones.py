@@ -1,6 +1,7 @@
 """What the course builds on the way and replaces later: kept whole, under its names."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import flax.linen as nn
@@ -49,7 +50,10 @@ class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
 
 
 class MultiHeadAttentionWrapper(nn.Module):
-    """`num_heads` separate `CausalAttention`s side by side; the output is num_heads * d_out wide (chapter 3.6.1)."""
+    """Separate `CausalAttention` heads, side by side (chapter 3.6.1).
+
+    The output is num_heads * d_out wide.
+    """
 
     d_in: int
     d_out: int
@@ -120,7 +124,7 @@ class DummyGPTModel(ConfiguredModule):
 
 
 class ExampleDeepNeuralNetwork(nn.Module):
-    """Linear layers with GELU, with or without shortcuts around those that keep the width (chapter 4.4).
+    """Linear layers with GELU, with or without shortcuts (chapter 4.4).
 
     Attributes:
         layer_sizes: the widths, input first: six numbers make the course's five layers.
@@ -137,7 +141,7 @@ class ExampleDeepNeuralNetwork(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        pairs = zip(self.layer_sizes, self.layer_sizes[1:], strict=False)
+        pairs = pairwise(self.layer_sizes)
         self.layers = ModuleList([ModuleList((Linear(a, b), GELU())) for a, b in pairs])
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:

@@ -2,13 +2,8 @@
 
 import importlib.resources
 
-from obscura_jax.text.dataset import (
-    Batch,
-    BatchIterator,
-    DataLoader,
-    GPTDatasetV1,
-    create_dataloader_v1,
-)
+from obscura_jax.text.dataset import Batch, GPTDatasetV1
+from obscura_jax.text.loader import BatchIterator, DataLoader, create_dataloader_v1
 from obscura_jax.text.tokenizers import (
     END_OF_TEXT,
     UNKNOWN,

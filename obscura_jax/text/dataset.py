@@ -1,4 +1,4 @@
-"""Token ids to batches: sliding windows over one array, and a loader that can be resumed anywhere.
+"""Token ids to training examples: sliding windows over one array.
 
 The inputs of a window are L consecutive ids, its targets the L ids one place further on. In shapes
 B is the batch and L is max_length.
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-import weakref
 import zlib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self, SupportsIndex, cast
 
@@ -21,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from obscura_jax.text.tokenizers import END_OF_TEXT, Tokenizer, gpt2_tokenizer
+from obscura_jax.config import check_size
+from obscura_jax.text.tokenizers import END_OF_TEXT, Tokenizer
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 """Inputs and targets, each (B, L); for a single window each (L,)."""
@@ -58,8 +55,8 @@ class GPTDatasetV1:
         return dataset
 
     def _set(self, ids: Integers, max_length: int, stride: int) -> None:
-        self.max_length = _whole("max_length", max_length, 1)
-        self.stride = _whole("stride", stride, 1)
+        self.max_length = check_size("max_length", max_length)
+        self.stride = check_size("stride", stride)
         self.token_ids = _token_ids(ids)
         if len(self.token_ids) <= self.max_length:
             raise ValueError(
@@ -88,192 +85,6 @@ class GPTDatasetV1:
     def checksum(self) -> int:
         """CRC-32 of the token ids."""
         return zlib.crc32(self.token_ids.data)
-
-
-@dataclass(frozen=True)
-class DataLoader:
-    """Batches of a dataset. The loader holds no state: pass n is a function of (seed, n).
-
-    A training loop writes `for n in range(epochs): for inputs, targets in loader.epoch(n): ...`.
-    Iterating over the loader itself gives pass 0, every time.
-
-    With num_workers > 0, that many threads prepare about two batches each ahead of the caller; the
-    batches and their order stay the same. They are threads because a gather in NumPy only copies
-    memory, because a process forked after JAX was imported can deadlock, and because a spawned one
-    runs a script without a `__main__` guard again.
-    """
-
-    dataset: GPTDatasetV1
-    batch_size: int = 4
-    shuffle: bool = True
-    drop_last: bool = True
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        _whole("batch_size", self.batch_size, 1)
-        _whole("num_workers", self.num_workers, 0)
-        _whole("seed", self.seed, 0)
-        if len(self) == 0:
-            raise ValueError(
-                f"drop_last leaves no batch: the dataset has {len(self.dataset)} windows, "
-                f"batch_size is {self.batch_size}"
-            )
-
-    def __len__(self) -> int:
-        """Return the number of batches in a pass."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def __iter__(self) -> BatchIterator:
-        """Start pass 0."""
-        return self.epoch(0)
-
-    def epoch(self, n: int) -> BatchIterator:
-        """Start pass n, counted from 0."""
-        return BatchIterator(self, _whole("epoch", n, 0))
-
-    def restore(self, state: Mapping[str, Any]) -> BatchIterator:
-        """Go on at the batch that follows `state`, which `BatchIterator.state` returned.
-
-        The number of workers may differ. Raises ValueError naming the field when the state lacks
-        one or belongs to other data, or to another order of them.
-        """
-        own = self._identity()
-        for field in ("epoch", "batch", *own):
-            if field not in state:
-                raise ValueError(f"the state has no {field!r}")
-            if field in own and state[field] != own[field]:
-                raise ValueError(
-                    f"the state is of another loader: its {field} is {state[field]!r}, "
-                    f"here it is {own[field]!r}"
-                )
-        batch = _whole("batch", state["batch"], 0)
-        if batch > len(self):
-            raise ValueError(f"batch must be at most {len(self)}, got {batch}")
-        return BatchIterator(self, _whole("epoch", state["epoch"], 0), batch)
-
-    def _identity(self) -> dict[str, int]:
-        return {
-            "seed": int(self.seed),
-            "shuffle": bool(self.shuffle),
-            "drop_last": bool(self.drop_last),
-            "batch_size": int(self.batch_size),
-            "windows": len(self.dataset),
-            "max_length": self.dataset.max_length,
-            "stride": self.dataset.stride,
-            "checksum": self.dataset.checksum,
-        }
-
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if self.shuffle:
-            return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
-        return np.arange(len(self.dataset))
-
-
-class BatchIterator(Iterator[Batch]):
-    """One pass over the batches, made by `DataLoader.epoch` or `DataLoader.restore`.
-
-    Worker threads, if any, end with the last batch, at `close()`, at the end of a `with` block, or
-    when the iterator is dropped. A closed iterator yields nothing more. An error in a batch is
-    raised where that batch is due, and raised again by another `next`.
-    """
-
-    def __init__(self, loader: DataLoader, epoch: int, batch: int = 0) -> None:
-        """Stand before batch `batch` of pass `epoch`. Threads start at the first `next`."""
-        self._loader = loader
-        self._epoch = epoch
-        self._batch = batch  # batches handed out
-        self._submitted = batch  # batches handed out or under way
-        self._order = loader._order(epoch)
-        self._pending: deque[Future[Batch]] = deque()
-        self._executor: ThreadPoolExecutor | None = None
-        self._closed = False
-
-    def __next__(self) -> Batch:
-        """Return (inputs, targets), each (B, L) int32."""
-        if self._closed or self._batch >= len(self._loader):
-            raise StopIteration
-        if self._loader.num_workers == 0:
-            result = self._loader.dataset.windows(self._rows(self._batch))
-        else:
-            self._prefetch()
-            result = self._pending[0].result()
-            self._pending.popleft()
-        self._batch += 1
-        if self._batch == len(self._loader):
-            self.close()
-        return result
-
-    def state(self) -> dict[str, int]:
-        """Return the position and what identifies the data and their order; JSON can hold it.
-
-        The position counts the batches handed out, whatever the workers have prepared beyond.
-        """
-        return {"epoch": self._epoch, "batch": self._batch, **self._loader._identity()}
-
-    def close(self) -> None:
-        """End the pass and wait for the worker threads to finish."""
-        self._closed = True
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
-
-    def __enter__(self) -> Self:
-        """Return the iterator; the end of the block closes it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    def _rows(self, batch: int) -> npt.NDArray[np.int64]:
-        size = self._loader.batch_size
-        return self._order[batch * size : (batch + 1) * size]
-
-    def _prefetch(self) -> None:
-        """Keep two batches per worker under way."""
-        workers = self._loader.num_workers
-        if self._executor is None:
-            executor = ThreadPoolExecutor(workers, thread_name_prefix="obscura-batches")
-            weakref.finalize(self, executor.shutdown, wait=False, cancel_futures=True)
-            self._executor = executor
-        while len(self._pending) < 2 * workers and self._submitted < len(self._loader):
-            # No reference to this iterator goes to the threads: dropping it must end them.
-            rows = self._rows(self._submitted)
-            self._pending.append(self._executor.submit(self._loader.dataset.windows, rows))
-            self._submitted += 1
-
-
-def create_dataloader_v1(
-    txt: str,
-    batch_size: int = 4,
-    max_length: int = 256,
-    stride: int = 128,
-    shuffle: bool = True,
-    drop_last: bool = True,
-    num_workers: int = 0,
-    *,
-    seed: int = 0,
-    tokenizer: Tokenizer | None = None,
-) -> DataLoader:
-    """Make a loader over the windows of `txt`, encoded by `gpt2_tokenizer()` by default."""
-    if tokenizer is None:
-        tokenizer = gpt2_tokenizer()
-    dataset = GPTDatasetV1(txt, tokenizer, max_length, stride)
-    return DataLoader(dataset, batch_size, shuffle, drop_last, num_workers, seed)
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    """Return `value` as an int, ValueError naming it unless it is whole and at least `least`."""
-    try:
-        number = operator.index(cast(int, value))
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
 
 
 def _integers(name: str, values: Integers) -> npt.NDArray[np.integer[Any]]:

@@ -1,0 +1,146 @@
+"""PyTorch's `.pth` files: read without running any code that they hold, and written."""
+
+import io
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.extras import require
+
+_MUCH = 1 << 24  # bytes; the pickle of a checkpoint is far smaller, its numbers are kept apart
+
+
+def read_torch(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The state dict in a `.pth` file, and the config entries beside it, if the file holds any.
+
+    The file is a state dict, or a dictionary with one state dict among its entries.
+
+    Raises:
+        ValueError: when the file is damaged, holds anything but that, or calls a function.
+    """
+    torch = require("torch", "torch", f"reading {path}")
+    content = _load(torch, path)
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{path} holds one object of type {type(content).__name__}, not a state dict"
+        )
+
+    def is_state_dict(value: object) -> bool:
+        return isinstance(value, Mapping) and any(torch.is_tensor(v) for v in value.values())
+
+    states = [value for value in content.values() if is_state_dict(value)]
+    if not states and is_state_dict(content):
+        states = [content]
+    if len(states) != 1:
+        entries = ", ".join(map(str, content)) or "none"
+        raise ValueError(f"{path} holds {len(states)} state dicts, not one; its entries: {entries}")
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, tensor in states[0].items():
+        if not isinstance(name, str) or not torch.is_tensor(tensor):
+            raise ValueError(f"{path}: entry {name!r} of the state dict is not a named tensor")
+        if tensor.dtype == torch.bfloat16:  # NumPy has no such type; float32 holds every value
+            tensor = tensor.float()
+        try:
+            tensors[name] = tensor.detach().numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantised, of 8 bits, without storage
+            raise ValueError(f"{path}: {name} is not a plain array: {error}") from error
+    return tensors, _config_among(content.values())
+
+
+def write_torch(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write `tensors` as a state dict; types of less than 32 bits are widened to float32.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    torch = require("torch", "torch", "writing a course checkpoint")
+    state = {
+        name: torch.tensor(tensor if tensor.itemsize >= 4 else tensor.astype(np.float32))
+        for name, tensor in tensors.items()
+    }
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # all that torch makes of an error of the system
+        raise OSError("torch could not write it; is the disk full?") from error
+
+
+def _load(torch: Any, path: Path) -> Any:
+    try:
+        if zipfile.is_zipfile(path):
+            _check_sums(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they advise the authors of calls to torch
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error type of its own
+        if called := _refused_call(path, error):
+            raise ValueError(
+                f"{path} refused: its pickle calls {called}, and a checkpoint of weights calls "
+                "nothing; save model.state_dict(), not the model"
+            ) from error
+        raise ValueError(
+            f"{path} is damaged, cut short or not a PyTorch checkpoint{_reason(error)}: "
+            "fetch it again, or save model.state_dict() with torch.save again"
+        ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile unless every file in the archive has its checksum: torch looks at none."""
+    with zipfile.ZipFile(path) as archive:
+        if wrong := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+
+
+def _refused_call(path: Path, error: Exception) -> str | None:
+    """The function that a refused pickle calls: as torch names it, else the first one in there."""
+    if named := re.search(r"GLOBAL ([\w.]+) (was not|whose)", str(error)):
+        return named[1]
+    harmless = ("torch.", "collections.")  # pickles of a newer protocol, which torch refuses too
+    return next((name for name in _globals(path) if not name.startswith(harmless)), None)
+
+
+def _globals(path: Path) -> Iterator[str]:
+    """The dotted names that the pickles in the file import; nothing is run."""
+    pickled = path.read_bytes()[:_MUCH]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            pickled = archive.read(names[0])[:_MUCH] if names else b""
+    stream, strings = io.BytesIO(pickled), ["", ""]
+    try:
+        while stream.tell() < len(pickled):  # torch's older format is several pickles in a row
+            for opcode, value, _ in pickletools.genops(stream):
+                name = ""
+                if opcode.name in ("GLOBAL", "INST"):
+                    name = str(value).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    name = ".".join(strings[-2:])
+                elif isinstance(value, str):
+                    strings.append(value)
+                if re.fullmatch(r"\w+(\.\w+)+", name):
+                    yield name
+    except Exception:  # not a pickle, or not any longer: pickletools raises errors of many types
+        return
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, zipfile.BadZipFile | EOFError | RuntimeError | OSError):
+        return ""  # what reading random bytes as a pickle comes upon says nothing
+    text = str(error).split(". This is an internal miniz error")[0].split("\n")[0].strip()
+    return f" ({text})" if text else ""
+
+
+def _config_among(values: Any) -> dict[str, Any]:
+    """Those entries of the first dictionary with `n_heads` in it that a config has."""
+    for value in values:
+        if isinstance(value, Mapping) and "n_heads" in value:
+            return {f.name: value[f.name] for f in fields(GPTConfig) if f.name in value}
+    return {}

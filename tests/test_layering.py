@@ -1,0 +1,132 @@
+"""The house: imports run down one list, Linen stays in one folder, extras inside functions."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import obscura_jax
+
+PACKAGE = Path(obscura_jax.__file__).parent
+# From the ground up: a floor imports the floors before it, never those after.
+FLOORS = [
+    "config",
+    "extras",
+    "text",
+    "nn",
+    "decoding",
+    "training",
+    "interop",
+    "parity",
+    "scale",
+    "cli",
+]
+EXTRAS = {
+    "torch",
+    "matplotlib",
+    "huggingface_hub",
+    "transformers",
+    "libtpu",
+    "ctranslate2",
+    "orbax",
+}
+FACE = {"__init__", "__main__"}  # hands names on, starts the command
+
+
+def imports_of(source: str) -> list[tuple[str, bool]]:
+    """Every module that a file imports, and whether it does so when it is itself imported."""
+    tree = ast.parse(source)
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(name.name, id(node) not in lazy) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.append((node.module, id(node) not in lazy))
+    return found
+
+
+def broken_rules(path: Path, source: str) -> list[str]:
+    """What the file at `path`, relative to the package, does against the rules of the house."""
+    here = path.parts[0].removesuffix(".py")
+    broken = []
+    for module, at_import in imports_of(source):
+        top, *rest = module.split(".")
+        inside = top == "obscura_jax" and rest and here not in FACE
+        if inside and FLOORS.index(rest[0]) > FLOORS.index(here):
+            broken.append(f"{here} imports {module}, which stands above it")
+        if module.startswith("flax.linen") and here != "nn":
+            broken.append(f"{path} imports flax.linen")
+        if top in EXTRAS and at_import:
+            broken.append(f"{path} imports {top} when it is imported itself")
+        if here in ("config", "extras", "text") and top in ("jax", "flax", "optax"):
+            broken.append(f"{path} imports {top}")
+    return broken
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
+def test_the_file_keeps_the_rules(path):
+    assert broken_rules(path.relative_to(PACKAGE), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("nn/model.py", "from obscura_jax.decoding.loop import generate_text_simple"),
+        ("nn/model.py", "def f():\n    import obscura_jax.cli.generate"),
+        ("decoding/loop.py", "import flax.linen as nn"),
+        ("interop/files.py", "import torch"),
+        ("text/dataset.py", "import jax.numpy as jnp"),
+    ],
+)
+def test_a_broken_rule_is_noticed(path, source):
+    assert broken_rules(Path(path), source)
+
+
+def test_an_extra_inside_a_function_is_allowed():
+    assert not broken_rules(Path("interop/files.py"), "def f():\n    import torch")
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in out.stdout.split()}
+
+
+def test_text_needs_no_jax():
+    text_names = "GPTDatasetV1, SimpleTokenizerV2, create_dataloader_v1, gpt2_tokenizer, split_text"
+    assert "jax" not in loaded_by(f"from obscura_jax import {text_names}")
+    assert "jax" in loaded_by("from obscura_jax import GPTModel")
+
+
+def test_the_package_needs_no_extra():
+    everything = "from obscura_jax import *"
+    assert not EXTRAS & loaded_by(everything)
+
+
+def test_every_public_name_is_there():
+    assert set(obscura_jax.__all__) >= {
+        "GPT_CONFIG_124M", "GPTConfig",
+        "SimpleTokenizerV1", "SimpleTokenizerV2", "split_text", "build_vocab", "gpt2_tokenizer",
+        "GPTDatasetV1", "create_dataloader_v1",
+        "SelfAttention_v1", "SelfAttention_v2", "CausalAttention", "MultiHeadAttentionWrapper",
+        "MultiHeadAttention",
+        "LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel",
+        "DummyGPTModel", "DummyTransformerBlock", "DummyLayerNorm", "ExampleDeepNeuralNetwork",
+        "generate_text_simple", "load_model", "save_model",
+    }  # fmt: skip
+    for name in obscura_jax.__all__:
+        value = getattr(obscura_jax, name)
+        assert name == "GPT_CONFIG_124M" or value.__module__.startswith("obscura_jax.")
+        assert name in dir(obscura_jax)
+    with pytest.raises(AttributeError, match="GPTModell"):
+        _ = obscura_jax.GPTModell

@@ -1,0 +1,129 @@
+"""Layers as properties: what each must do whatever the numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from obscura_jax import ExampleDeepNeuralNetwork
+from obscura_jax.nn.layers import Dropout, Embedding, LayerNorm, dropout, embed, gelu, layer_norm
+from obscura_jax.nn.linear import Linear, linear
+
+X = jax.random.normal(jax.random.key(0), (3, 11, 13))
+ONES, ZEROS = jnp.ones(13), jnp.zeros(13)
+
+
+def test_layer_norm_gives_mean_0_and_variance_1():
+    y = layer_norm(3 * X + 7, ONES, ZEROS, 1e-5)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(y.var(-1), 1, atol=1e-4)  # eps takes about 1e-5 / variance away
+    assert np.abs(y.var(-1, ddof=1) - 1).min() > 0.05, "the variance is the biased one"
+
+
+def test_layer_norm_far_from_zero():
+    """Subtracting the mean first keeps the digits that E[x^2] - E[x]^2 loses."""
+    far = layer_norm(X + 4096, ONES, ZEROS, 1e-5)
+    np.testing.assert_allclose(far, layer_norm(X, ONES, ZEROS, 1e-5), atol=4e-3)  # measured 1e-3
+    z = X + 4096
+    fast = jnp.square(z).mean(-1, keepdims=True) - jnp.square(z.mean(-1, keepdims=True))
+    assert not np.allclose(fast, X.var(-1, keepdims=True), atol=0.5)
+
+
+@pytest.mark.parametrize("function", [gelu, lambda x: layer_norm(x, x[0, 0], x[0, 0], 1e-5)])
+def test_types_are_kept(function):
+    assert function(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_layer_norm_statistics_are_float32_in_bfloat16():
+    x = (X + 50).astype(jnp.bfloat16)
+    expected = layer_norm(x.astype(jnp.float32), ONES, ZEROS, 1e-5).astype(jnp.bfloat16)
+    ours = layer_norm(x, ONES.astype(jnp.bfloat16), ZEROS.astype(jnp.bfloat16), 1e-5)
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_linear_sums_bfloat16_in_float32():
+    """257 ones sum to 257 in float32; a bfloat16 sum would stop at 256."""
+    x, weight = jnp.ones((1, 257), jnp.bfloat16), jnp.ones((1, 257), jnp.bfloat16)
+    assert linear(x, weight, dtype=jnp.float32)[0, 0] == 257
+
+
+def test_gelu_is_the_tanh_form():
+    x = jnp.linspace(-4, 4, 101)
+    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=True), atol=1e-6)
+    assert np.abs(gelu(x) - jax.nn.gelu(x, approximate=False)).max() > 1e-4
+
+
+def test_an_id_outside_the_table_is_nan_never_another_row():
+    weight = jnp.arange(12.0).reshape(4, 3)
+    rows = jax.jit(embed)(weight, jnp.asarray([3, 4, -1]))
+    np.testing.assert_array_equal(rows[0], weight[3])
+    assert jnp.isnan(rows[1:]).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_is_unbiased(rate):
+    n = 200_000
+    y = np.asarray(dropout(jnp.ones(n), rate, key=jax.random.key(1)), np.float64)
+    assert set(np.unique(y)) == {0.0, np.float64(np.float32(1) / np.float32(1 - rate))}
+    standard_error = np.sqrt(rate / (1 - rate) / n)
+    assert abs(y.mean() - 1) < 5 * standard_error
+    assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, "unscaled, it is not"
+
+
+def test_dropout_keys():
+    module = Dropout(0.5)
+
+    def dropped(seed):
+        return module.apply({}, X, deterministic=False, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(module.apply({}, X), X)
+    np.testing.assert_array_equal(dropped(1), dropped(1))
+    assert not np.array_equal(dropped(1), dropped(2))
+    np.testing.assert_array_equal(dropout(X, 0.5), X)
+    with pytest.raises(ValueError, match="dropout needs a key"):
+        module.apply({}, X, deterministic=False)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
+def test_impossible_drop_rates(rate):
+    with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\)"):
+        Dropout(rate)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "expected_std"),
+    [
+        (Linear(400, 301), "weight", 1 / np.sqrt(3 * 400)),
+        (Linear(400, 30100), "bias", 1 / np.sqrt(3 * 400)),
+        (Embedding(301, 400), "weight", 1.0),
+    ],
+)
+def test_fresh_parameters_have_torchs_distributions(module, name, expected_std):
+    x = jnp.zeros((1, 400)) if isinstance(module, Linear) else jnp.zeros(1, jnp.int32)
+    values = np.asarray(module.init(jax.random.key(3), x)["params"][name], np.float64)
+    n = values.size
+    assert abs(values.mean()) < 5 * expected_std / np.sqrt(n)
+    assert abs(values.std() / expected_std - 1) < 5 / np.sqrt(n)
+    if isinstance(module, Linear):
+        bound = 1 / np.sqrt(400)
+        assert 0.999 * bound < np.abs(values).max() <= bound
+    else:
+        assert np.abs(values).max() > 3.5, "normal, not uniform"
+
+
+def test_fresh_layer_norm_is_plain():
+    params = LayerNorm(13).init(jax.random.key(0), X)["params"]
+    np.testing.assert_array_equal(params["scale"], ONES)
+    np.testing.assert_array_equal(params["shift"], ZEROS)
+
+
+@pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2)])
+def test_impossible_networks(sizes):
+    with pytest.raises(ValueError, match=r"layer_sizes|features must be"):
+        ExampleDeepNeuralNetwork(sizes, True).init(jax.random.key(0), jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize(("make"), [lambda: Linear(0, 3), lambda: Embedding(3, -1)])
+def test_impossible_sizes(make):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        make()

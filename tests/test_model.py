@@ -1,0 +1,178 @@
+"""The whole model as properties: causality, purity, transformations, dropout, counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from obscura_jax import GPT_CONFIG_124M, DummyGPTModel, GPTConfig, GPTModel
+from obscura_jax.nn.model import count_parameters, parameter_bytes
+
+CFG = GPTConfig(
+    vocab_size=29,
+    context_length=11,
+    emb_dim=21,
+    n_heads=3,
+    n_layers=2,
+    drop_rate=0.3,
+    qkv_bias=True,
+)
+B, T = 3, CFG.context_length
+MODEL = GPTModel(CFG)
+IDS = jax.random.randint(jax.random.key(0), (B, T), 0, CFG.vocab_size)
+PARAMS = MODEL.init(jax.random.key(1), IDS)["params"]
+apply = jax.jit(lambda params, ids: MODEL.apply({"params": params}, ids))
+
+
+def test_a_dictionary_will_do():
+    assert GPTModel(CFG.to_dict()) == MODEL
+    assert GPTModel(GPT_CONFIG_124M).cfg == GPTConfig(**GPT_CONFIG_124M)
+    assert GPTModel(CFG.to_dict() | {"n_layers": 1}) != MODEL
+
+
+def test_causal_by_gradient():
+    """The logits at t depend on the position embeddings up to t and on none after it."""
+
+    def logits(table):
+        params = PARAMS | {"pos_emb": {"weight": table}}
+        return MODEL.apply({"params": params}, IDS).sum(axis=(0, -1))
+
+    jacobian = jax.jit(jax.jacobian(logits))(PARAMS["pos_emb"]["weight"])
+    depends = np.abs(jacobian).sum(-1) > 0
+    np.testing.assert_array_equal(depends, np.tril(np.ones((T, T), bool)))
+
+
+def test_rows_do_not_mix():
+    alone = apply(PARAMS, IDS[1:2])
+    np.testing.assert_allclose(alone[0], apply(PARAMS, IDS)[1], atol=4e-6)  # measured 1e-6
+
+
+def test_vmap_over_prompts_and_over_models():
+    mapped = jax.jit(jax.vmap(apply, (None, 0)))(PARAMS, IDS)
+    np.testing.assert_allclose(mapped, apply(PARAMS, IDS), atol=4e-6)
+    other = jax.tree.map(lambda x: x * 1.1, PARAMS)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), PARAMS, other)
+    both = jax.jit(jax.vmap(apply, (0, None)))(stacked, IDS)
+    np.testing.assert_allclose(both[0], apply(PARAMS, IDS), atol=4e-6)
+    assert np.abs(both[1] - both[0]).max() > 0.1
+
+
+def test_every_parameter_has_a_gradient():
+    """Only the bias of the keys may have none: softmax ignores a shift of all scores."""
+
+    def loss(params):
+        return -jax.nn.log_softmax(MODEL.apply({"params": params}, IDS))[..., 0].mean()
+
+    for path, grad in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(PARAMS)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if not name.endswith("W_key.bias"):
+            assert np.abs(grad).max() > 1e-6, name
+
+
+def test_apply_is_pure():
+    before = jax.tree.map(np.array, PARAMS)
+    first = MODEL.apply({"params": PARAMS}, IDS)
+    np.testing.assert_array_equal(first, MODEL.apply({"params": PARAMS}, IDS))
+    jax.tree.map(np.testing.assert_array_equal, before, PARAMS)
+
+
+def dropped(model, params, seed):
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({"params": params}, IDS, deterministic=False, rngs=rngs)
+
+
+def test_dropout():
+    evaluation = MODEL.apply({"params": PARAMS}, IDS)
+    off = GPTModel(CFG.to_dict() | {"drop_rate": 0.0})
+    np.testing.assert_array_equal(dropped(off, PARAMS, 1), evaluation)
+    np.testing.assert_array_equal(dropped(MODEL, PARAMS, 1), dropped(MODEL, PARAMS, 1))
+    assert not np.array_equal(dropped(MODEL, PARAMS, 1), dropped(MODEL, PARAMS, 2))
+    assert not np.array_equal(dropped(MODEL, PARAMS, 1), evaluation)
+    with pytest.raises(ValueError, match="dropout needs a key"):
+        MODEL.apply({"params": PARAMS}, IDS, deterministic=False)
+
+
+def test_dropout_of_the_embeddings_is_unbiased():
+    """In the dummy model all behind the dropout is linear, so the mean of the logits is theirs."""
+    model = DummyGPTModel(CFG)
+    params = model.init(jax.random.key(1), IDS)["params"]
+    keys = jax.random.split(jax.random.key(2), 2000)
+    rngs = jax.vmap(
+        lambda key: model.apply({"params": params}, IDS, deterministic=False, rngs={"dropout": key})
+    )
+    samples = np.asarray(jax.jit(rngs)(keys), np.float64)
+    z = samples.mean(0) - np.asarray(model.apply({"params": params}, IDS))
+    z /= samples.std(0) / np.sqrt(len(samples))
+    assert np.abs(z).max() < 5.5  # 957 nearly normal numbers
+
+
+def test_tied_weights():
+    tied = GPTModel(CFG.to_dict() | {"tie_weights": True})
+    params = {name: tree for name, tree in PARAMS.items() if name != "out_head"}
+    assert jax.tree.structure(tied.init(jax.random.key(0), IDS)["params"]) == jax.tree.structure(
+        params
+    )
+    untied = PARAMS | {"out_head": {"weight": PARAMS["tok_emb"]["weight"]}}
+    ours = tied.apply({"params": params}, IDS)
+    np.testing.assert_array_equal(ours, MODEL.apply({"params": untied}, IDS))
+    assert not np.array_equal(ours, MODEL.apply({"params": PARAMS}, IDS))
+
+
+def test_counts():
+    d, v, c, f = 21, 29, 11, 84
+    block = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
+    total = v * d + c * d + 2 * block + 2 * d + v * d
+    assert count_parameters(PARAMS) == total
+    assert count_parameters(PARAMS, weight_tying=True) == total - v * d
+    assert parameter_bytes(PARAMS) == 4 * total
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    assert parameter_bytes(half) == 2 * total
+
+
+def test_bfloat16_parameters_give_float32_logits():
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    logits = apply(half, IDS)
+    assert logits.dtype == jnp.float32
+    full = apply(PARAMS, IDS)
+    error = np.abs(logits - full).max() / np.abs(full).max()
+    assert 1e-4 < error < 0.04  # measured 0.01: eight bits of mantissa, two layers
+
+
+def test_float64_is_float64_throughout(x64):
+    """A float32 island would leave an error of 1e-7 between a float64 run and a nudged one."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
+    logits = MODEL.apply({"params": params}, IDS)
+    assert logits.dtype == jnp.float64
+    jaxpr = str(jax.make_jaxpr(lambda p: MODEL.apply({"params": p}, IDS))(params))
+    assert "f32" not in jaxpr
+    assert "f32" in str(jax.make_jaxpr(lambda p: MODEL.apply({"params": p}, IDS))(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (jnp.full((2, 3), 29), r"token id 29 is outside the vocabulary, 0\.\.28"),
+        (jnp.full((2, 3), -1), "token id -1 is outside the vocabulary"),
+        (jnp.zeros((2, 12), int), "12 positions do not fit into context_length=11"),
+        (jnp.zeros((2, 0), int), "the prompt is empty"),
+    ],
+)
+@pytest.mark.parametrize("model", [MODEL, DummyGPTModel(CFG)], ids=["GPTModel", "DummyGPTModel"])
+def test_bad_ids(model, ids, message):
+    params = model.init(jax.random.key(1), IDS)["params"]
+    with pytest.raises(ValueError, match=message):
+        model.apply({"params": params}, ids)
+
+
+def test_ids_out_of_range_inside_jit_are_nan_not_wrong():
+    assert jnp.isnan(apply(PARAMS, jnp.full((1, 3), 29))).all()
+    assert jnp.isnan(apply(PARAMS, jnp.full((1, 3), -1))).all()
+
+
+def test_it_runs_as_an_nnx_module():
+    """If Linen ever goes: the same parameters through Flax's bridge give the same logits."""
+    module = nnx.bridge.ToNNX(MODEL, rngs=nnx.Rngs(0)).lazy_init(IDS)
+    state = nnx.state(module)
+    nnx.update(module, nnx.State({"params": PARAMS}) if "params" in state else PARAMS)
+    np.testing.assert_allclose(module(IDS), MODEL.apply({"params": PARAMS}, IDS), atol=1e-6)
