@@ -79,6 +79,7 @@ class GPTConfig:
             check_size(name, getattr(self, name))
         check_heads("emb_dim", self.emb_dim, "n_heads", self.n_heads)
         check_drop_rate("drop_rate", self.drop_rate)
+        object.__setattr__(self, "drop_rate", float(self.drop_rate))  # the course also writes 0
         for name in ("qkv_bias", "tie_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")

@@ -2,8 +2,8 @@
 
 Constructor arguments, state-dict names (the `mask` buffers too) and the order in which parameters
 are drawn are the course's, so a course checkpoint loads with `strict=True` and
-`torch.manual_seed(123)` gives the figures it prints. The bodies are our own, and as plain as they can
-be: this file is what the JAX code is held against.
+`torch.manual_seed(123)` gives the figures it prints. The bodies are our own, and as plain as they
+can be: this file is what the JAX code is held against.
 """
 
 from collections.abc import Mapping, Sequence

@@ -78,7 +78,9 @@ def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
             raise ValueError(f"{name} must be a matrix, got shape {tensors[name].shape}")
     vocab_size, emb_dim = tensors["tok_emb.weight"].shape
-    context_length = tensors["pos_emb.weight"].shape[0]
+    context_length, position_dim = tensors["pos_emb.weight"].shape
+    if emb_dim != position_dim:
+        raise ValueError(f"tok_emb.weight has width {emb_dim}, pos_emb.weight {position_dim}")
     for name, value, source in (
         ("vocab_size", vocab_size, "tok_emb.weight"),
         ("emb_dim", emb_dim, "tok_emb.weight"),

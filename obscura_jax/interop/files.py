@@ -8,8 +8,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,16 +91,16 @@ def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: A
     tensors = {name: np.ascontiguousarray(x) for name, x in named_tensors(cfg, params).items()}
     text = json.dumps({"format": _FORMAT, **cfg.to_dict()}, indent=2) + "\n"
     path = _destination(folder)
-    if path.suffix.lower() in (*_TORCH_SUFFIXES, _SUFFIX) and not path.is_dir():
+    if path.suffix.lower() in (*_TORCH_SUFFIXES, _SUFFIX) and not os.path.isdir(path):
         raise ValueError(
             f"{folder} is a file's name, and the native form is a folder: name a folder, or write "
             "a course checkpoint (--to course)"
         )
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; the native form is a folder")
-    with _replacing(path / _WEIGHTS) as weights, _replacing(path / _CONFIG) as config:
-        safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
-        config.write_text(text, encoding="utf-8")
+    weights = partial(safetensors.numpy.save_file, tensors, metadata={"format": "pt"})
+    config = partial(Path.write_text, data=text, encoding="utf-8")
+    _write(path, {path / _WEIGHTS: weights, path / _CONFIG: config})
 
 
 def save_course(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
@@ -111,12 +112,11 @@ def save_course(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: An
     """
     tensors = to_course(GPTConfig.of(cfg), params)
     path = _destination(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; a course checkpoint is a file")
     if path.suffix.lower() not in _TORCH_SUFFIXES:
         raise ValueError(f"{path} must end in .pth or .pt, as course checkpoints do")
-    with _replacing(path) as temporary:
-        write_torch(temporary, tensors)
+    _write(path, {path: partial(write_torch, tensors)})
 
 
 def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkpoint:
@@ -213,22 +213,24 @@ def _destination(path: str | Path) -> Path:
     return Path(path)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, moved onto it when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(destination: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write every file beside its place, then move all to their places; or change nothing."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would leave a file that only its owner reads
-        yield temporary
-        temporary.chmod(mode)
-        temporary.replace(path)
+        for path, temporary in temporaries.items():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
+            files[path](temporary)
+            temporary.chmod(mode)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ValueError(f"{path} cannot be written: {reason}") from error
+        raise ValueError(f"{destination} cannot be written: {reason}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()

@@ -56,7 +56,7 @@ def read_torch(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     return tensors, _config_among(content.values())
 
 
-def write_torch(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+def write_torch(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
     """Write `tensors` as a state dict; types of less than 32 bits are widened to float32.
 
     Raises:
@@ -109,25 +109,27 @@ def _refused_call(path: Path, error: Exception) -> str | None:
 
 def _globals(path: Path) -> Iterator[str]:
     """The dotted names that the pickles in the file import; nothing is run."""
-    pickled = path.read_bytes()[:_MUCH]
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            pickled = archive.read(names[0])[:_MUCH] if names else b""
-    stream, strings = io.BytesIO(pickled), ["", ""]
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                pickled = archive.open(names[0]).read(_MUCH)
+        else:
+            with path.open("rb") as file:
+                pickled = file.read(_MUCH)
+        stream, strings = io.BytesIO(pickled), ["", ""]
         while stream.tell() < len(pickled):  # torch's older format is several pickles in a row
             for opcode, value, _ in pickletools.genops(stream):
                 name = ""
                 if opcode.name in ("GLOBAL", "INST"):
-                    name = str(value).replace(" ", ".")
+                    name = str(value)
                 elif opcode.name == "STACK_GLOBAL":
-                    name = ".".join(strings[-2:])
+                    name = " ".join(strings[-2:])
                 elif isinstance(value, str):
                     strings.append(value)
-                if re.fullmatch(r"\w+(\.\w+)+", name):
-                    yield name
-    except Exception:  # not a pickle, or not any longer: pickletools raises errors of many types
+                if re.fullmatch(r"[\w.]+ [\w.]+", name):
+                    yield name.replace(" ", ".")
+    except Exception:  # damaged, or no pickle any longer: errors of any type
         return
 
 

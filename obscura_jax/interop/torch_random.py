@@ -1,9 +1,9 @@
 """torch's CPU random numbers in NumPy: the course's initial weights from its seed, without torch.
 
 What torch does, for float32 on the CPU: there is one MT19937 stream. A uniform number takes the low
-24 bits of a word. Normal numbers come from Box-Muller: for tensors of 16 and more elements in blocks
-of 16 (8 radii, then 8 angles), where a last partial block is drawn anew over the last 16 places; for
-smaller ones in pairs, in double precision.
+24 bits of a word. Normal numbers come from Box-Muller: for tensors of 16 and more elements in
+blocks of 16 (8 radii, then 8 angles), where a last partial block is drawn anew over the last 16
+places; for smaller ones in pairs, in double precision.
 """
 
 import math

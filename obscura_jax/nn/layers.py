@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -65,9 +65,12 @@ def embed(weight: Float[Array, "v d"], ids: Int[Array, "*batch"]) -> Float[Array
 
 
 class ConfiguredModule(nn.Module):
-    """A module made from the whole config; a dictionary such as `GPT_CONFIG_124M` will do."""
+    """A module made from the whole config; a dictionary such as `GPT_CONFIG_124M` becomes one."""
 
-    cfg: GPTConfig | Mapping[str, Any]
+    if TYPE_CHECKING:
+        cfg: GPTConfig
+    else:  # as given; what is kept is a GPTConfig
+        cfg: GPTConfig | Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self.cfg = GPTConfig.of(self.cfg)
@@ -77,7 +80,7 @@ class ConfiguredModule(nn.Module):
 class ModuleList(nn.Module):
     """Modules in order, named "0", "1", ... as torch.nn.ModuleList names them."""
 
-    modules: Sequence[nn.Module]
+    modules: Sequence[Any]
     preserve_adopted_names = True  # Linen would call them modules_0, modules_1, ...
 
     def __post_init__(self) -> None:
@@ -86,8 +89,18 @@ class ModuleList(nn.Module):
         )
         super().__post_init__()
 
-    def __iter__(self) -> Iterator[nn.Module]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.modules)
+
+
+class Sequential(ModuleList):
+    """Modules applied in turn, named as torch.nn.Sequential names them."""
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """The last module's output."""
+        for module in self.modules:
+            x = module(x)
+        return x
 
 
 class Dropout(nn.Module):
@@ -153,10 +166,8 @@ class FeedForward(ConfiguredModule):
 
     def setup(self) -> None:
         d = self.cfg.emb_dim
-        self.layers = ModuleList((Linear(d, 4 * d), GELU(), Linear(4 * d, d)))
+        self.layers = Sequential((Linear(d, 4 * d), GELU(), Linear(4 * d, d)))
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Apply the layers in turn, to each position alone."""
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return self.layers(x)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from obscura_jax.config import check_size
 from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
-from obscura_jax.nn.layers import GELU, ConfiguredModule, Dropout, Embedding, ModuleList
+from obscura_jax.nn.layers import GELU, ConfiguredModule, Dropout, Embedding, ModuleList, Sequential
 from obscura_jax.nn.linear import Linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
 
@@ -142,12 +142,12 @@ class ExampleDeepNeuralNetwork(nn.Module):
 
     def setup(self) -> None:
         pairs = pairwise(self.layer_sizes)
-        self.layers = ModuleList([ModuleList((Linear(a, b), GELU())) for a, b in pairs])
+        self.layers = ModuleList([Sequential((Linear(a, b), GELU())) for a, b in pairs])
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """Apply the layers in turn."""
-        for linear, activation in self.layers:
-            y = activation(linear(x))
+        for layer in self.layers:
+            y = layer(x)
             x = x + y if self.use_shortcut and x.shape == y.shape else y
         return x
 
@@ -164,7 +164,8 @@ def mean_abs_gradients(
     """
 
     def loss(params: Any) -> Array:
-        return jnp.square(model.apply({"params": params}, x) - target).mean()
+        y: Any = model.apply({"params": params}, x)
+        return jnp.square(y - target).mean()
 
     layers = jax.grad(loss)(params)["layers"]
     return [float(jnp.abs(layers[i]["0"]["weight"]).mean()) for i in sorted(layers, key=int)]

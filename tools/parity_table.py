@@ -1,0 +1,38 @@
+"""The README's table: each course component, ours, and the largest difference between the two.
+
+Run from the top of the repository as `make parity-table`. A difference is relative to the largest
+entry of the PyTorch array; the largest over the output and all gradients is shown.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.parity.compare import differences, run_port, run_reference
+from tests.parity.twins import TWINS, Twin
+
+
+def measure(twin: Twin, dtype: type) -> tuple[float, float]:
+    """The difference of the output, and the largest among those of the gradients."""
+    found = differences(run_port(twin, dtype), run_reference(twin, dtype))
+    return found.pop("output"), max(found.values())
+
+
+def main() -> None:
+    """Measure every twin and print the table in Markdown."""
+    print("| course component | ours | float32: output, gradients | float64: output, gradients |")
+    print("|---|---|---|---|")
+    for twin in TWINS:
+        float32 = measure(twin, np.float32)
+        with jax.enable_x64(True):
+            float64 = measure(twin, np.float64)
+        cells = ", ".join(f"{x:.0e}" for x in float32), ", ".join(f"{x:.0e}" for x in float64)
+        print(f"| {twin.name} | `{twin.home}` | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()
