@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ CFG = GPTConfig(
     qkv_bias=False,
 )
 BIASED = replace(CFG, qkv_bias=True)
-LOGITS = 4 * 5e-7  # measured: 4.8e-7, of logits up to 3.9
+LOGITS = 4 * 4.8e-7  # measured: at most 4.8e-7 over 40 seeds, for logits of about 1
 
 
 def course_model(cfg=BIASED, seed=0):
@@ -117,7 +118,7 @@ def test_the_written_checkpoint_is_the_same_model_in_torch(tmp_path, course):
     model, params = load_model(course[0], n_heads=3)
     save_course(tmp_path / "back.pth", model.cfg, params)
     reference = course_model(seed=1)
-    assert difference(model, params, reference) > 1000 * LOGITS
+    assert difference(model, params, reference) > 100 * LOGITS
     reference.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True), strict=True)
     assert difference(model, params, reference) <= LOGITS
 
@@ -127,7 +128,7 @@ def test_a_transposed_square_matrix_does_not_pass_for_the_same_model(tmp_path, c
     path, state = course
     name = f"trf_blocks.1.att.{name}.weight"
     torch.save({**state, name: state[name].T.contiguous()}, path)
-    assert difference(*load_model(path, n_heads=3), course_model()) > 1000 * LOGITS
+    assert difference(*load_model(path, n_heads=3), course_model()) > 100 * LOGITS
     torch.save({**state, name: state[name].T.contiguous().T}, path)  # the values, column by column
     assert difference(*load_model(path, n_heads=3), course_model()) <= LOGITS
 
@@ -171,8 +172,10 @@ def test_a_tied_model_survives(tmp_path):
     for module in reference.modules():
         if isinstance(module, torch_reference.LayerNorm):
             module.eps = 1e-6
-    assert difference(model, read, reference) <= 4 * 4e-6  # measured: 3.8e-6, logits up to 13
-    reference.out_head.weight.data[3] += 0.1
+    assert (
+        difference(model, read, reference) <= 4 * 3.8e-6
+    )  # measured over 40 seeds: 3.8e-6, logits to 14
+    reference.out_head.weight.data[3, 5] += 0.1
     assert difference(model, read, reference) > 1e-3
 
 
@@ -180,6 +183,9 @@ def test_a_tied_model_survives(tmp_path):
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_narrow_files_widen_exactly(tmp_path, dtype, kind):
     state = {name: x.to(dtype) for name, x in course_model().state_dict().items()}
+    if dtype is torch.bfloat16:  # out of the reach of float16
+        state["final_norm.scale"] *= 2.0**100
+        state["final_norm.shift"] *= 2.0**-130
     path = tmp_path / f"narrow.{kind}"
     torch.save(state, path) if kind == "pth" else safetensors.torch.save_file(state, path)
     read = leaves(load_model(path, n_heads=3)[1])
@@ -189,17 +195,14 @@ def test_narrow_files_widen_exactly(tmp_path, dtype, kind):
 
 
 def test_narrow_parameters_are_written(tmp_path):
-    params = course_params = load_and_cast(tmp_path, "bfloat16")
+    torch.save(course_model().state_dict(), tmp_path / "a.pth")
+    params = load_model(tmp_path / "a.pth", n_heads=3)[1]
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
     save_course(tmp_path / "b.pth", BIASED, params)
     save_model(tmp_path / "b", BIASED, params)
-    wide = bits(leaves(jax.tree.map(lambda x: np.asarray(x, np.float32), course_params)))
+    wide = bits(leaves(jax.tree.map(lambda x: np.asarray(x, np.float32), params)))
     for path in (tmp_path / "b.pth", tmp_path / "b"):
         assert bits(leaves(load_model(path, n_heads=3)[1])) == wide
-
-
-def load_and_cast(folder, dtype):
-    torch.save(course_model().state_dict(), folder / "a.pth")
-    return jax.tree.map(lambda x: x.astype(dtype), load_model(folder / "a.pth", n_heads=3)[1])
 
 
 OPTIMISER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}
@@ -392,6 +395,17 @@ def test_a_type_that_numpy_lacks_is_refused(tmp_path):
     safetensors.torch.save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="of a type that NumPy lacks"):
         load_model(tmp_path / "x.safetensors", n_heads=3)
+
+
+def test_torchs_advice_to_its_callers_is_not_for_ours(course):
+    path, state = course
+    torch.save(state, path, pickle_protocol=3)  # "might not support all instructions"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        load_model(path, n_heads=3)
+        assert seen == []
+        torch.load(path, weights_only=True)
+        assert len(seen) == 1
 
 
 class Code:

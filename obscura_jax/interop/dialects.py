@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -42,18 +43,19 @@ class Converted:
 
 
 def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of `GPTModel(cfg)` under its dotted name; allocates nothing.
-
-    One block is traced and stands for all of them, so that depth costs nothing.
-    """
-    ids = np.zeros((1, 1), np.int32)
-    one_block = GPTModel(replace(cfg, n_layers=1))
-    variables = jax.eval_shape(one_block.init, jax.random.key(0), ids)
+    """The shape of every parameter of `GPTModel(cfg)` under its dotted name; allocates nothing."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, leaf in _leaves(variables["params"]).items():
+    for name, shape in _shapes_of_one_block(replace(cfg, n_layers=1)).items():
         blocks = range(cfg.n_layers) if name.startswith("trf_blocks.0.") else (0,)
-        shapes |= {name.replace(".0.", f".{n}.", 1): leaf.shape for n in blocks}
+        shapes |= {name.replace(".0.", f".{n}.", 1): shape for n in blocks}
     return shapes
+
+
+@lru_cache(maxsize=16)
+def _shapes_of_one_block(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
+    ids = np.zeros((1, 1), np.int32)
+    variables = jax.eval_shape(GPTModel(cfg).init, jax.random.key(0), ids)
+    return {name: leaf.shape for name, leaf in _leaves(variables["params"]).items()}
 
 
 def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:

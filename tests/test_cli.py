@@ -1,0 +1,415 @@
+"""The command line: what it prints, and one line with exit code 2 for each mistake of a user."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from obscura_jax.cli.__main__ import main
+from obscura_jax.interop.files import load_model
+from obscura_jax.text.tokenizers import gpt2_tokenizer
+from tools import torch_reference
+
+TINY = {
+    "vocab_size": 17,
+    "context_length": 11,
+    "emb_dim": 12,
+    "n_heads": 3,
+    "n_layers": 2,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+SPEAKING = {**TINY, "vocab_size": 50257}  # for GPT-2's tokenizer
+ROOT = Path(__file__).parents[1]
+MODULE = [sys.executable, "-m", "obscura_jax"]
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A course checkpoint."""
+    torch.manual_seed(0)
+    torch.save(torch_reference.GPTModel(TINY).state_dict(), tmp_path / "course.pth")
+    return str(tmp_path / "course.pth")
+
+
+@pytest.fixture
+def native(tmp_path, course):
+    """A native folder, converted by the command."""
+    call("convert", course, tmp_path / "native", "--n-heads", 3)
+    return str(tmp_path / "native")
+
+
+@pytest.fixture(scope="session")
+def speaking(tmp_path_factory):
+    """A model of all of GPT-2's tokens, in torch and on disk with its config."""
+    torch.manual_seed(1)
+    model = torch_reference.GPTModel(SPEAKING).eval()
+    path = tmp_path_factory.mktemp("speaking") / "speaking.pth"
+    torch.save({"model_state_dict": model.state_dict(), "config": SPEAKING}, path)
+    return model, str(path)
+
+
+def call(*words):
+    """Run the command; what it exited with, 0 when it returned."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run the command, which must end with code 2 and one line; return the line."""
+
+    def run(*words):
+        capsys.readouterr()
+        code = call(*words)
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, ""), err
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1, err
+        assert err.startswith("obscura")
+        return err.rstrip("\n")
+
+    return run
+
+
+# What the commands print.
+
+
+def test_convert_prints_what_each_tensor_became(course, tmp_path, capsys):
+    assert call("convert", course, tmp_path / "native", "--n-heads", "3") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    names = list(torch.load(course, weights_only=True))
+    assert [line.split(" -> ")[0] for line in lines[: len(names)]] == names
+    assert "tok_emb.weight -> tok_emb.weight  17x12 float32  as it is" in lines
+    assert "trf_blocks.1.att.mask -> -  11x11 float32  causal mask: checked, dropped" in lines
+    assert lines[-2] == f"{course} (course) -> {tmp_path / 'native'} (native)"
+    assert "n_heads=3" in lines[-1]
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert config == {"format": "obscura_jax", **TINY, "tie_weights": False, "ln_eps": 1e-5}
+
+
+def test_convert_there_and_back_keeps_every_bit(course, native, tmp_path):
+    assert call("convert", native, tmp_path / "back.pth", "--to", "course") == 0
+    state = torch.load(course, weights_only=True)
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == state.keys()
+    for name in state:
+        assert back[name].numpy().tobytes() == state[name].numpy().tobytes()
+    torch_reference.GPTModel(TINY).load_state_dict(back, strict=True)
+
+
+def test_info_counts(native, course, capsys):
+    state = torch.load(course, weights_only=True)
+    count = sum(x.numel() for name, x in state.items() if "mask" not in name)
+    for source, dialect in ((native, "native"), (course, "course")):
+        assert call("info", source, "--n-heads", 3) == 0
+        out, err = capsys.readouterr()
+        lines = [line.split(maxsplit=1) for line in out.splitlines()]
+        assert ["dialect", dialect] in lines
+        assert ["parameters", f"{count:,}"] in lines
+        assert ["with", f"weight tying  {count - 17 * 12:,}"] in lines
+        assert ["memory", f"{count * 4 / 2**20:.2f} MiB"] in lines
+        assert ["n_heads", "3"] in lines
+        assert err == ""
+
+
+def continued(model, prompt, count):
+    """What the course's own loop in torch makes of a prompt."""
+    ids = torch.tensor([gpt2_tokenizer().encode(prompt, allowed_special="all")])
+    out = torch_reference.generate_text_simple(model, ids, count, SPEAKING["context_length"])
+    return out[0, ids.shape[1] :].tolist()
+
+
+PROMPTS = ("Hello, I am", "a", "<|endoftext|>", "Every effort moves you " * 5, " ", "naïve → 世界")
+
+
+def test_generate_says_what_torch_says(speaking, capsys):
+    model, path = speaking
+    assert call("generate", *PROMPTS, "--model", path, "--max-new-tokens", 4) == 0
+    out, err = capsys.readouterr()
+    new = [continued(model, prompt, 4) for prompt in PROMPTS]
+    text = gpt2_tokenizer().decode
+    assert out == "".join(f"{p}{text(ids)}\n" for p, ids in zip(PROMPTS, new, strict=True))
+    assert err == ""
+    assert call("generate", PROMPTS[0], "--model", path, "--max-new-tokens", 4, "--json") == 0
+    expected = {"prompt": PROMPTS[0], "text": text(new[0]), "tokens": new[0]}
+    assert json.loads(capsys.readouterr().out) == expected
+    with torch.no_grad():  # the comparison sees a change of the model
+        model.trf_blocks[1].att.out_proj.weight.mul_(-20)
+        changed = [continued(model, prompt, 4) for prompt in PROMPTS]
+        model.trf_blocks[1].att.out_proj.weight.div_(-20)
+    assert changed != new
+
+
+def test_generate_reads_prompts_line_by_line(speaking, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nto\u2028you\r\nbye"))
+    command = ("generate", "--model", speaking[1], "--max-new-tokens", 2, "--json")
+    assert call(*command) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["Hello", "to\u2028you\r", "bye"]
+    assert [row["tokens"] for row in rows] == [
+        continued(speaking[0], row["prompt"], 2) for row in rows
+    ]
+
+
+def test_help_and_version(capsys):
+    for words in (["--help"], ["--version"], ["generate", "--help"], ["convert", "--help"]):
+        assert call(*words) == 0
+        out, err = capsys.readouterr()
+        assert "obscura" in out
+        assert err == ""
+
+
+# What a user may get wrong.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "obscura: the following arguments are required: command (see obscura --help)"),
+        (["sing"], "invalid choice: 'sing'"),
+        (["info"], "obscura info: the following arguments are required: source"),
+        (["info", "x", "--loud"], "unrecognized arguments: --loud"),
+        (["info", "x", "--lo\nud"], "unrecognized arguments: --lo ud"),
+        (["info", "x", "--n-heads", "0"], "argument --n-heads: must be a whole number of at least"),
+        (["info", "x", "--n-heads", "3.0"], "argument --n-heads: must be a whole number of at"),
+        (["convert", "x"], "obscura convert: the following arguments are required: destination"),
+        (["convert", "x", "y", "--to", "z"], "argument --to: invalid choice: 'z'"),
+        (["generate", "x"], "obscura generate: the following arguments are required: --model"),
+        *(
+            (["generate", "x", "--model", "y", "--max-new-tokens", n], "argument --max-new-tokens:")
+            for n in ("0", "-1", "x", "", "1.5", "1e3", "10000000000", "9" * 5000)
+        ),
+        (["generate", "", "--model", "y"], "obscura generate: the prompt is empty"),
+        (["generate", "x", "", "--model", "y"], "obscura generate: the prompt is empty"),
+        (["generate", "\udcff", "--model", "y"], "obscura generate: the prompt is not UTF-8 text"),
+        (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
+        (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
+        (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
+        (["info", f"torch-seed:{2**64}"], "a torch seed is a whole number of 64 bits"),
+        (["info", "torch-seed:1", "--n-heads", "7"], "torch-seed:1 has n_heads=12, not 7"),
+        (["info", "nothing.pth"], "no model at 'nothing.pth'"),
+        (["info", ""], "no model at ''"),
+        (["info", "."], ". is not a model: the folder has no model.safetensors"),
+        (["convert", "nothing", "x"], "obscura convert: no model at 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_line(fails, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the prompt is empty: give one as an argument, or one a line on stdin"),
+        ("\n", "line 1 of stdin is blank"),
+        ("a\n\nb\n", "line 2 of stdin is blank"),
+        (None, "the prompt is empty: give one"),
+    ],
+)
+def test_no_prompt_on_standard_input_is_one_line(fails, monkeypatch, text, message):
+    monkeypatch.setattr("sys.stdin", text if text is None else io.StringIO(text))
+    assert message in fails("generate", "--model", "torch-seed:1")
+
+
+def test_bytes_that_are_not_text_are_one_line(fails, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert "the prompt is not UTF-8 text" in fails("generate", "--model", "torch-seed:1")
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(fails, native, tmp_path):
+    assert "outside the vocabulary, 0..16" in fails("generate", "Hello", "--model", native)
+    torch.manual_seed(0)
+    model = torch_reference.GPTModel({**TINY, "vocab_size": 50300})
+    with torch.no_grad():  # prefers a token that the tokenizer lacks, whatever it reads
+        model.final_norm.scale.zero_()
+        model.final_norm.shift.fill_(1)
+        model.out_head.weight.zero_()
+        model.out_head.weight[50299] = 1
+    torch.save({"model": model.state_dict(), "config": {"n_heads": 3}}, tmp_path / "x.pth")
+    words = ("generate", "Hello", "--model", tmp_path / "x.pth", "--max-new-tokens", 2)
+    assert "the model made token id 50299" in fails(*words)
+
+
+class Code:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_files_that_are_no_models_are_one_line(fails, native, course, tmp_path):
+    state = torch.load(course, weights_only=True)
+    whole = Path(course).read_bytes()
+    weights = (Path(native) / "model.safetensors").read_bytes()
+    for name, content, message in (
+        ("empty.pth", b"", "is damaged, cut short or not a PyTorch checkpoint"),
+        ("half.pth", whole[: len(whole) // 2], "is damaged, cut short or not a PyTorch"),
+        ("half.safetensors", weights[: len(weights) // 2], "is damaged, cut short or not a safe"),
+        ("text.pth", b"hello world", "is damaged, cut short or not a PyTorch checkpoint"),
+        ("picture.png", b"\x89PNG\r\n\x1a\n", "does not end in .safetensors, .pth or .pt"),
+        ("code.pth", pickle.dumps(Code(str(tmp_path / "witness"))), "calls posix.mkdir"),
+        ("old.pth", pickle.dumps(Code(str(tmp_path / "witness")), 2), "calls posix.mkdir"),
+        ("list.pth", [1, 2], "holds one object of type list, not a state dict"),
+        ("less.pth", {"tok_emb.weight": state["tok_emb.weight"]}, "pos_emb.weight is missing"),
+        ("more.pth", {**state, "bia\n\x1b[1ms": state["final_norm.scale"]}, r"bia \x1b[1ms"),
+        ("shape.pth", {**state, "final_norm.scale": torch.ones(11)}, "final_norm.scale has shape"),
+        ("type.pth", {**state, "final_norm.scale": torch.ones(12).int()}, "has type int32"),
+        ("nan.pth", {**state, "final_norm.scale": torch.ones(12) * torch.nan}, "holds NaN"),
+        (
+            "big.pth",
+            {**state, "final_norm.scale": torch.ones(12).double() * 1e300},
+            "too large for float32",
+        ),
+        (
+            "mask.pth",
+            {**state, "trf_blocks.0.att.mask": torch.ones(11, 11)},
+            "trf_blocks.0.att.mask is not the causal mask",
+        ),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        for words in (("info", path), ("convert", path, tmp_path / "out")):
+            line = fails(*words, "--n-heads", 3)
+            assert message in line
+            assert str(path) in line
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "witness").exists()
+
+
+def test_heads_are_asked_for(fails, course):
+    assert "give n_heads (--n-heads), a divisor of emb_dim=12" in fails("info", course)
+    assert "not divisible by n_heads=5" in fails("info", course, "--n-heads", 5)
+
+
+def test_destinations_of_the_wrong_sort_are_one_line(fails, course, native, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for words, message in (
+        ((course, tmp_path / "file"), "is a file; the native form is a folder"),
+        ((course, tmp_path / "file" / "x"), "cannot be written: Not a directory"),
+        ((course, course), "is a file's name, and the native form is a folder"),
+        ((course, ""), "the destination is empty"),
+        ((native, tmp_path, "--to", "course"), "is a folder; a course checkpoint is a file"),
+        ((native, tmp_path / "file", "--to", "course"), "must end in .pth or .pt"),
+    ):
+        assert message in fails("convert", *words, "--n-heads", 3)
+    assert (tmp_path / "file").read_text() == "mine"
+    load_model(course, n_heads=3)
+
+
+def test_without_torch_it_says_what_to_install(fails, course, native, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    needed = "needs torch: pip install 'obscura-jax[torch]'"
+    assert needed in fails("info", course, "--n-heads", 3)
+    assert needed in fails("convert", native, tmp_path / "x.pth", "--to", "course")
+    assert call("info", native) == 0
+
+
+def test_too_little_memory_is_one_line(fails, native, monkeypatch):
+    def starve(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", starve)
+    assert fails("info", native) == "obscura info: not enough memory"
+
+
+# As real processes.
+
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, NoTorch())
+from obscura_jax.cli.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+# Output that is written at the end only, as users have it.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+def process(*command, stdout=subprocess.PIPE, **kwargs):
+    command = [*map(str, command)]
+    pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
+    return subprocess.run(command, text=True, env=BUFFERED, **pipes, **kwargs)
+
+
+def test_the_module_is_the_command_and_says_nothing_more(speaking):
+    command = (*MODULE, "generate", "--model", speaking[1], "--max-new-tokens", 2)
+    done = process(*command, input="Hello\n")
+    text = gpt2_tokenizer().decode(continued(speaking[0], "Hello", 2))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"Hello{text}\n", "")
+    done = process(*command, "", input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "obscura generate: the prompt is empty\n"
+
+
+def test_the_script_converts_from_any_folder(course, tmp_path):
+    script = ROOT / "tools" / "convert_weights.py"
+    done = process(sys.executable, script, course, "made", "--n-heads", 3, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2] == f"{course} (course) -> made (native)"
+    params = load_model(tmp_path / "made")[1]
+    weight = torch.load(course, weights_only=True)["tok_emb.weight"].numpy()
+    assert np.array_equal(params["tok_emb"]["weight"], weight)
+    done = process(sys.executable, script, course, "other", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("obscura convert: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_machine_without_torch(course, native):
+    done = process(sys.executable, "-c", WITHOUT_TORCH, "info", native)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = process(sys.executable, "-c", WITHOUT_TORCH, "info", course)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"obscura info: reading {course} needs torch: pip install 'obscura-jax[torch]'\n"
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "info {native}"])
+def test_a_reader_that_leaves_is_no_error(native, words):
+    read, write = os.pipe()
+    os.close(read)  # before the command has written anything
+    done = process(*MODULE, *words.format(native=native).split(), stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_takes_no_more_is_one_line(native):
+    with open("/dev/full", "w") as full:
+        done = process(*MODULE, "info", native, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == "obscura info: [Errno 28] No space left on device\n"
+
+
+def test_closed_streams_are_no_traceback(native):
+    command = f"{sys.executable} -m obscura_jax"
+    done = process("sh", "-c", f"{command} info {native} >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = process("sh", "-c", f"{command} generate --model {native} <&-")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
