@@ -3,9 +3,12 @@
 How a model is run (number type, device, key) is never stored here; it is an argument of the run.
 """
 
+import math
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, SupportsIndex
+from numbers import Real
+from typing import Any, Self
 
 # The course's dictionary, chapter 4: GPT-2 small without query/key/value biases.
 GPT_CONFIG_124M: dict[str, Any] = {
@@ -24,23 +27,49 @@ _LARGEST_SIZE = 2**31 - 1  # what an int32 index reaches, and every index in thi
 
 def check_size(name: str, value: object, least: int = 1) -> int:
     """Give `value` as an int; ValueError unless whole, at least `least`, and within int32."""
-    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or int(value) < least:
+    try:
+        size = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        size = least - 1
+    if size < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if int(value) > _LARGEST_SIZE:
+    if size > _LARGEST_SIZE:
         raise ValueError(f"{name} must be at most {_LARGEST_SIZE}, got {value!r}")
-    return int(value)
+    return size
 
 
-def check_drop_rate(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is a probability in [0, 1)."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+def check_sizes(owner: object, *names: str) -> None:
+    """`check_size` for the named attributes of `owner`, each of which becomes a plain int."""
+    for name in names:
+        object.__setattr__(owner, name, check_size(name, getattr(owner, name)))
+
+
+def check_drop_rate(name: str, value: object) -> float:
+    """Give `value` as a float; ValueError unless it is a probability in [0, 1)."""
+    if not 0 <= (rate := _number(value)) < 1:
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+    return rate
+
+
+def check_eps(name: str, value: object) -> float:
+    """Give `value` as a float; ValueError unless it lies in (0, 1)."""
+    if not 0 < (eps := _number(value)) < 1:
+        raise ValueError(f"{name} must be a number in (0, 1), got {value!r}")
+    return eps
+
+
+def _number(value: object) -> float:
+    """`value` as a float: NaN, which lies in no range, where it is not a real number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
-    """Raise ValueError unless `width` splits evenly into `heads` heads."""
-    check_size(width_name, width)
-    check_size(heads_name, heads)
+    """Raise ValueError unless `width`, a size, splits evenly into `heads`, another."""
     if width % heads:
         raise ValueError(f"{width_name}={width} is not divisible by {heads_name}={heads}")
 
@@ -75,17 +104,13 @@ class GPTConfig:
     ln_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "n_layers"):
-            check_size(name, getattr(self, name))
+        check_sizes(self, "vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
         check_heads("emb_dim", self.emb_dim, "n_heads", self.n_heads)
-        check_drop_rate("drop_rate", self.drop_rate)
-        object.__setattr__(self, "drop_rate", float(self.drop_rate))  # the course also writes 0
+        object.__setattr__(self, "drop_rate", check_drop_rate("drop_rate", self.drop_rate))
+        object.__setattr__(self, "ln_eps", check_eps("ln_eps", self.ln_eps))
         for name in ("qkv_bias", "tie_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        eps = self.ln_eps
-        if not isinstance(eps, float) or not 0 < eps < 1:
-            raise ValueError(f"ln_eps must be a number in (0, 1), got {eps!r}")
 
     @classmethod
     def of(cls, cfg: Self | Mapping[str, Any]) -> Self:

@@ -1,5 +1,6 @@
 """Strict for every test: shapes checked at each call, no silent broadcast, no key used twice."""
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 # Before the first import of the package: the annotations of its mathematics become checks.
@@ -10,6 +11,14 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def unchecked():
+    """Annotations are words only, as outside the tests: what they refuse meets our own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

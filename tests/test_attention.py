@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax import CausalAttention, MultiHeadAttention, MultiHeadAttentionWrapper
+from obscura_jax import (
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention_v1,
+    SelfAttention_v2,
+)
 from obscura_jax.nn.attention import (
     attention_scores,
     attention_weights,
@@ -181,7 +187,16 @@ def test_the_wrapper_equals_split_heads():
         (lambda: MultiHeadAttention(4, 8, 5, 1.0, 2), "dropout must be"),
         (lambda: CausalAttention(4, 8, 5, -0.1), "dropout must be"),
         (lambda: CausalAttention(4, 8, -5, 0.1), "context_length must be"),
+        (lambda: CausalAttention(0, 8, 5, 0.1), "d_in must be"),
+        (lambda: CausalAttention(4, 0, 5, 0.1), "d_out must be"),
+        (lambda: MultiHeadAttention(0, 8, 5, 0.0, 2), "d_in must be"),
         (lambda: MultiHeadAttentionWrapper(4, 8, 5, 0.1, 0), "num_heads must be"),
+        (lambda: MultiHeadAttentionWrapper(4, 0, 5, 0.1, 2), "d_out must be"),
+        (lambda: MultiHeadAttentionWrapper(4, 8, 5, 1.0, 2), "dropout must be"),
+        (lambda: SelfAttention_v1(3, 0), "d_out must be"),
+        (lambda: SelfAttention_v1(-1, 3), "d_in must be"),
+        (lambda: SelfAttention_v2(3, 0), "d_out must be"),
+        (lambda: SelfAttention_v2(0, 3), "d_in must be"),
     ],
 )
 def test_impossible_sizes(make, message):

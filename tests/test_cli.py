@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -151,6 +152,23 @@ def test_generate_says_what_torch_says(speaking, capsys):
         changed = [continued(model, prompt, 4) for prompt in PROMPTS]
         model.trf_blocks[1].att.out_proj.weight.div_(-20)
     assert changed != new
+
+
+def test_generate_is_told_the_heads(fails, tmp_path, capsys):
+    """Of a checkpoint that does not say them; 4 heads of width 3 are another model than 3 of 4."""
+    torch.manual_seed(1)
+    model = torch_reference.GPTModel(SPEAKING).eval()
+    with torch.no_grad():  # a fresh model's attention is too faint to change a word
+        for name, p in model.named_parameters():
+            p.mul_(9 if ".att." in name else 1)
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    words = ("generate", "Hello", "--model", tmp_path / "plain.pth", "--max-new-tokens", 9)
+    assert "give n_heads (--n-heads)" in fails(*words)
+    assert call(*words, "--n-heads", 3) == 0
+    expected = f"Hello{gpt2_tokenizer().decode(continued(model, 'Hello', 9))}\n"
+    assert capsys.readouterr().out == expected
+    assert call(*words, "--n-heads", 4) == 0
+    assert capsys.readouterr().out != expected
 
 
 def test_generate_reads_prompts_line_by_line(speaking, capsys, monkeypatch):
@@ -329,6 +347,22 @@ def test_too_little_memory_is_one_line(fails, native, monkeypatch):
 
     monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", starve)
     assert fails("info", native) == "obscura info: not enough memory"
+
+
+def test_too_little_device_memory_is_one_line(fails, native, monkeypatch):
+    def starve(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes.")
+
+    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", starve)
+    line = fails("info", native)
+    assert line.startswith("obscura info: not enough memory: RESOURCE_EXHAUSTED: Out of memory")
+
+    def fail(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a defect, not a mistake of the user's")
+
+    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
+        call("info", native)
 
 
 # As real processes.

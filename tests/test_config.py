@@ -1,8 +1,12 @@
 """The config refuses what no model has, and names the field; extras say what to install."""
 
 import dataclasses
+import json
 import sys
+from fractions import Fraction
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from obscura_jax.config import GPT_CONFIG_124M, PRESETS, GPTConfig, check_heads, check_size
@@ -17,13 +21,40 @@ CFG = {
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
-NOT_SIZES = (0, -1, 1.0, "3", None, True, float("nan"), 2**31, 10**400)
+NOT_SIZES = (
+    *(0, -1, 1.0, "3", None, True, float("nan"), 2**31, 10**400),
+    *(np.array(2.7), np.array([3, 4]), np.bool_(True), jnp.asarray(3.0)),
+)
 BAD = {
     **dict.fromkeys(("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"), NOT_SIZES),
-    "drop_rate": (-0.1, 1, 1.0, float("nan"), float("inf"), "0.1", None, False, 10**400),
+    "drop_rate": (
+        -0.1,
+        1,
+        1.0,
+        float("nan"),
+        float("inf"),
+        "0.1",
+        None,
+        False,
+        10**400,
+        np.float32(1),
+        1j,
+    ),
     "qkv_bias": (0, 1, "False", None),
     "tie_weights": (0, 1, "False", None),
-    "ln_eps": (0, 0.0, -1e-5, 1, float("nan"), float("inf"), "1e-5", None, True, 10**400),
+    "ln_eps": (
+        0,
+        0.0,
+        np.float32(0),
+        -1e-5,
+        1,
+        float("nan"),
+        float("inf"),
+        "1e-5",
+        None,
+        True,
+        10**400,
+    ),
 }
 
 
@@ -45,13 +76,22 @@ def test_a_bad_value_is_refused_by_the_name_of_its_field(field, value):
         ("n_heads", 12),
         ("drop_rate", 0),
         ("drop_rate", 0.999),
+        ("drop_rate", np.float32(0.5)),
+        ("drop_rate", Fraction(1, 2)),
+        ("n_layers", np.int64(3)),
+        ("n_heads", np.array(3)),
+        ("vocab_size", jnp.asarray(3)),
+        ("ln_eps", np.float32(0.5)),
         ("qkv_bias", True),
         ("tie_weights", True),
         ("ln_eps", 1e-12),
     ],
 )
 def test_a_value_at_the_edge_is_kept(field, value):
-    assert getattr(GPTConfig(**{**CFG, field: value}), field) == value
+    cfg = GPTConfig(**{**CFG, field: value})
+    assert getattr(cfg, field) == value
+    assert type(getattr(cfg, field)) in (bool, int, float), "plain, so JSON and hash take it"
+    assert GPTConfig(**json.loads(json.dumps(cfg.to_dict()))) == cfg
 
 
 def test_the_width_must_split_into_the_heads():
@@ -63,7 +103,7 @@ def test_the_width_must_split_into_the_heads():
 
 
 def test_a_size_is_named_in_its_error():
-    check_size("steps", 1)
+    assert check_size("steps", 1) == 1
     with pytest.raises(ValueError, match=r"^steps must be a whole number of at least 1, got 0$"):
         check_size("steps", 0)
 

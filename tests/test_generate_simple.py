@@ -73,6 +73,14 @@ def test_one_compilation_for_all_prompts_of_a_shape():
     assert _greedy_loop._cache_size() == before + 1
 
 
+def test_sizes_may_be_integers_of_numpy_and_jax():
+    expected = generate_text_simple(MODEL, PARAMS, prompts(4), 3, 7)
+    for integer in (np.int64, np.array, jnp.asarray):
+        ours = generate_text_simple(MODEL, PARAMS, prompts(4), integer(3), integer(7))
+        np.testing.assert_array_equal(ours, expected)
+    assert not np.array_equal(generate_text_simple(MODEL, PARAMS, prompts(4, 1), 3, 7), expected)
+
+
 def test_a_row_is_the_same_alone():
     idx = prompts(5)
     together = generate_text_simple(MODEL, PARAMS, idx, 20, 11)
@@ -93,6 +101,10 @@ def test_a_row_is_the_same_alone():
         ([[1, 2]], 0, 11, "max_new_tokens"),
         ([[1, 2]], -1, 11, "max_new_tokens"),
         ([[1, 2]], 1.5, 11, "max_new_tokens"),
+        ([[1, 2]], np.array(2.7), 11, "max_new_tokens"),
+        ([[1, 2]], np.array([3, 4]), 11, "max_new_tokens"),
+        ([[1, 2]], 3, np.array([3, 4]), "context_size"),
+        ([[1, 2**32 + 1]], 3, 11, "token id 4294967297 is outside the vocabulary"),
         ([[1, 2]], 3, 0, "context_size"),
         ([[1, 2]], 3, 12, "context_size=12 exceeds the model's context_length=11"),
     ],

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax import ExampleDeepNeuralNetwork
+from obscura_jax import DummyLayerNorm, ExampleDeepNeuralNetwork, SelfAttention_v1
+from obscura_jax.nn.attention import context_vectors
 from obscura_jax.nn.layers import Dropout, Embedding, LayerNorm, dropout, embed, gelu, layer_norm
 from obscura_jax.nn.linear import Linear, linear
 
@@ -60,6 +61,54 @@ def test_an_id_outside_the_table_is_nan_never_another_row():
     assert jnp.isnan(rows[1:]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_a_64_bit_id_is_not_narrowed_to_another_row(dtype):
+    """2**32 + 1 kept in 32 bits is 1: in NumPy as it stands, in JAX where 64 bits are enabled."""
+    weight, ids = jnp.arange(12.0).reshape(4, 3), np.array([2**32 + 1, 1], dtype)
+    with jax.enable_x64(True):
+        traced = jax.jit(embed)(weight, jnp.asarray(ids))
+    for rows in (traced, jax.jit(lambda weight: embed(weight, ids))(weight)):
+        assert jnp.isnan(rows[0]).all()
+        np.testing.assert_array_equal(rows[1], weight[1])
+    narrowed = embed(weight, ids.astype(np.int32))
+    np.testing.assert_array_equal(narrowed[0], weight[1], "which is why it is looked at before")
+
+
+def test_an_embedding_takes_ids_of_any_shape_and_refuses_those_outside(unchecked):
+    module = Embedding(5, 3)
+    variables = module.init(jax.random.key(0), [1])
+    weight = variables["params"]["weight"]
+    np.testing.assert_array_equal(module.apply(variables, 2), weight[2])
+    np.testing.assert_array_equal(module.apply(variables, [[4], [0]]), weight[np.array([[4], [0]])])
+    assert module.apply(variables, []).shape == (0, 3)
+    for ids in (5, [-1], np.array([2**32 + 1]), np.array([1, 2**63 + 1], np.uint64)):
+        with pytest.raises(ValueError, match=r"is outside the vocabulary, 0\.\.4"):
+            module.apply(variables, ids)
+    for ids in (1.0, ["1"], [None], [2**70], True):
+        with pytest.raises(ValueError, match="token ids must be integers"):
+            module.apply(variables, ids)
+
+
+def test_numpy_parameters_will_do(unchecked):
+    weight = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    np.testing.assert_array_equal(embed(weight, jnp.asarray([2, 0])), weight[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: linear(x, ONES[None]),
+        lambda x: layer_norm(x, ONES, ZEROS, 1e-5),
+        lambda x: context_vectors(jnp.full((11, 11), 0.5), x),
+        lambda x: SelfAttention_v1(13, 2).init_with_output(jax.random.key(0), x),
+    ],
+)
+def test_integers_are_refused_not_truncated(unchecked, function):
+    function(X)
+    with pytest.raises(ValueError, match="must be of a floating-point type, got int32"):
+        function(X.astype(jnp.int32))
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_is_unbiased(rate):
     n = 200_000
@@ -88,6 +137,9 @@ def test_dropout_keys():
 def test_impossible_drop_rates(rate):
     with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\)"):
         Dropout(rate)
+    for key in (None, jax.random.key(0)):
+        with pytest.raises(ValueError, match=r"the drop rate must be a number in \[0, 1\)"):
+            dropout(X, rate, key=key)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +169,39 @@ def test_fresh_layer_norm_is_plain():
     np.testing.assert_array_equal(params["shift"], ZEROS)
 
 
-@pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2)])
-def test_impossible_networks(sizes):
-    with pytest.raises(ValueError, match=r"layer_sizes|features must be"):
-        ExampleDeepNeuralNetwork(sizes, True).init(jax.random.key(0), jnp.ones((1, 3)))
+@pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2), (3, 1.5)])
+def test_impossible_networks(unchecked, sizes):
+    with pytest.raises(ValueError, match="layer_sizes"):
+        ExampleDeepNeuralNetwork(sizes, True)
 
 
-@pytest.mark.parametrize(("make"), [lambda: Linear(0, 3), lambda: Embedding(3, -1)])
-def test_impossible_sizes(make):
-    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Linear(0, 3), "in_features"),
+        (lambda: Linear(3, 2.5), "out_features"),
+        (lambda: Embedding(3, -1), "embedding_dim"),
+        (lambda: Embedding(0, 3), "num_embeddings"),
+        (lambda: LayerNorm(0), "emb_dim"),
+        (lambda: LayerNorm(-1), "emb_dim"),
+        (lambda: DummyLayerNorm(0), "normalized_shape"),
+    ],
+)
+def test_impossible_sizes(unchecked, make, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
         make()
+
+
+@pytest.mark.parametrize("make", [LayerNorm, DummyLayerNorm])
+@pytest.mark.parametrize("eps", [0, -1e-5, 1.0, float("nan"), "1e-5"])
+def test_impossible_eps(unchecked, make, eps):
+    with pytest.raises(ValueError, match=r"eps must be a number in \(0, 1\)"):
+        make(3, eps)
+
+
+def test_sizes_become_plain_numbers(unchecked):
+    module = Linear(np.int64(3), jnp.asarray(2))
+    assert module == Linear(3, 2)
+    assert module != Linear(3, 3)
+    assert hash(module) == hash(Linear(3, 2))
+    assert type(LayerNorm(3, np.float32(0.5)).eps) is float

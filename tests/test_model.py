@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from obscura_jax import GPT_CONFIG_124M, DummyGPTModel, GPTConfig, GPTModel
+from obscura_jax import (
+    GPT_CONFIG_124M,
+    DummyGPTModel,
+    ExampleDeepNeuralNetwork,
+    GPTConfig,
+    GPTModel,
+    SelfAttention_v1,
+)
 from obscura_jax.nn.model import count_parameters, parameter_bytes
+from obscura_jax.nn.stepping_stones import mean_abs_gradients
 
 CFG = GPTConfig(
     vocab_size=29,
@@ -23,6 +31,9 @@ MODEL = GPTModel(CFG)
 IDS = jax.random.randint(jax.random.key(0), (B, T), 0, CFG.vocab_size)
 PARAMS = MODEL.init(jax.random.key(1), IDS)["params"]
 apply = jax.jit(lambda params, ids: MODEL.apply({"params": params}, ids))
+every_model = pytest.mark.parametrize(
+    "model", [MODEL, DummyGPTModel(CFG)], ids=lambda model: type(model).__name__
+)
 
 
 def test_a_dictionary_will_do():
@@ -125,16 +136,22 @@ def test_counts():
     total = v * d + c * d + 2 * block + 2 * d + v * d
     assert count_parameters(PARAMS) == total
     assert count_parameters(PARAMS, weight_tying=True) == total - v * d
+    assert count_parameters({"params": PARAMS}) == total
+    assert count_parameters({"params": PARAMS}, weight_tying=True) == total - v * d
+    elsewhere = {"params": {"teacher": PARAMS}}
+    assert count_parameters(elsewhere, weight_tying=True) == total, "only the head of the model"
     assert parameter_bytes(PARAMS) == 4 * total
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     assert parameter_bytes(half) == 2 * total
 
 
-def test_bfloat16_parameters_give_float32_logits():
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-    logits = apply(half, IDS)
+@every_model
+def test_bfloat16_parameters_give_float32_logits(model):
+    params = model.init(jax.random.key(1), IDS)["params"]
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    logits = model.apply({"params": half}, IDS)
     assert logits.dtype == jnp.float32
-    full = apply(PARAMS, IDS)
+    full = model.apply({"params": params}, IDS)
     error = np.abs(logits - full).max() / np.abs(full).max()
     assert 1e-4 < error < 0.04  # measured 0.01: eight bits of mantissa, two layers
 
@@ -156,13 +173,59 @@ def test_float64_is_float64_throughout(x64):
         (jnp.full((2, 3), -1), "token id -1 is outside the vocabulary"),
         (jnp.zeros((2, 12), int), "12 positions do not fit into context_length=11"),
         (jnp.zeros((2, 0), int), "the prompt is empty"),
+        ([[]], "the prompt is empty"),
+        (3, "token ids must be a sequence, got a single number"),
+        ([[1.0, 2.0]], "token ids must be integers, got float"),
+        (["1"], "token ids must be integers"),
+        ([3, -1], "token id -1 is outside the vocabulary"),
+        (np.array([[1, 2**32 + 1]]), "token id 4294967297 is outside the vocabulary"),
+        (np.array([1, 2**64 - 1], np.uint64), "token id 18446744073709551615 is outside"),
+        ([1, 2**70], "token ids must be integers, got object"),
     ],
 )
-@pytest.mark.parametrize("model", [MODEL, DummyGPTModel(CFG)], ids=["GPTModel", "DummyGPTModel"])
-def test_bad_ids(model, ids, message):
+@every_model
+def test_bad_ids(unchecked, model, ids, message):
     params = model.init(jax.random.key(1), IDS)["params"]
     with pytest.raises(ValueError, match=message):
         model.apply({"params": params}, ids)
+
+
+@every_model
+@pytest.mark.parametrize("ids", [np.asarray(IDS, np.int64), IDS.tolist(), np.asarray(IDS, "u1")])
+def test_ids_of_any_form(model, ids):
+    variables = model.init(jax.random.key(1), ids)
+    expected = model.apply(variables, IDS)
+    np.testing.assert_array_equal(model.apply(variables, ids), expected)
+    np.testing.assert_array_equal(model.apply(variables, ids[0]), expected[0])
+    compiled = jax.jit(model.apply)(variables, ids)
+    np.testing.assert_allclose(compiled, expected, atol=4e-6)  # measured 1e-6
+    assert np.abs(expected[1] - expected[0]).max() > 0.1
+
+
+def test_numpy_parameters_will_do(unchecked):
+    params = jax.tree.map(np.asarray, PARAMS)
+    ours = MODEL.apply({"params": params}, IDS)
+    np.testing.assert_array_equal(ours, MODEL.apply({"params": PARAMS}, IDS))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [MODEL, DummyGPTModel(CFG), SelfAttention_v1(3, 2), ExampleDeepNeuralNetwork((3, 3, 1), True)],
+    ids=lambda module: type(module).__name__,
+)
+def test_fresh_parameters_are_float32_in_64_bits_too(module, x64):
+    x = IDS if hasattr(module, "cfg") else jnp.ones((4, 3), jnp.float32)
+    params = module.init(jax.random.key(1), x)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+def test_the_target_of_the_gradient_experiment_has_the_shape_of_the_output(unchecked):
+    """(3,) against (3, 1) would be broadcast to nine differences."""
+    model, x = ExampleDeepNeuralNetwork((4, 4, 1), True), jnp.ones((3, 4))
+    params = model.init(jax.random.key(0), x)["params"]
+    assert len(mean_abs_gradients(model, params, x, jnp.ones((3, 1)))) == 2
+    with pytest.raises(ValueError, match=r"target has shape \(3,\), the output \(3, 1\)"):
+        mean_abs_gradients(model, params, x, jnp.ones(3))
 
 
 def test_ids_out_of_range_inside_jit_are_nan_not_wrong():

@@ -39,6 +39,11 @@ def main(argv: list[str] | None = None) -> None:
         _drop_output()
         message = str(error) or "not enough memory"
         parser.exit(2, f"{parser.prog}: {_one_line(message)}\n")
+    except RuntimeError as error:  # jax's own class of it; jax need not have been imported
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        _drop_output()
+        parser.exit(2, f"{parser.prog}: not enough memory: {_one_line(str(error))}\n")
     except KeyboardInterrupt:
         sys.exit(130)
 

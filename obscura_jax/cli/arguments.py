@@ -12,7 +12,6 @@ def size(text: str) -> int:
     except ValueError:
         value = text
     try:
-        check_size("it", value)
+        return check_size("it", value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from None
-    return int(value)

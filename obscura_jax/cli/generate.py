@@ -15,6 +15,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--model", required=True, help="a model folder or file, or torch-seed:N[:PRESET]"
     )
+    parser.add_argument("--n-heads", type=size, metavar="H", help="if the model does not say")
     parser.add_argument("--max-new-tokens", type=size, default=64, metavar="N")
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
     parser.set_defaults(run=run)
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args.prompt)
     tokenizer = gpt2_tokenizer()
     encoded = [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts]
-    model, params = load_model(args.model)
+    model, params = load_model(args.model, n_heads=args.n_heads)
     context_size = GPTConfig.of(model.cfg).context_length
     for prompt, ids in zip(prompts, encoded, strict=True):
         out = generate_text_simple(model, params, [ids], args.max_new_tokens, context_size)

@@ -40,18 +40,19 @@ def generate_text_simple(
     Raises:
         ValueError: for an empty prompt, ids outside the vocabulary, or sizes out of range.
     """
-    check_size("max_new_tokens", max_new_tokens)
-    check_size("context_size", context_size)
-    idx = np.asarray(idx)
-    if idx.ndim != 2:
-        raise ValueError(f"idx must have two axes, prompts and positions, got shape {idx.shape}")
+    max_new_tokens = check_size("max_new_tokens", max_new_tokens)
+    context_size = check_size("context_size", context_size)
+    if np.ndim(idx) != 2:
+        raise ValueError(
+            f"idx must have two axes, prompts and positions, got shape {np.shape(idx)}"
+        )
     if context_size > model.cfg.context_length:
         raise ValueError(
             f"context_size={context_size} exceeds the model's "
             f"context_length={model.cfg.context_length}"
         )
-    check_ids(idx, model.cfg.vocab_size)
-    return _greedy_loop(model, params, idx.astype(np.int32), max_new_tokens, context_size)
+    ids = check_ids(idx, model.cfg.vocab_size)
+    return _greedy_loop(model, params, ids, max_new_tokens, context_size)
 
 
 @partial(jax.jit, static_argnames=("model", "max_new_tokens", "context_size"))

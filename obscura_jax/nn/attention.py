@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from obscura_jax.config import check_drop_rate, check_heads, check_size
+from obscura_jax.config import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
-from obscura_jax.nn.linear import Linear
+from obscura_jax.nn.linear import Linear, check_floating
 
 
 def attention_scores(
@@ -43,7 +43,11 @@ def attention_weights(scores: Float[Array, "*batch t s"], d_k: int) -> Float[Arr
 def context_vectors(
     weights: Float[Array, "*batch t s"], values: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t k"]:
-    """The average of the values under each row of weights, in the type of the values."""
+    """The average of the values, floating-point numbers, under each row of weights, in their type.
+
+    Raises ValueError for values of an integer type.
+    """
+    check_floating(values)
     out = jnp.einsum(
         "...ts,...sk->...tk",
         weights.astype(values.dtype),
@@ -138,8 +142,8 @@ class CausalAttention(nn.Module):
     qkv_bias: bool = False
 
     def __post_init__(self) -> None:
-        check_size("context_length", self.context_length)
-        check_drop_rate("dropout", self.dropout)
+        check_sizes(self, "d_in", "d_out", "context_length")
+        self.dropout = check_drop_rate("dropout", self.dropout)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -185,8 +189,8 @@ class MultiHeadAttention(nn.Module):
     qkv_bias: bool = False
 
     def __post_init__(self) -> None:
-        check_size("context_length", self.context_length)
-        check_drop_rate("dropout", self.dropout)
+        check_sizes(self, "d_in", "d_out", "context_length", "num_heads")
+        self.dropout = check_drop_rate("dropout", self.dropout)
         check_heads("d_out", self.d_out, "num_heads", self.num_heads)
         super().__post_init__()
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Integer
+from numpy.typing import ArrayLike
 
-from obscura_jax.config import GPTConfig, check_drop_rate, check_size
-from obscura_jax.nn.linear import Linear
+from obscura_jax.config import GPTConfig, check_drop_rate, check_eps, check_sizes
+from obscura_jax.nn.linear import Linear, check_floating
 
 
 def dropout(
@@ -18,8 +20,9 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
 
-    Without a key nothing is dropped.
+    Without a key nothing is dropped. A rate outside [0, 1) is a ValueError.
     """
+    rate = check_drop_rate("the drop rate", rate)
     if key is None:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -45,8 +48,10 @@ def layer_norm(
     """Normalise the last axis to mean 0 and (biased) variance 1, then scale and shift.
 
     Statistics are taken in at least float32, and the mean is subtracted before squaring: the
-    shortcut E[x^2] - E[x]^2 loses every digit where the mean is large. Ba et al. 2016; chapter 4.2.
+    shortcut E[x^2] - E[x]^2 loses every digit where the mean is large. The result has the type of
+    `x`, which must be a floating-point type (ValueError). Ba et al. 2016; chapter 4.2.
     """
+    check_floating(x)
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     z = z - z.mean(axis=-1, keepdims=True)
     z = z / jnp.sqrt(jnp.square(z).mean(axis=-1, keepdims=True) + eps)
@@ -58,10 +63,38 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def embed(weight: Float[Array, "v d"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+def embed(
+    weight: Float[Array, "v d"], ids: Integer[Array | np.ndarray, "*batch"]
+) -> Float[Array, "*batch d"]:
     """Row `ids[...]` of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
-    rows = weight.at[ids]
+    if ids.dtype.itemsize > 4:  # a gather keeps 32 bits of an index: 2**32 + 1 would be row 1
+        xp = np if isinstance(ids, np.ndarray) else jnp
+        ids = xp.where((ids >= 0) & (ids < len(weight)), ids, len(weight))
+    rows = jnp.asarray(weight).at[ids]
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def whole_ids(ids: ArrayLike, vocab_size: int) -> Array:
+    """`ids` as an int32 array; ValueError unless they are whole numbers in [0, vocab_size).
+
+    Concrete ids are checked as they are given, before JAX narrows 64-bit ones. Traced ids keep
+    their type, and their range cannot be known: inside jit it is the caller's to check.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ids)):
+        ids = jnp.asarray(ids)
+    elif not isinstance(ids, jax.Array):
+        ids = np.asarray(ids)
+        ids = ids if ids.size else ids.astype(np.int32)  # an empty list has no type of its own
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"token ids must be integers, got {ids.dtype}")
+    if isinstance(ids, jax.core.Tracer):
+        return ids
+    values = np.asarray(ids)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token id {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+    return jnp.asarray(ids, jnp.int32)
 
 
 class ConfiguredModule(nn.Module):
@@ -109,7 +142,7 @@ class Dropout(nn.Module):
     rate: float
 
     def __post_init__(self) -> None:
-        check_drop_rate("dropout", self.rate)
+        self.rate = check_drop_rate("dropout", self.rate)
         super().__post_init__()
 
     def __call__(
@@ -126,17 +159,19 @@ class Embedding(nn.Module):
     embedding_dim: int
 
     def __post_init__(self) -> None:
-        check_size("num_embeddings", self.num_embeddings)
-        check_size("embedding_dim", self.embedding_dim)
+        check_sizes(self, "num_embeddings", "embedding_dim")
         super().__post_init__()
 
     def setup(self) -> None:
         shape = (self.num_embeddings, self.embedding_dim)
-        self.weight = self.param("weight", nn.initializers.normal(1.0), shape)
+        self.weight = self.param("weight", nn.initializers.normal(1.0), shape, jnp.float32)
 
-    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-        """The rows of the table that `ids` name."""
-        return embed(self.weight, ids)
+    def __call__(self, ids: ArrayLike) -> Float[Array, "*batch d"]:
+        """The rows of the table that `ids`, of any shape, name.
+
+        Raises ValueError for an id outside [0, V); inside jit, where it cannot be seen, it is NaN.
+        """
+        return embed(self.weight, whole_ids(ids, self.num_embeddings))
 
 
 class LayerNorm(nn.Module):
@@ -145,11 +180,17 @@ class LayerNorm(nn.Module):
     emb_dim: int
     eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "emb_dim")
+        self.eps = check_eps("eps", self.eps)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Normalise the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (self.emb_dim,))
-        shift = self.param("shift", nn.initializers.zeros, (self.emb_dim,))
+        shape = (self.emb_dim,)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        shift = self.param("shift", nn.initializers.zeros, shape, jnp.float32)
         return layer_norm(x, scale, shift, self.eps)
 
 

@@ -9,7 +9,13 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from obscura_jax.config import check_size
+from obscura_jax.config import check_sizes
+
+
+def check_floating(x: Array) -> None:
+    """Raise ValueError for integers: the result, cast back to their type, would lose its digits."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the input must be of a floating-point type, got {x.dtype}")
 
 
 def linear(
@@ -21,8 +27,10 @@ def linear(
 ) -> Float[Array, "*batch d_out"]:
     """`x @ weight.T + bias`, with the weight stored (out, in) as torch stores it.
 
-    Products are summed in at least float32; the result has type `dtype`, by default that of `x`.
+    Products are summed in at least float32; the result has type `dtype`, by default that of `x`,
+    which must be a floating-point type (ValueError).
     """
+    check_floating(x)
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     accumulate = jnp.promote_types(x.dtype, jnp.float32)
     y = lax.dot_general(x, weight, contract_last, preferred_element_type=accumulate)
@@ -47,8 +55,7 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     def __post_init__(self) -> None:
-        check_size("in_features", self.in_features)
-        check_size("out_features", self.out_features)
+        check_sizes(self, "in_features", "out_features")
         super().__post_init__()
 
     def setup(self) -> None:

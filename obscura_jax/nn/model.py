@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
+from numpy.typing import ArrayLike
 
 from obscura_jax.nn.attention import MultiHeadAttention, check_length
 from obscura_jax.nn.layers import (
@@ -16,30 +16,23 @@ from obscura_jax.nn.layers import (
     FeedForward,
     LayerNorm,
     ModuleList,
+    whole_ids,
 )
 from obscura_jax.nn.linear import Linear, linear
 
 
-def check_ids(ids: Any, vocab_size: int) -> None:
-    """Raise ValueError unless `ids` is a non-empty array of whole numbers in [0, vocab_size).
-
-    The range can only be known of concrete ids: inside jit it is the caller's to check, and an id
-    out of range makes NaN.
-    """
-    if ids.ndim == 0 or ids.size == 0:
+def check_ids(ids: ArrayLike, vocab_size: int) -> Array:
+    """`whole_ids`, (..., T), which must be sequences of at least one token; else ValueError."""
+    ids = whole_ids(ids, vocab_size)
+    if ids.ndim == 0:
+        raise ValueError("token ids must be a sequence, got a single number")
+    if ids.size == 0:
         raise ValueError(f"the prompt is empty: token ids have shape {ids.shape}")
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"token ids must be integers, got {ids.dtype}")
-    if not isinstance(ids, jax.core.Tracer):
-        values = np.asarray(ids)
-        low, high = values.min(), values.max()
-        if low < 0 or high >= vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token id {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+    return ids
 
 
 def token_and_position_embedding(
-    tok_emb: Embedding, pos_emb: Embedding, ids: Int[Array, "*batch t"]
+    tok_emb: Embedding, pos_emb: Embedding, ids: Integer[Array, "*batch t"]
 ) -> Float[Array, "*batch t d"]:
     """The embedding of each token plus that of its position 0, 1, 2, ... (chapter 2.8)."""
     tokens = tok_emb(ids)
@@ -91,20 +84,20 @@ class GPTModel(ConfiguredModule):
         if not cfg.tie_weights:
             self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
 
-    def __call__(
-        self, ids: Int[Array, "*batch t"], *, deterministic: bool = True
-    ) -> Float[Array, "*batch t v"]:
+    def __call__(self, ids: ArrayLike, *, deterministic: bool = True) -> Float[Array, "*batch t v"]:
         """Logits for the token after each position, in at least float32.
 
         Args:
-            ids: token ids in [0, V), any integer type; at most `context_length` positions.
+            ids: token ids in [0, V), (..., T): an array of any integer type, or lists; at most
+                `context_length` positions. Ids that are arguments of jit are narrowed to 32 bits
+                by JAX before they can be checked, and make NaN where they lie outside [0, V).
             deterministic: False drops values at `drop_rate`, with the key that `apply` is given as
                 `rngs={"dropout": key}`.
 
         Raises:
             ValueError: for ids outside the vocabulary, too many positions, dropout without a key.
         """
-        check_ids(ids, self.cfg.vocab_size)
+        ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
         x = self.drop_emb(x, deterministic=deterministic)
@@ -118,14 +111,17 @@ class GPTModel(ConfiguredModule):
 def count_parameters(params: Any, *, weight_tying: bool = False) -> int:
     """How many numbers `params` holds; with `weight_tying`, the output head is not counted.
 
-    Works on arrays and on shapes alike (`jax.eval_shape`), so it needs no memory for a large model.
+    `params` is a parameter tree, or the `{"params": tree}` that `init` returns. Works on arrays and
+    on shapes alike (`jax.eval_shape`), so it needs no memory for a large model.
     """
+
+    def is_counted(path: tuple[Any, ...]) -> bool:
+        names = [jax.tree_util.keystr((part,), simple=True) for part in path[:2]]
+        of_the_head = "out_head" in names[:1] or names == ["params", "out_head"]
+        return not (weight_tying and of_the_head)
+
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return sum(
-        math.prod(leaf.shape)
-        for path, leaf in leaves
-        if not (weight_tying and jax.tree_util.keystr(path, simple=True).startswith("out_head"))
-    )
+    return sum(math.prod(leaf.shape) for path, leaf in leaves if is_counted(path))
 
 
 def parameter_bytes(params: Any) -> int:

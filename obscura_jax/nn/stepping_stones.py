@@ -7,12 +7,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
-from obscura_jax.config import check_size
+from obscura_jax.config import check_drop_rate, check_eps, check_size, check_sizes
 from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
 from obscura_jax.nn.layers import GELU, ConfiguredModule, Dropout, Embedding, ModuleList, Sequential
-from obscura_jax.nn.linear import Linear
+from obscura_jax.nn.linear import Linear, linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
 
 
@@ -22,12 +23,17 @@ class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
     d_in: int
     d_out: int
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "d_in", "d_out")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "*batch t d_in"]) -> Float[Array, "*batch t d_out"]:
         """Every position attends to every position."""
         draw, shape = nn.initializers.uniform(1.0), (self.d_in, self.d_out)
         queries, keys, values = (
-            x @ self.param(name, draw, shape) for name in ("W_query", "W_key", "W_value")
+            linear(x, self.param(name, draw, shape, jnp.float32).T)
+            for name in ("W_query", "W_key", "W_value")
         )
         return scaled_dot_product_attention(queries, keys, values)
 
@@ -38,6 +44,10 @@ class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
     d_in: int
     d_out: int
     qkv_bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "d_in", "d_out")
+        super().__post_init__()
 
     def setup(self) -> None:
         self.W_query = Linear(self.d_in, self.d_out, self.qkv_bias)
@@ -63,7 +73,8 @@ class MultiHeadAttentionWrapper(nn.Module):
     qkv_bias: bool = False
 
     def __post_init__(self) -> None:
-        check_size("num_heads", self.num_heads)
+        check_sizes(self, "d_in", "d_out", "context_length", "num_heads")
+        self.dropout = check_drop_rate("dropout", self.dropout)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -93,6 +104,11 @@ class DummyLayerNorm(nn.Module):
     normalized_shape: int
     eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "normalized_shape")
+        self.eps = check_eps("eps", self.eps)
+        super().__post_init__()
+
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The identity."""
         return x
@@ -110,17 +126,16 @@ class DummyGPTModel(ConfiguredModule):
         self.final_norm = DummyLayerNorm(cfg.emb_dim)
         self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
 
-    def __call__(
-        self, ids: Int[Array, "*batch t"], *, deterministic: bool = True
-    ) -> Float[Array, "*batch t v"]:
-        """Logits for the token after each position."""
-        check_ids(ids, self.cfg.vocab_size)
+    def __call__(self, ids: ArrayLike, *, deterministic: bool = True) -> Float[Array, "*batch t v"]:
+        """Logits for the token after each position; ids and their errors as in `GPTModel`."""
+        ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
         x = self.drop_emb(x, deterministic=deterministic)
         for block in self.trf_blocks:
             x = block(x)
-        return self.out_head(self.final_norm(x))
+        x = self.final_norm(x)
+        return linear(x, self.out_head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 class ExampleDeepNeuralNetwork(nn.Module):
@@ -135,7 +150,7 @@ class ExampleDeepNeuralNetwork(nn.Module):
     use_shortcut: bool
 
     def __post_init__(self) -> None:
-        self.layer_sizes = tuple(self.layer_sizes)
+        self.layer_sizes = tuple(check_size("layer_sizes", size) for size in self.layer_sizes)
         if len(self.layer_sizes) < 2:
             raise ValueError(f"layer_sizes needs at least two numbers, got {self.layer_sizes}")
         super().__post_init__()
@@ -160,11 +175,14 @@ def mean_abs_gradients(
 ) -> list[float]:
     """Mean |gradient| of each layer's weight, first layer first, under the mean squared error.
 
-    The experiment of chapter 4.4: without shortcuts the first layers hardly learn.
+    The experiment of chapter 4.4: without shortcuts the first layers hardly learn. Raises
+    ValueError where the target has not the shape of the output.
     """
 
     def loss(params: Any) -> Array:
         y: Any = model.apply({"params": params}, x)
+        if y.shape != target.shape:
+            raise ValueError(f"target has shape {target.shape}, the output {y.shape}")
         return jnp.square(y - target).mean()
 
     layers = jax.grad(loss)(params)["layers"]
