@@ -38,10 +38,10 @@ def check_size(name: str, value: object, least: int = 1) -> int:
     return size
 
 
-def check_sizes(owner: object, *names: str) -> None:
+def check_sizes(owner: object, *names: str, least: int = 1) -> None:
     """`check_size` for the named attributes of `owner`, each of which becomes a plain int."""
     for name in names:
-        object.__setattr__(owner, name, check_size(name, getattr(owner, name)))
+        object.__setattr__(owner, name, check_size(name, getattr(owner, name), least))
 
 
 def check_drop_rate(name: str, value: object) -> float:

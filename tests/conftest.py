@@ -8,6 +8,10 @@ install_import_hook("obscura_jax.nn", "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from obscura_jax.interop.files import load_model, save_model  # noqa: E402
+from tests.checkpoints import course_model  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -19,6 +23,22 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A course checkpoint on disk, and its state dict."""
+    state = course_model().state_dict()
+    torch.save(state, tmp_path / "course.pth")
+    return tmp_path / "course.pth", state
+
+
+@pytest.fixture
+def native(tmp_path, course):
+    """A native folder."""
+    model, params = load_model(course[0], n_heads=3)
+    save_model(tmp_path / "native", model.cfg, params)
+    return tmp_path / "native"
 
 
 @pytest.fixture

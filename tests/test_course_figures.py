@@ -1,10 +1,11 @@
-"""The figures that the course's notebooks print, from JAX: from the seed alone, without PyTorch.
+"""The figures that the course's notebooks print: from JAX by the seed alone, and from PyTorch.
 
-The course prints four decimals; a figure is reproduced when it rounds to what was printed. The same
-parameters from `torch.manual_seed` are compared in test_torch_random.py.
+The course prints four decimals; a figure is reproduced when it rounds to what was printed. That the
+PyTorch reference gives them after `torch.manual_seed` shows that it draws in the course's order.
 """
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax.traverse_util import flatten_dict
 
 from obscura_jax import (
@@ -30,6 +32,7 @@ from obscura_jax.interop.torch_random import TorchGenerator
 from obscura_jax.nn.attention import attention_scores, simple_attention, softmax, softmax_naive
 from obscura_jax.nn.model import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
+from tools import torch_reference as reference
 
 COURSE = json.loads((Path(__file__).parent / "golden" / "course.json").read_text())
 X = jnp.asarray(COURSE["six_tokens"]["x"])
@@ -55,8 +58,8 @@ def test_attention_by_dot_products():
 
 
 def self_attention_v1(seed: int) -> jax.Array:
-    torch = TorchGenerator(seed)
-    params = {name: torch.uniform((3, 2)) for name in ("W_query", "W_key", "W_value")}
+    generator = TorchGenerator(seed)
+    params = {name: generator.uniform((3, 2)) for name in ("W_query", "W_key", "W_value")}
     return apply(SelfAttention_v1(3, 2), params, X)
 
 
@@ -66,17 +69,34 @@ def causal_attention(seed: int) -> jax.Array:
 
 
 def multi_head_attention(seed: int) -> jax.Array:
-    torch = TorchGenerator(seed)
-    params = projections(torch) | {"out_proj": torch.linear(2, 2)}
+    generator = TorchGenerator(seed)
+    params = projections(generator) | {"out_proj": generator.linear(2, 2)}
     return apply(MultiHeadAttention(3, 2, 6, 0.0, 2), params, jnp.stack((X, X)))[1]
+
+
+def in_torch(name: str, *arguments: float) -> Callable[[int], np.ndarray]:
+    """The PyTorch reference of that name on the six tokens, as a function of the seed."""
+
+    def compute(seed: int) -> np.ndarray:
+        torch.manual_seed(seed)
+        module = getattr(reference, name)(3, 2, *arguments)
+        return module(torch.tensor(COURSE["six_tokens"]["x"])).detach().numpy()
+
+    return compute
 
 
 @pytest.mark.parametrize(
     ("figure", "compute"),
     [
         ("SelfAttention_v1 seed 123 d_in 3 d_out 2", self_attention_v1),
+        ("SelfAttention_v1 seed 123 d_in 3 d_out 2", in_torch("SelfAttention_v1")),
         ("CausalAttention seed 123 d_in 3 d_out 2 dropout 0", causal_attention),
+        ("CausalAttention seed 123 d_in 3 d_out 2 dropout 0", in_torch("CausalAttention", 6, 0.0)),
         ("MultiHeadAttention seed 123 d_in 3 d_out 2 heads 2 dropout 0", multi_head_attention),
+        (
+            "MultiHeadAttention seed 123 d_in 3 d_out 2 heads 2 dropout 0",
+            in_torch("MultiHeadAttention", 6, 0.0, 2),
+        ),
     ],
 )
 def test_attention_modules(figure, compute):
@@ -85,17 +105,30 @@ def test_attention_modules(figure, compute):
     assert np.abs(compute(124) - printed).max() > PRINTED, "another seed gives other figures"
 
 
+EXPERIMENT = COURSE["shortcut_experiment"]
+
+
+def gradients_in_jax(use_shortcut: bool) -> list[float]:
+    sizes, generator = EXPERIMENT["layer_sizes"], TorchGenerator(123)
+    layers = {str(i): {"0": generator.linear(a, b)} for i, (a, b) in enumerate(pairwise(sizes))}
+    x, target = jnp.asarray([EXPERIMENT["input"]]), jnp.asarray([[EXPERIMENT["target"]]])
+    model = ExampleDeepNeuralNetwork(sizes, use_shortcut)
+    return mean_abs_gradients(model, {"layers": layers}, x, target)
+
+
+def gradients_in_torch(use_shortcut: bool) -> list[float]:
+    torch.manual_seed(123)
+    model = reference.ExampleDeepNeuralNetwork(EXPERIMENT["layer_sizes"], use_shortcut)
+    x, target = torch.tensor([EXPERIMENT["input"]]), torch.tensor([[EXPERIMENT["target"]]])
+    return reference.mean_abs_gradients(model, x, target)
+
+
 @pytest.mark.parametrize("shortcut", ["with", "without"])
-def test_shortcut_experiment(shortcut):
-    figures = COURSE["shortcut_experiment"]
-    sizes, torch = figures["layer_sizes"], TorchGenerator(123)
-    layers = {str(i): {"0": torch.linear(a, b)} for i, (a, b) in enumerate(pairwise(sizes))}
-    printed = figures[f"mean_abs_weight_gradient_{shortcut}_shortcut"]
-    x, target = jnp.asarray([figures["input"]]), jnp.asarray([[figures["target"]]])
+@pytest.mark.parametrize("compute", [gradients_in_jax, gradients_in_torch])
+def test_shortcut_experiment(shortcut, compute):
+    printed = EXPERIMENT[f"mean_abs_weight_gradient_{shortcut}_shortcut"]
     for use_shortcut in (True, False):
-        model = ExampleDeepNeuralNetwork(sizes, use_shortcut)
-        gradients = mean_abs_gradients(model, {"layers": layers}, x, target)
-        error = np.max(np.abs(np.divide(gradients, printed) - 1))
+        error = np.max(np.abs(np.divide(compute(use_shortcut), printed) - 1))
         if use_shortcut == (shortcut == "with"):
             assert error < 2e-6  # measured 4.5e-7: the course prints all the digits of a float32
         else:

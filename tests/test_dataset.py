@@ -16,20 +16,7 @@ from obscura_jax.text import (
     gpt2_tokenizer,
     split_text,
 )
-
-ROOT = Path(__file__).parents[1]
-N, LENGTH, STRIDE = 211, 7, 3  # 68 windows
-
-
-def dataset(n: int = N, length: int = LENGTH, stride: int = STRIDE) -> GPTDatasetV1:
-    """68 windows over random ids."""
-    ids = np.random.default_rng(1).integers(0, 50257, n)
-    return GPTDatasetV1.from_ids(ids, length, stride)
-
-
-def lists(batches: Any) -> list[tuple[Any, Any]]:
-    """Return the batches as nested lists, which `==` compares."""
-    return [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
+from tests.windows import LENGTH, N, dataset, lists
 
 
 @given(
@@ -165,6 +152,29 @@ def test_a_mapped_file_is_not_copied(tmp_path: Path) -> None:
     every_second = GPTDatasetV1.from_ids(mapped[::2], 4, 1)
     assert every_second.token_ids.tolist() == list(range(0, 50, 2))
     assert every_second.checksum != ds.checksum
+
+
+def test_a_read_only_view_of_what_can_be_changed_is_copied(tmp_path: Path) -> None:
+    """Through the array that it is a view of, somebody could change the windows."""
+    ids = np.arange(9, dtype=np.int32)
+    ids.tofile(tmp_path / "ids")
+    writeable_map = np.memmap(tmp_path / "ids", np.int32, "r+")
+    buffer = bytearray(ids.tobytes())
+    for owner in (ids, writeable_map, np.frombuffer(buffer, np.int32)):
+        view = owner[:]
+        view.flags.writeable = False
+        ds = GPTDatasetV1.from_ids(view, 4, 1)
+        owner[:] = 0
+        assert not view.any()
+        assert ds.token_ids.tolist() == list(range(9))
+
+
+def test_what_nobody_can_change_is_not_copied() -> None:
+    """An array that is read-only itself, a view of one, bytes."""
+    ids = np.arange(9, dtype=np.int32)
+    ids.flags.writeable = False
+    for array in (ids, ids[2:], np.frombuffer(ids.tobytes(), np.int32)):
+        assert np.shares_memory(GPTDatasetV1.from_ids(array, 4, 1).token_ids, array)
 
 
 def test_texts_are_encoded_as_in_the_course() -> None:

@@ -163,6 +163,17 @@ def test_fresh_parameters_have_torchs_distributions(module, name, expected_std):
         assert np.abs(values).max() > 3.5, "normal, not uniform"
 
 
+def test_fresh_matrices_of_self_attention_v1_are_uniform_in_0_1():
+    params = SelfAttention_v1(400, 301).init(jax.random.key(3), jnp.zeros((1, 400)))["params"]
+    for values in (np.asarray(x, np.float64) for x in params.values()):
+        n = values.size
+        assert 0 <= values.min() < 1e-3
+        assert 0.999 < values.max() < 1
+        assert abs(values.mean() - 0.5) < 5 / np.sqrt(12 * n)
+        assert abs(values.std() * np.sqrt(12) - 1) < 5 / np.sqrt(n)
+    assert not np.array_equal(params["W_query"], params["W_key"])
+
+
 def test_fresh_layer_norm_is_plain():
     params = LayerNorm(13).init(jax.random.key(0), X)["params"]
     np.testing.assert_array_equal(params["scale"], ONES)

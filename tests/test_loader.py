@@ -25,22 +25,9 @@ from obscura_jax.text import (
     sample_text,
     split_text,
 )
+from tests.windows import LENGTH, STRIDE, N, dataset, lists
 
 ROOT = Path(__file__).parents[1]
-N, LENGTH, STRIDE = 211, 7, 3  # 68 windows
-
-
-def dataset(n: int = N, length: int = LENGTH, stride: int = STRIDE) -> GPTDatasetV1:
-    """68 windows over random ids."""
-    ids = np.random.default_rng(1).integers(0, 50257, n)
-    return GPTDatasetV1.from_ids(ids, length, stride)
-
-
-def lists(batches: Any) -> list[tuple[Any, Any]]:
-    """Return the batches as nested lists, which `==` compares."""
-    return [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
-
-
 # --- batches -----------------------------------------------------------------------------------
 
 

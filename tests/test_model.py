@@ -1,5 +1,7 @@
 """The whole model as properties: causality, purity, transformations, dropout, counting."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,9 @@ from obscura_jax import (
     GPTConfig,
     GPTModel,
     SelfAttention_v1,
+    TransformerBlock,
 )
+from obscura_jax.nn.layers import layer_norm
 from obscura_jax.nn.model import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
 
@@ -109,13 +113,72 @@ def test_dropout_of_the_embeddings_is_unbiased():
     model = DummyGPTModel(CFG)
     params = model.init(jax.random.key(1), IDS)["params"]
     keys = jax.random.split(jax.random.key(2), 2000)
-    rngs = jax.vmap(
+    dropped_once = jax.vmap(
         lambda key: model.apply({"params": params}, IDS, deterministic=False, rngs={"dropout": key})
     )
-    samples = np.asarray(jax.jit(rngs)(keys), np.float64)
+    samples = np.asarray(jax.jit(dropped_once)(keys), np.float64)
     z = samples.mean(0) - np.asarray(model.apply({"params": params}, IDS))
     z /= samples.std(0) / np.sqrt(len(samples))
     assert np.abs(z).max() < 5.5  # 957 nearly normal numbers
+
+
+def without_mixing(params, attention_bias, feed_forward_bias):
+    """The parameters of a block, changed so that each of its halves adds a constant."""
+    att, layers = params["att"], params["ff"]["layers"]
+    return params | {
+        "att": att | {"out_proj": constant(att["out_proj"], attention_bias)},
+        "ff": {"layers": layers | {"2": constant(layers["2"], feed_forward_bias)}},
+    }
+
+
+def constant(params, value):
+    weight, bias = params["weight"], params["bias"]
+    return {"weight": jnp.zeros_like(weight), "bias": jnp.full_like(bias, value)}
+
+
+def test_dropout_of_the_shortcuts():
+    """Of two halves that add 1 and 100, the output minus x says what each mask kept."""
+    block, x = TransformerBlock(CFG), jnp.zeros((50, T, CFG.emb_dim))
+    params = without_mixing(block.init(jax.random.key(1), x)["params"], 1.0, 100.0)
+    rngs = {"dropout": jax.random.key(2)}
+    added = block.apply({"params": params}, x, deterministic=False, rngs=rngs) * (1 - CFG.drop_rate)
+    np.testing.assert_array_equal(block.apply({"params": params}, x), 101)
+    np.testing.assert_allclose(np.unique(np.round(added, 4)), [0, 1, 100, 101])
+    ff_kept = np.asarray(added) > 50
+    att_kept = np.asarray(added) - 100 * ff_kept > 0.5
+    n, keep = x.size, 1 - CFG.drop_rate
+    for kept, share in ((att_kept, keep), (ff_kept, keep), (att_kept & ff_kept, keep**2)):
+        assert abs(kept.mean() - share) < 5 * np.sqrt(share * (1 - share) / n)
+    assert abs((att_kept & att_kept).mean() - keep**2) > 5 * np.sqrt(0.25 / n), "one mask for both"
+
+
+def test_dropout_of_the_embeddings():
+    """Embeddings of ones, blocks that add nothing, an identity for a head: the mask in the logits.
+
+    With an eps this large the final layer norm also shows by how much the kept values were scaled.
+    """
+    cfg = replace(CFG, vocab_size=CFG.emb_dim, n_layers=1, ln_eps=0.5)
+    model, ids = GPTModel(cfg), IDS % cfg.vocab_size
+    params = model.init(jax.random.key(1), ids)["params"]
+    params |= {
+        "tok_emb": {"weight": jnp.ones((cfg.vocab_size, cfg.emb_dim))},
+        "pos_emb": {"weight": jnp.zeros((T, cfg.emb_dim))},
+        "trf_blocks": {"0": without_mixing(params["trf_blocks"]["0"], 0.0, 0.0)},
+        "out_head": {"weight": jnp.eye(cfg.emb_dim)},
+    }
+    rngs = {"dropout": jax.random.key(2)}
+    logits = model.apply({"params": params}, ids, deterministic=False, rngs=rngs)
+    kept = np.asarray(logits) > 0
+    n, keep = kept.size, 1 - cfg.drop_rate
+    assert abs(kept.mean() - keep) < 5 * np.sqrt(keep * (1 - keep) / n)
+
+    def expected(value):
+        x = jnp.where(kept, value, 0.0)
+        return layer_norm(x, jnp.ones(cfg.emb_dim), jnp.zeros(cfg.emb_dim), cfg.ln_eps)
+
+    np.testing.assert_allclose(logits, expected(1 / keep), atol=1e-6)  # measured 0
+    assert np.abs(logits - expected(1.0)).max() > 0.1, "unscaled, they are other logits"
+    np.testing.assert_array_equal(model.apply({"params": params}, ids), 0)
 
 
 def test_tied_weights():

@@ -1,5 +1,6 @@
 """Splitting, vocabularies, the two word tokenizers, and GPT-2's encoding without a network."""
 
+import json
 import os
 import re
 import socket
@@ -28,12 +29,10 @@ from obscura_jax.text import (
     tokenizers,
 )
 
-QUESTION = "Hello, world. Is this-- a test?"
-TEA = "Hello, do you like tea? <|endoftext|> In the sunlit terracesof someunknownPlace."
-TEA_IDS = [15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554]
-TEA_IDS += [262, 4252, 18250, 8812, 2114, 1659, 617, 34680, 27271, 13]
-
 ROOT = Path(__file__).parents[1]
+COURSE = json.loads((ROOT / "tests" / "golden" / "course.json").read_text())
+QUESTION, QUESTION_TOKENS = next(iter(COURSE["split"].items()))
+TEA, TEA_IDS = COURSE["tiktoken_gpt2"]["text"], COURSE["tiktoken_gpt2"]["ids"]
 
 # --- splitting ---------------------------------------------------------------------------------
 
@@ -51,9 +50,8 @@ def test_the_four_stages_on_one_text() -> None:
 
 def test_final_splitter_gives_the_course_tokens() -> None:
     """The tokens that the course prints; the third stage gives others."""
-    expected = ["Hello", ",", "world", ".", "Is", "this", "--", "a", "test", "?"]
-    assert split_text(QUESTION) == expected
-    assert split_trimmed(QUESTION) != expected
+    assert split_text(QUESTION) == QUESTION_TOKENS
+    assert split_trimmed(QUESTION) != QUESTION_TOKENS
 
 
 @pytest.mark.parametrize("mark", [*",.:;?_!\"()'*", "--"])
@@ -126,6 +124,14 @@ def test_v1_decode_closes_up_the_course_marks_only() -> None:
     words = ["a", *",.?!\"()'", ":", ";", "_", "*", "--", "b"]
     tokenizer = SimpleTokenizerV1({word: i for i, word in enumerate(words)})
     assert tokenizer.decode(range(len(words))) == "a,.?!\"()' : ; _ * -- b"
+
+
+def test_v2_decode_closes_up_colons_and_semicolons_too() -> None:
+    """As the course's second tokenizer does, and its first does not."""
+    words = ["a", *",.:;?!\"()'", "_", "*", "--", "b", "<|unk|>"]
+    vocab = {word: i for i, word in enumerate(words)}
+    assert SimpleTokenizerV2(vocab).decode(range(len(vocab) - 1)) == "a,.:;?!\"()' _ * -- b"
+    assert SimpleTokenizerV1(vocab).decode(range(len(vocab) - 1)) == "a,. : ;?!\"()' _ * -- b"
 
 
 def test_v1_keeps_every_token_of_the_sample_text(vocab: dict[str, int]) -> None:

@@ -1,7 +1,7 @@
 """The README's table: each course component, ours, and the largest difference between the two.
 
 Run from the top of the repository as `make parity-table`. A difference is relative to the largest
-entry of the PyTorch array; the largest over the output and all gradients is shown.
+entry of the PyTorch array: first that of the output is shown, then the largest of the gradients.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main() -> None:
         float32 = measure(twin, np.float32)
         with jax.enable_x64(True):
             float64 = measure(twin, np.float64)
-        cells = ", ".join(f"{x:.0e}" for x in float32), ", ".join(f"{x:.0e}" for x in float64)
+        cells = [", ".join(f"{x:.1e}" for x in found) for found in (float32, float64)]
         print(f"| {twin.name} | `{twin.home}` | {cells[0]} | {cells[1]} |")
 
 

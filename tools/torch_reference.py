@@ -37,11 +37,31 @@ def renormalised_causal_attention_weights(queries: Tensor, keys: Tensor) -> Tens
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def causal_attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
-    """Mask with -inf before softmax."""
+def masked_attention_weights(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Mask with -inf before softmax, wherever the (C, C) mask is not 0."""
     scores = queries @ keys.mT
-    scores = scores.masked_fill(causal_mask(keys.shape[-2]).bool(), -torch.inf)
+    scores = scores.masked_fill(mask[: scores.shape[-2], : scores.shape[-1]].bool(), -torch.inf)
     return torch.softmax(scores / keys.shape[-1] ** 0.5, dim=-1)
+
+
+def causal_attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
+    return masked_attention_weights(queries, keys, causal_mask(keys.shape[-2]))
+
+
+def token_and_position_embedding(tok_emb: nn.Module, pos_emb: nn.Module, in_idx: Tensor) -> Tensor:
+    return tok_emb(in_idx) + pos_emb(torch.arange(in_idx.shape[-1], device=in_idx.device))
+
+
+class InputEmbedding(nn.Module):
+    """The two tables of chapter 2.8, which the course uses without a class around them."""
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self.tok_emb = nn.Embedding(cfg["vocab_size"], cfg["emb_dim"])
+        self.pos_emb = nn.Embedding(cfg["context_length"], cfg["emb_dim"])
+
+    def forward(self, in_idx: Tensor) -> Tensor:
+        return token_and_position_embedding(self.tok_emb, self.pos_emb, in_idx)
 
 
 class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
@@ -69,6 +89,8 @@ class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
 
 
 class CausalAttention(nn.Module):
+    mask: Tensor
+
     def __init__(
         self, d_in: int, d_out: int, context_length: int, dropout: float, qkv_bias: bool = False
     ) -> None:
@@ -80,7 +102,7 @@ class CausalAttention(nn.Module):
         self.register_buffer("mask", causal_mask(context_length))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = causal_attention_weights(self.W_query(x), self.W_key(x))
+        weights = masked_attention_weights(self.W_query(x), self.W_key(x), self.mask)
         return self.dropout(weights) @ self.W_value(x)
 
 
@@ -105,6 +127,8 @@ class MultiHeadAttentionWrapper(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
+    mask: Tensor
+
     def __init__(
         self,
         d_in: int,
@@ -129,7 +153,8 @@ class MultiHeadAttention(nn.Module):
         def heads(y: Tensor) -> Tensor:
             return y.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
-        weights = causal_attention_weights(heads(self.W_query(x)), heads(self.W_key(x)))
+        queries, keys = heads(self.W_query(x)), heads(self.W_key(x))
+        weights = masked_attention_weights(queries, keys, self.mask)
         context = self.dropout(weights) @ heads(self.W_value(x))
         return self.out_proj(context.transpose(-3, -2).flatten(-2))
 
@@ -174,6 +199,13 @@ class ExampleDeepNeuralNetwork(nn.Module):
             y = layer(x)
             x = x + y if self.use_shortcut and x.shape == y.shape else y
         return x
+
+
+def mean_abs_gradients(model: ExampleDeepNeuralNetwork, x: Tensor, target: Tensor) -> list[float]:
+    """Mean |gradient| of each layer's weight under the mean squared error, first layer first."""
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    gradients = torch.autograd.grad(nn.functional.mse_loss(model(x), target), weights)
+    return [gradient.abs().mean().item() for gradient in gradients]
 
 
 class TransformerBlock(nn.Module):
@@ -229,7 +261,7 @@ class GPTModel(nn.Module):
         self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
 
     def forward(self, in_idx: Tensor) -> Tensor:
-        x = self.tok_emb(in_idx) + self.pos_emb(torch.arange(in_idx.shape[-1]))
+        x = token_and_position_embedding(self.tok_emb, self.pos_emb, in_idx)
         x = self.trf_blocks(self.drop_emb(x))
         return self.out_head(self.final_norm(x))
 

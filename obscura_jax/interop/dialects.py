@@ -153,8 +153,14 @@ def to_course(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
     """The course's state dict for `params`, its mask buffers and output head included.
 
     Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`.
+        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or when the course's
+            layer norm, whose eps is fixed, would compute something else.
     """
+    if cfg.ln_eps != GPTConfig.ln_eps:
+        raise ValueError(
+            f"the course's layer norm has eps {GPTConfig.ln_eps}, and this model's ln_eps is "
+            f"{cfg.ln_eps}: keep it in the native form"
+        )
     tensors = named_tensors(cfg, params)
     if cfg.tie_weights:  # the course's model always has a head of its own
         tensors["out_head.weight"] = tensors["tok_emb.weight"]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -32,7 +33,7 @@ from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.nn.model import GPTModel
 
 _TORCH_SUFFIXES = (".pth", ".pt")
-_SUFFIX = ".safetensors"
+_SAFETENSORS_SUFFIX = ".safetensors"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _FORMAT = "obscura_jax"
 _T = TypeVar("_T")
@@ -91,7 +92,7 @@ def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: A
     tensors = {name: np.ascontiguousarray(x) for name, x in named_tensors(cfg, params).items()}
     text = json.dumps({"format": _FORMAT, **cfg.to_dict()}, indent=2) + "\n"
     path = _destination(folder)
-    if path.suffix.lower() in (*_TORCH_SUFFIXES, _SUFFIX) and not os.path.isdir(path):
+    if path.suffix.lower() in (*_TORCH_SUFFIXES, _SAFETENSORS_SUFFIX) and not os.path.isdir(path):
         raise ValueError(
             f"{folder} is a file's name, and the native form is a folder: name a folder, or write "
             "a course checkpoint (--to course)"
@@ -107,8 +108,9 @@ def save_course(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: An
     """Write a `.pth` that the course's `GPTModel(cfg).load_state_dict(..., strict=True)` accepts.
 
     Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, torch is missing, or
-            `path` is a folder, does not end in .pth or .pt, or cannot be written.
+        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, `cfg.ln_eps` is not
+            the course's 1e-5, torch is missing, or `path` is a folder, does not end in .pth or
+            .pt, or cannot be written.
     """
     tensors = to_course(GPTConfig.of(cfg), params)
     path = _destination(path)
@@ -140,7 +142,7 @@ def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkp
         path = path / _WEIGHTS
     if path.suffix.lower() in _TORCH_SUFFIXES:
         tensors, known = _read(read_torch, path)
-    elif path.suffix.lower() == _SUFFIX:
+    elif path.suffix.lower() == _SAFETENSORS_SUFFIX:
         tensors = _read(_read_safetensors, path)
         if path.name == _WEIGHTS and (config := path.with_name(_CONFIG)).exists():
             known, dialect = _read(_read_config, config), "native"
@@ -168,7 +170,12 @@ def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
     cfg = PRESETS[preset]
     if n_heads not in (None, cfg.n_heads):
         raise ValueError(f"{source} has n_heads={cfg.n_heads}, not {n_heads}")
-    return Checkpoint("torch-seed", cfg, initial_parameters(cfg, int(match[1])), [])
+    params = initial_parameters(cfg, int(match[1]))
+    audit = [
+        Converted(name, name, "drawn as torch draws it", leaf.shape, str(leaf.dtype))
+        for name, leaf in flatten_dict(params, sep=".").items()
+    ]
+    return Checkpoint("torch-seed", cfg, params, audit)
 
 
 def _read(reader: Callable[[Path], _T], path: Path) -> _T:

@@ -48,7 +48,8 @@ class GPTDatasetV1:
     def from_ids(cls, ids: Integers, max_length: int, stride: int) -> Self:
         """Make the dataset of ids that are there already: a list or a 1-D array of integers.
 
-        A read-only int32 array (a mapped file, say) is used as it is, anything else is copied.
+        An int32 array that is read-only down to the memory it views (a mapped file, say) is used as
+        it is, anything else is copied.
         """
         dataset = cls.__new__(cls)
         dataset._set(ids, max_length, stride)
@@ -98,13 +99,29 @@ def _integers(name: str, values: Integers) -> npt.NDArray[np.integer[Any]]:
     return array
 
 
+def _is_read_only(array: npt.NDArray[Any]) -> bool:
+    """Whether `array` and everything that it is a view of are read-only."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    if owner is None:
+        return True
+    try:
+        with memoryview(owner) as memory:  # a mapped file or bytes
+            return memory.readonly
+    except TypeError:
+        return False
+
+
 def _token_ids(ids: Integers) -> npt.NDArray[np.int32]:
-    """Return `ids` as a read-only int32 array that nobody can change."""
+    """Return `ids` as a read-only int32 array that no other name for its memory can change."""
     array = _integers("ids", ids)
     most = np.iinfo(np.int32).max
     if array.size and (array.min() < 0 or array.max() > most):
         raise ValueError(f"ids must lie in 0..{most}, got {array.min()}..{array.max()}")
-    if array.dtype != np.int32 or array.flags.writeable or not array.flags.c_contiguous:
+    if array.dtype != np.int32 or not array.flags.c_contiguous or not _is_read_only(array):
         array = array.astype(np.int32, order="C")
         array.flags.writeable = False
     return cast("npt.NDArray[np.int32]", array)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from obscura_jax.config import check_size
+from obscura_jax.config import check_size, check_sizes
 from obscura_jax.text.dataset import Batch, GPTDatasetV1
 from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer
 
@@ -42,9 +42,8 @@ class DataLoader:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_size("batch_size", self.batch_size)
-        check_size("num_workers", self.num_workers, 0)
-        check_size("seed", self.seed, 0)
+        check_sizes(self, "batch_size")
+        check_sizes(self, "num_workers", "seed", least=0)
         if len(self) == 0:
             raise ValueError(
                 f"drop_last leaves no batch: the dataset has {len(self.dataset)} windows, "
@@ -86,10 +85,10 @@ class DataLoader:
 
     def _identity(self) -> dict[str, int]:
         return {
-            "seed": int(self.seed),
+            "seed": self.seed,
             "shuffle": bool(self.shuffle),
             "drop_last": bool(self.drop_last),
-            "batch_size": int(self.batch_size),
+            "batch_size": self.batch_size,
             "windows": len(self.dataset),
             "max_length": self.dataset.max_length,
             "stride": self.dataset.stride,
@@ -188,7 +187,31 @@ def create_dataloader_v1(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> DataLoader:
-    """Make a loader over the windows of `txt`, encoded by `gpt2_tokenizer()` by default."""
+    """Make a loader over the windows of a text (chapter 2.6).
+
+    `for inputs, targets in loader` gives pass 0 every time it is written, where torch would shuffle
+    anew: a training loop takes `loader.epoch(n)`, pass n of the order that `seed` fixes.
+
+    Args:
+        txt: the text.
+        batch_size: windows in a batch, B.
+        max_length: tokens in a window, L; the text needs one more.
+        stride: tokens from the start of one window to the start of the next.
+        shuffle: whether the windows of a pass come in random order.
+        drop_last: whether a last batch of fewer than B windows is left out.
+        num_workers: threads that prepare batches ahead; 0 prepares each when it is asked for. The
+            batches and their order do not depend on it.
+        seed: what fixes the order, a whole number of at least 0; takes the place of torch's global
+            generator.
+        tokenizer: what encodes the text; by default `gpt2_tokenizer()`.
+
+    Returns:
+        A loader of (inputs, targets), each (B, L) int32, the targets one token further on.
+
+    Raises:
+        ValueError: for a text of fewer than L + 1 tokens, a size out of range, or `drop_last`
+            where the windows do not fill one batch.
+    """
     if tokenizer is None:
         tokenizer = gpt2_tokenizer()
     dataset = GPTDatasetV1(txt, tokenizer, max_length, stride)

@@ -76,6 +76,8 @@ def build_vocab(tokens: Iterable[str], special_tokens: Iterable[str] = ()) -> di
 class SimpleTokenizerV1:
     """One id for each item of `split_text`. A word outside the vocabulary is an error."""
 
+    _closed_up = """,.?!"()'"""  # marks that `decode` puts no space before, as in the course
+
     def __init__(self, vocab: Mapping[str, int]) -> None:
         """Keep both directions of `vocab`; two words with one id are a ValueError."""
         self.str_to_int = dict(vocab)
@@ -90,7 +92,7 @@ class SimpleTokenizerV1:
         return [self._id(word) for word in split_text(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Join the words with single spaces, none before `, . ? ! " ( ) '`.
+        """Join the words with single spaces, none before `, . ? ! " ( ) '` (nor, in V2, `: ;`).
 
         The white space of the original text is not recovered. Raises ValueError for an unknown id.
         """
@@ -98,7 +100,7 @@ class SimpleTokenizerV1:
             text = " ".join([self.int_to_str[int(i)] for i in ids])
         except KeyError as error:
             raise ValueError(f"id {error.args[0]} is not in the vocabulary") from None
-        return re.sub(r"""\s+([,.?!"()'])""", r"\1", text)
+        return re.sub(rf"\s+([{self._closed_up}])", r"\1", text)
 
     def _id(self, word: str) -> int:
         try:
@@ -117,6 +119,8 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
     tokenizer: a boundary between documents must not vanish in an unknown word. With white space
     or punctuation around it, the only case in the course, the ids are the course's.
     """
+
+    _closed_up = """,.:;?!"()'"""
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
         """As V1; ValueError when `<|unk|>` is missing."""
