@@ -9,8 +9,13 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.gpt2_124m
-@pytest.mark.parametrize("block", BLOCKS, ids=["model", "data"])
+MODEL, DATA = BLOCKS
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(MODEL, marks=pytest.mark.gpt2_124m, id="model"), pytest.param(DATA, id="data")],
+)
 def test_python_block(block, capsys):
     exec(compile(block, "README.md", "exec"), {})
     promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
