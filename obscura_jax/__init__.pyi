@@ -2,6 +2,7 @@
 
 from .config import GPT_CONFIG_124M as GPT_CONFIG_124M
 from .config import GPTConfig as GPTConfig
+from .decoding.generate import generate as generate
 from .decoding.loop import generate_text_simple as generate_text_simple
 from .interop.files import load_model as load_model
 from .interop.files import save_model as save_model

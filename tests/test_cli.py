@@ -4,8 +4,11 @@ import io
 import json
 import os
 import pickle
+import pty
+import signal
 import subprocess
 import sys
+import tty
 from pathlib import Path
 
 import jax
@@ -13,8 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from obscura_jax import GPTConfig, generate, save_model
+from obscura_jax.cli import compile_cache
 from obscura_jax.cli.__main__ import main
 from obscura_jax.interop.files import load_model
+from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.text.tokenizers import gpt2_tokenizer
 from tools import torch_reference
 
@@ -138,7 +144,7 @@ PROMPTS = ("Hello, I am", "a", "<|endoftext|>", "Every effort moves you " * 5, "
 
 def test_generate_says_what_torch_says(speaking, capsys):
     model, path = speaking
-    assert call("generate", *PROMPTS, "--model", path, "--max-new-tokens", 4) == 0
+    assert call("generate", *PROMPTS, "--model", path, "--max-new-tokens", 4, "--sliding") == 0
     out, err = capsys.readouterr()
     new = [continued(model, prompt, 4) for prompt in PROMPTS]
     text = gpt2_tokenizer().decode
@@ -146,7 +152,8 @@ def test_generate_says_what_torch_says(speaking, capsys):
     assert err == ""
     assert call("generate", PROMPTS[0], "--model", path, "--max-new-tokens", 4, "--json") == 0
     expected = {"prompt": PROMPTS[0], "text": text(new[0]), "tokens": new[0]}
-    assert json.loads(capsys.readouterr().out) == expected
+    made = json.loads(capsys.readouterr().out)
+    assert {name: made[name] for name in expected} == expected
     with torch.no_grad():  # the comparison sees a change of the model
         model.trf_blocks[1].att.out_proj.weight.mul_(-20)
         changed = [continued(model, prompt, 4) for prompt in PROMPTS]
@@ -447,3 +454,239 @@ def test_closed_streams_are_no_traceback(native):
     done = process("sh", "-c", f"{command} generate --model {native} <&-")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+# `obscura generate` in full: settings, streams, the programs it keeps.
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Processes keep programs in a folder of the tests; this process keeps none."""
+    folder = tmp_path_factory.getbasetemp() / "programs"
+    monkeypatch.setitem(BUFFERED, "OBSCURA_CACHE_DIR", str(folder))
+    monkeypatch.setattr("obscura_jax.cli.generate.keep_programs", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The words that name a tiny model with GPT-2's vocabulary and room for 64 tokens."""
+    cfg = GPTConfig(50257, 64, 8, 2, 1, 0.1, False)
+    folder = tmp_path_factory.mktemp("small") / "model"
+    save_model(folder, cfg, initial_parameters(cfg, 7))
+    return "--model", str(folder)
+
+
+@pytest.fixture
+def says(capsys):
+    """Run `generate`, which must succeed without a word on standard error; what it prints."""
+
+    def run(*words):
+        capsys.readouterr()
+        assert call("generate", *words) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    return run
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what it showed after each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        self.shown.append(self.getvalue())
+
+
+TWO = ("Hello, I am", "naïve → 世界")
+
+
+def test_generate_json_is_what_generate_gives(says, small):
+    rows = [
+        json.loads(line)
+        for line in says(*TWO, *small, "--max-new-tokens", 9, "--json").split("\n")[:-1]
+    ]
+    model, params = load_model(small[1])
+    tokenizer = gpt2_tokenizer()
+    out = generate(model, params, [tokenizer.encode(prompt) for prompt in TWO], 9)
+    for n, row in enumerate(rows):
+        assert row.pop("seconds") > 0
+        assert row.pop("compiled") >= 0
+        assert row == {
+            "prompt": TWO[n],
+            "text": tokenizer.decode(out.tokens[n]),
+            "tokens": out.tokens[n],
+            "logprobs": out.logprobs[n],
+            "finish": "length",
+        }
+    assert len(rows) == 2
+
+
+def test_generate_draws_by_its_seed(says, small):
+    words = (*TWO, *small, "--max-new-tokens", 9)
+    greedy = says(*words)
+    drawn = says(*words, "--temperature", 0.9)
+    assert drawn == says(*words, "--temperature", 0.9, "--seed", 0) != greedy
+    assert drawn != says(*words, "--temperature", 0.9, "--seed", 1)
+    for setting in (("--top-k", 1), ("--top-p", 1e-9), ("--min-p", 0.999999)):
+        assert says(*words, "--temperature", 0.9, *setting) == greedy
+    assert says(*words, "--seed", 5) == greedy
+    assert says(*words, "--dtype", "bfloat16") != ""
+
+
+def test_generate_ends_before_a_stop_string(says, small):
+    words = (TWO[0], *small, "--max-new-tokens", 12, "--json")
+    free = json.loads(says(*words))
+    stop = free["text"][4:20]
+    made = json.loads(says(*words, "--stop", "\x00", "--stop", stop))
+    assert (made["text"], made["finish"]) == (free["text"][: free["text"].index(stop)], "stop")
+    count = len(made["tokens"])
+    assert count < 12
+    assert made["tokens"] == free["tokens"][:count]
+    assert made["logprobs"] == free["logprobs"][:count]
+    assert stop in gpt2_tokenizer().decode(made["tokens"])
+    assert stop not in gpt2_tokenizer().decode(made["tokens"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", "-1"], "temperature must be a finite number of at least 0, got -1.0"),
+        (["--temperature", "nan"], "temperature must be a finite number"),
+        (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["--top-k", "0"], "argument --top-k: must be a whole number of at least 1"),
+        (["--top-k", "50258"], "top_k must be a whole number from 1 to 50257"),
+        (["--top-p", "0"], "top_p must be a number in (0, 1]"),
+        (["--min-p", "1"], "min_p must be a number in [0, 1)"),
+        (["--seed", "-1"], "argument --seed: must be a whole number from 0 to 2147483647"),
+        (["--seed", "1.5"], "argument --seed: must be a whole number from 0"),
+        (["--seed", str(2**64)], "argument --seed: must be a whole number from 0"),
+        (["--stop", ""], "stop must be a list of strings that are not empty"),
+        (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["--max-new-tokens", "64"], "exceed context_length=64"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_line(fails, small, monkeypatch, words, message):
+    words = ("generate", "Hello", *small, "--max-new-tokens", 63, *words)
+    assert message in fails(*words)
+    if "argument" not in message:  # nor does a terminal show anything first
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert call(*words) == 2
+        assert terminal.getvalue() == ""
+
+
+def test_a_terminal_is_shown_the_pieces_as_they_come(says, small, monkeypatch):
+    words = (*TWO, *small, "--max-new-tokens", 40, "--temperature", 0.9, "--stop", "\x00")
+    expected, objects = says(*words), says(*words, "--json")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert call("generate", *words) == 0
+    assert terminal.getvalue() == expected
+    assert terminal.shown[0] == TWO[0]
+    assert len(set(terminal.shown)) > 10
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert call("generate", *words, "--json") == 0
+    assert len(terminal.getvalue().splitlines()) == len(objects.splitlines()) == 2
+
+
+def on_a_terminal(*words, until=None):
+    """Run the module on a pseudo-terminal: the pieces read, exit code, standard error.
+
+    After the piece in which more than `until` has come, Ctrl-C is sent.
+    """
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    command = [*MODULE, "generate", *map(str, words)]
+    pieces = []
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=BUFFERED) as process:
+        os.close(theirs)
+        try:
+            while piece := os.read(ours, 10**6):
+                pieces.append(piece)
+                if until is not None and len(b"".join(pieces)) > len(until):
+                    process.send_signal(signal.SIGINT)
+                    until = None
+        except OSError:  # how Linux says that the other side is closed
+            pass
+        err = process.stderr.read()
+    os.close(ours)
+    return pieces, process.returncode, err
+
+
+def test_text_arrives_in_pieces(says, small):
+    words = (TWO[1], *small, "--max-new-tokens", 30)
+    pieces, code, err = on_a_terminal(*words)
+    assert (code, err) == (0, b"")
+    assert b"".join(pieces).decode() == says(*words)
+    assert len(pieces) > 1
+
+
+def test_ctrl_c_leaves_the_text_so_far(small):
+    words = ("Hello", *small, "--max-new-tokens", 10**6, "--sliding")
+    pieces, code, err = on_a_terminal(*words, until="Hello")
+    assert (code, err) == (130, b"")
+    text = b"".join(pieces).decode()
+    assert text.startswith("Hello")
+    assert len(text) > len("Hello\n")
+    assert text.endswith("\n")
+
+
+def test_compiled_programs_are_kept_if_wanted(small, tmp_path):
+    command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
+
+    def run(folder, *words):
+        env = {**BUFFERED, "OBSCURA_CACHE_DIR": str(folder)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.run([*map(str, command), *words], text=True, env=env, **pipes)
+
+    none = run(tmp_path / "none", "--no-compile-cache")
+    assert not (tmp_path / "none").exists()
+    first = run(tmp_path / "kept" / "deep")
+    kept = sorted(path.name for path in (tmp_path / "kept" / "deep").iterdir())
+    assert any("prefill" in name for name in kept)
+    assert any("decode" in name for name in kept)
+    again = run(tmp_path / "kept" / "deep")
+    programs = {path.name for path in (tmp_path / "kept" / "deep").iterdir()}
+    assert {name for name in programs if name.endswith("-cache")} <= set(kept)  # none is new
+    for done in (none, first, again):
+        assert (done.returncode, done.stdout, done.stderr) == (0, none.stdout, "")
+
+
+def test_a_folder_that_cannot_be_written_is_left_alone(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    before = dict(jax.config.values)
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", "/proc/none"):
+        monkeypatch.setenv("OBSCURA_CACHE_DIR", str(folder))
+        compile_cache.keep_programs()
+    assert dict(jax.config.values) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_where_programs_are_kept(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("OBSCURA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert compile_cache.folder() == Path("/home/me/.cache/obscura_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert compile_cache.folder() == Path("/xdg/obscura_jax")
+    monkeypatch.setenv("OBSCURA_CACHE_DIR", "/mine")
+    assert compile_cache.folder() == Path("/mine")
+
+
+def test_importing_the_library_changes_no_setting():
+    code = (
+        "import jax; before = dict(jax.config.values)\n"
+        "from obscura_jax import *; import obscura_jax.decoding.stream, obscura_jax.cli.__main__\n"
+        "assert dict(jax.config.values) == before and len(before) > 50"
+    )
+    done = process(sys.executable, "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")

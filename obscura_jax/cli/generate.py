@@ -3,46 +3,116 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from obscura_jax.cli.arguments import size
+from obscura_jax.cli.compile_cache import keep_programs
+from obscura_jax.config import check_size
 
 
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("generate", help="continue prompts with a model")
-    parser.add_argument("prompt", nargs="*", help="text to continue; none: one a line from stdin")
-    parser.add_argument(
-        "--model", required=True, help="a model folder or file, or torch-seed:N[:PRESET]"
-    )
-    parser.add_argument("--n-heads", type=size, metavar="H", help="if the model does not say")
-    parser.add_argument("--max-new-tokens", type=size, default=64, metavar="N")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a prompt")
+    add = parser.add_argument
+    add("prompt", nargs="*", help="text to continue; none: one a line from stdin")
+    add("--model", required=True, help="a model folder or file, or torch-seed:N[:PRESET]")
+    add("--n-heads", type=size, metavar="H", help="if the model does not say")
+    add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
+    add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
+    add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
+    add("--min-p", type=float, metavar="P", help="draw from those at P of the most probable one")
+    add("--seed", type=_seed, default=0, metavar="S", help="of what is drawn; default: 0")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
+    add("--json", action="store_true", help="print one JSON object a prompt")
+    add("--no-compile-cache", action="store_true", help="keep no compiled programs for next time")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Continue each prompt greedily and print it with what follows."""
-    from obscura_jax.config import GPTConfig
-    from obscura_jax.decoding.loop import generate_text_simple
+    """Continue each prompt: as a stream on a terminal, else all of them in one batch."""
+    prompts = _prompts(args.prompt)
+    if not args.no_compile_cache:
+        keep_programs()
+    import jax
+
     from obscura_jax.interop.files import load_model
+
+    model, params = load_model(args.model, n_heads=args.n_heads)
+    params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, args.dtype), params)
+    settings = {
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "key": jax.random.key(args.seed),
+        "sliding": args.sliding,
+    }
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    show = _stream if terminal and not args.json else _batch
+    show(args, model, params, prompts, settings)
+
+
+def _stream(
+    args: argparse.Namespace, model: Any, params: Any, prompts: list[str], settings: dict[str, Any]
+) -> None:
+    from obscura_jax.decoding.stream import stream_text
     from obscura_jax.text.tokenizers import gpt2_tokenizer
 
-    prompts = _prompts(args.prompt)
+    def start(prompt: str) -> Iterator[list[str]]:
+        return stream_text(
+            model,
+            params,
+            [prompt],
+            gpt2_tokenizer(),
+            args.max_new_tokens,
+            stop=args.stop,
+            **settings,
+        )
+
+    # Every prompt is checked before the first is shown.
+    for prompt, pieces in [(prompt, start(prompt)) for prompt in prompts]:
+        try:
+            print(prompt, end="", flush=True)
+            for (piece,) in pieces:
+                print(piece, end="", flush=True)
+        finally:  # also after Ctrl-C
+            print(flush=True)
+
+
+def _batch(
+    args: argparse.Namespace, model: Any, params: Any, prompts: list[str], settings: dict[str, Any]
+) -> None:
+    from obscura_jax.decoding.generate import generate
+    from obscura_jax.decoding.stream import text_until
+    from obscura_jax.text.tokenizers import gpt2_tokenizer
+
     tokenizer = gpt2_tokenizer()
+    text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
     encoded = [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts]
-    model, params = load_model(args.model, n_heads=args.n_heads)
-    context_size = GPTConfig.of(model.cfg).context_length
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        out = generate_text_simple(model, params, [ids], args.max_new_tokens, context_size)
-        new_ids = out[0, len(ids) :].tolist()
-        if max(new_ids) >= tokenizer.n_vocab:
-            raise ValueError(f"the model made token id {max(new_ids)}, the tokenizer has no such")
-        text = tokenizer.decode(new_ids)
-        if args.json:
-            print(json.dumps({"prompt": prompt, "text": text, "tokens": new_ids}))
-        else:
-            print(prompt + text)
+    out = generate(model, params, encoded, args.max_new_tokens, **settings)
+    for row, prompt in enumerate(prompts):
+        text, count, stopped = text_until(tokenizer, out.tokens[row], args.stop)
+        made = {
+            "prompt": prompt,
+            "text": text,
+            "tokens": out.tokens[row][:count],
+            "logprobs": out.logprobs[row][:count],
+            "finish": "stop" if stopped else out.finish[row],
+            "seconds": round(out.stats.prefill_seconds + out.stats.decode_seconds, 6),
+            "compiled": out.stats.compiled,
+        }
+        print(json.dumps(made) if args.json else prompt + text)
+
+
+def _seed(text: str) -> int:
+    try:
+        return check_size("it", int(text), least=0)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2147483647") from None
 
 
 def _prompts(words: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ the batch, are carried along untouched, so every function works on one sequence 
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,9 @@ from jaxtyping import Array, Bool, Float
 from obscura_jax.config import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
 from obscura_jax.nn.linear import Linear, check_floating
+
+# Queries, keys and values of all heads, (..., H, T, K), to context vectors (..., H, T, K).
+Attend = Callable[[Array, Array, Array], Array]
 
 
 def attention_scores(
@@ -201,14 +205,27 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = Linear(self.d_out, self.d_out)
 
     def __call__(
-        self, x: Float[Array, "*batch t d_in"], *, deterministic: bool = True
+        self,
+        x: Float[Array, "*batch t d_in"],
+        *,
+        deterministic: bool = True,
+        attend: Attend | None = None,
     ) -> Float[Array, "*batch t d_out"]:
-        """Attend within each sequence, in every head; position t sees positions 0..t."""
+        """Attend within each sequence, in every head; position t sees positions 0..t.
+
+        With `attend`, that function takes the place of causal attention.
+        """
         check_length(x.shape[-2], self.context_length)
+        queries, keys, values = (
+            split_heads(project(x), self.num_heads)
+            for project in (self.W_query, self.W_key, self.W_value)
+        )
+        if attend is not None:
+            return self.out_proj(merge_heads(attend(queries, keys, values)))
         context = scaled_dot_product_attention(
-            split_heads(self.W_query(x), self.num_heads),
-            split_heads(self.W_key(x), self.num_heads),
-            split_heads(self.W_value(x), self.num_heads),
+            queries,
+            keys,
+            values,
             causal_mask(x.shape[-2]),
             dropout_rate=self.dropout,
             key=dropout_key(self, self.dropout, deterministic),

@@ -1,6 +1,8 @@
 """The whole model (chapter 4): token ids (B, T) in, logits (B, T, V) out."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
-from obscura_jax.nn.attention import MultiHeadAttention, check_length
+from obscura_jax.nn.attention import Attend, MultiHeadAttention, check_length
 from obscura_jax.nn.layers import (
     ConfiguredModule,
     Dropout,
@@ -32,11 +34,16 @@ def check_ids(ids: ArrayLike, vocab_size: int) -> Array:
 
 
 def token_and_position_embedding(
-    tok_emb: Embedding, pos_emb: Embedding, ids: Integer[Array, "*batch t"]
+    tok_emb: Embedding,
+    pos_emb: Embedding,
+    ids: Integer[Array, "*batch t"],
+    positions: Integer[Array, "*batch t"] | None = None,
 ) -> Float[Array, "*batch t d"]:
-    """The embedding of each token plus that of its position 0, 1, 2, ... (chapter 2.8)."""
+    """The embedding of each token plus that of its position, by default 0, 1, ... (chapter 2.8)."""
     tokens = tok_emb(ids)
-    return tokens + jnp.broadcast_to(pos_emb(jnp.arange(ids.shape[-1])), tokens.shape)
+    if positions is None:
+        positions = jnp.arange(ids.shape[-1])
+    return tokens + jnp.broadcast_to(pos_emb(positions), tokens.shape)
 
 
 class TransformerBlock(ConfiguredModule):
@@ -58,10 +65,14 @@ class TransformerBlock(ConfiguredModule):
         self.drop_shortcut = Dropout(cfg.drop_rate)
 
     def __call__(
-        self, x: Float[Array, "*batch t d"], *, deterministic: bool = True
+        self,
+        x: Float[Array, "*batch t d"],
+        *,
+        deterministic: bool = True,
+        attend: Attend | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """One step of the residual stream."""
-        y = self.att(self.norm1(x), deterministic=deterministic)
+        """One step of the residual stream; `attend` as in `MultiHeadAttention`."""
+        y = self.att(self.norm1(x), deterministic=deterministic, attend=attend)
         x = x + self.drop_shortcut(y, deterministic=deterministic)
         y = self.ff(self.norm2(x))
         return x + self.drop_shortcut(y, deterministic=deterministic)
@@ -84,7 +95,15 @@ class GPTModel(ConfiguredModule):
         if not cfg.tie_weights:
             self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
 
-    def __call__(self, ids: ArrayLike, *, deterministic: bool = True) -> Float[Array, "*batch t v"]:
+    def __call__(
+        self,
+        ids: ArrayLike,
+        *,
+        deterministic: bool = True,
+        positions: Integer[Array, "*batch t"] | None = None,
+        attend: Callable[..., Array] | None = None,
+        only: Integer[Array, " b"] | None = None,
+    ) -> Float[Array, "*batch t v"]:
         """Logits for the token after each position, in at least float32.
 
         Args:
@@ -93,16 +112,24 @@ class GPTModel(ConfiguredModule):
                 by JAX before they can be checked, and make NaN where they lie outside [0, V).
             deterministic: False drops values at `drop_rate`, with the key that `apply` is given as
                 `rngs={"dropout": key}`.
+            positions: the position of each token, where they are not 0, 1, 2, ...
+            attend: called as `attend(block, queries, keys, values)` in place of causal attention,
+                with the number of the block; a cache of keys and values is made so.
+            only: of ids (B, T), the one place in each row whose logits are wanted, (B,); they come
+                as (B, 1, V), and the other products with the output head are spared.
 
         Raises:
             ValueError: for ids outside the vocabulary, too many positions, dropout without a key.
         """
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
-        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
+        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
         x = self.drop_emb(x, deterministic=deterministic)
-        for block in self.trf_blocks:
-            x = block(x, deterministic=deterministic)
+        for number, block in enumerate(self.trf_blocks):
+            attend_here = partial(attend, number) if attend else None
+            x = block(x, deterministic=deterministic, attend=attend_here)
+        if only is not None:
+            x = jnp.take_along_axis(x, only[:, None, None], axis=-2)
         x = self.final_norm(x)
         head = self.tok_emb if self.cfg.tie_weights else self.out_head
         return linear(x, head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))

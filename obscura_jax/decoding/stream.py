@@ -1,0 +1,230 @@
+"""Tokens and text as they are made: chunks out of the same compiled loop that `generate` runs.
+
+Text is never ahead of itself: a character is given when all its bytes are there, and what could be
+the beginning of a stop string waits until it is known not to be one.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.typing import DTypeLike
+
+from obscura_jax.config import check_size
+from obscura_jax.decoding.engine import State
+from obscura_jax.decoding.generate import PerRow, PerRowInt, Plan, check_whole, plan, run
+from obscura_jax.nn.model import GPTModel
+
+if TYPE_CHECKING:
+    import tiktoken
+
+
+def stream(
+    model: GPTModel,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 64,
+    *,
+    chunk: int = 8,
+    temperature: PerRow = 0.0,
+    top_k: PerRowInt = None,
+    top_p: PerRow = None,
+    min_p: PerRow = None,
+    key: jax.Array | None = None,
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+    dtype: DTypeLike | None = None,
+    sliding: bool = False,
+) -> Iterator[list[list[int]]]:
+    """The tokens of `generate`, given as they are made.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        prompts: one list of token ids for each row; lengths may differ.
+        max_new_tokens: how many tokens a row gets at most.
+        chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
+            small one returns to Python more often.
+        temperature: this and all other settings are as in `generate`.
+
+    Returns:
+        For the first token, and then for every `chunk` more, the new ids of each of the B rows: []
+        for a row that has ended. Row by row they add up to `generate(...).tokens`.
+
+    Raises:
+        ValueError: at the call, for what `generate` refuses and for a chunk below 1; later on, for
+            logits that are NaN or infinite.
+    """
+    chunk = check_size("chunk", chunk)
+    call = plan(
+        model,
+        params,
+        prompts,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        key=key,
+        stop_ids=stop_ids,
+        dtype=dtype,
+        sliding=sliding,
+    )
+    return _new_ids(call, chunk)
+
+
+def _new_ids(call: Plan, chunk: int) -> Iterator[list[list[int]]]:
+    given = [0] * len(call.prompts)
+    for state in run(call, chunk):
+        new = _since(given, state)
+        given = [old + len(ids) for old, ids in zip(given, new, strict=True)]
+        yield new
+
+
+def _since(given: list[int], state: State) -> list[list[int]]:
+    """Each row's ids after its first `given`, copied: the state's arrays do not live on."""
+    broken, made, drawn = jax.device_get((state.broken, state.made, state.tokens))
+    check_whole(broken)
+    return [row[a:b].tolist() for row, a, b in zip(drawn, given, made, strict=True)]
+
+
+class TextStream:
+    """Ids in, text out. The pieces add up to `tokenizer.decode` of all ids, cut at a stop string.
+
+    Bytes that are not UTF-8 become U+FFFD, as in `bytes.decode(errors="replace")`.
+
+    Attributes:
+        stopped: whether a stop string has appeared. The text ends before the one that begins
+            first, however the ids were split into calls; what is fed from then on is ignored.
+    """
+
+    def __init__(self, tokenizer: tiktoken.Encoding, stop: Sequence[str] = ()) -> None:
+        """Text of `tokenizer`, up to a string in `stop`; ValueError if one of those is empty."""
+        if isinstance(stop, str) or not all(stop):
+            raise ValueError(f"stop must be a list of strings that are not empty, got {stop!r}")
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that is certain after these ids too; ValueError for an id without a token."""
+        return "" if self.stopped else self._take(self._decoder.decode(self._bytes(ids)))
+
+    def finish(self) -> str:
+        """The rest of the text, at the end of all ids."""
+        return "" if self.stopped else self._take(self._decoder.decode(b"", final=True), last=True)
+
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        try:
+            return b"".join(map(self._tokenizer.decode_single_token_bytes, ids))
+        except (KeyError, OverflowError):
+            raise ValueError(
+                f"the model made token id {max(ids)}, the tokenizer has no such"
+            ) from None
+
+    def _take(self, new: str, last: bool = False) -> str:
+        text = self._held + new
+        cut = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=len(text))
+        # A longer stop string may have begun before the one that stands at `cut`.
+        certain = len(text) if last else self._undecided(text)
+        self.stopped = cut < len(text) and cut <= certain
+        end = min(cut, certain)
+        self._held = "" if self.stopped else text[end:]
+        return text[:end]
+
+    def _undecided(self, text: str) -> int:
+        """Where the first stop string begins that the end of `text` breaks off, if one does."""
+        longest = max(map(len, self._stop), default=1)
+        for at in range(max(0, len(text) - longest + 1), len(text)):
+            if any(stop.startswith(text[at:]) for stop in self._stop):
+                return at
+        return len(text)
+
+
+def text_until(
+    tokenizer: tiktoken.Encoding, ids: Sequence[int], stop: Sequence[str] = ()
+) -> tuple[str, int, bool]:
+    """The text of `ids` before the first stop string, how many ids that took, and if it came.
+
+    Raises:
+        ValueError: for an empty stop string, or an id that the tokenizer does not have.
+    """
+    text = TextStream(tokenizer, stop)
+    pieces = []
+    taken = 0
+    while taken < len(ids) and not text.stopped:
+        pieces.append(text.feed(ids[taken : taken + 1]))
+        taken += 1
+    pieces.append(text.finish())
+    return "".join(pieces), taken, text.stopped
+
+
+def stream_text(
+    model: GPTModel,
+    params: Any,
+    prompts: Sequence[str],
+    tokenizer: tiktoken.Encoding,
+    max_new_tokens: int = 64,
+    *,
+    chunk: int = 8,
+    stop: Sequence[str] = (),
+    temperature: PerRow = 0.0,
+    top_k: PerRowInt = None,
+    top_p: PerRow = None,
+    min_p: PerRow = None,
+    key: jax.Array | None = None,
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+    dtype: DTypeLike | None = None,
+    sliding: bool = False,
+) -> Iterator[list[str]]:
+    """As `stream`, from text to text.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        prompts: one text for each row; `<|endoftext|>` in it is read as that one token.
+        tokenizer: what the model was trained with, such as `gpt2_tokenizer()`.
+        max_new_tokens: how many tokens a row gets at most.
+        chunk: how many tokens of a row to wait for.
+        stop: strings that end a row; its text ends before the first of them.
+        temperature: this and all other settings are as in `generate`.
+
+    Returns:
+        For each chunk a piece of text, maybe empty, for each of the B rows. It ends once every row
+        has ended, by a stop id, a stop string or its length.
+
+    Raises:
+        ValueError: at the call, for what `stream` refuses and for empty stop strings; later on, for
+            logits that are NaN or infinite, or an id that the tokenizer does not have.
+    """
+    texts = [TextStream(tokenizer, stop) for _ in prompts]
+    chunks = stream(
+        model,
+        params,
+        [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts],
+        max_new_tokens,
+        chunk=chunk,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        key=key,
+        stop_ids=stop_ids,
+        dtype=dtype,
+        sliding=sliding,
+    )
+    return _pieces(chunks, texts)
+
+
+def _pieces(chunks: Iterator[list[list[int]]], texts: list[TextStream]) -> Iterator[list[str]]:
+    for new in chunks:
+        # A row without new ids has ended: what it held back is text.
+        yield [
+            text.feed(ids) if ids else text.finish() for text, ids in zip(texts, new, strict=True)
+        ]
+        if all(text.stopped for text in texts):
+            return
+    yield [text.finish() for text in texts]
