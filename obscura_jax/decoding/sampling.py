@@ -25,7 +25,7 @@ Logits = Float32[Array, "b v"]
 PerRow = Float32[Array, " b"]
 
 _LANES = 128  # the width of the lines in which noise is drawn
-_PREFIX = 128  # up to this k, top-k reads its threshold off `lax.top_k`
+_PREFIX = 128  # up to this k, `lax.top_k` is faster than the search
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _LARGEST = float(jnp.finfo(jnp.float32).max)
 
@@ -58,38 +58,31 @@ def settings(
             (0, 1], min_p outside [0, 1), or a list of another length than `batch`.
     """
 
-    def accepts_k(k: Any) -> bool:
-        return isinstance(k, int) and 1 <= k <= vocab_size
-
-    k_words = f"a whole number from 1 to {vocab_size}, the size of the vocabulary"
-    t_words = "a finite number of at least 0"
-    p_words = "a number in (0, 1]"
-    m_words = "a number in [0, 1)"
-    ts = _column("temperature", temperature, batch, 0, lambda t: 0 <= t <= _LARGEST, t_words)
-    ks = _column("top_k", top_k, batch, vocab_size, accepts_k, k_words)
-    ps = _column("top_p", top_p, batch, 1, lambda p: 0 < p <= 1, p_words)
-    ms = _column("min_p", min_p, batch, 0, lambda m: 0 <= m < 1, m_words)
-    floats = [jnp.asarray(np.array(x, np.float32)) for x in (ts, ps, ms)]
-    return Settings(floats[0], jnp.asarray(np.array(ks, np.int32)), *floats[1:])
-
-
-def _column(
-    name: str, value: Any, batch: int, off: float, accepts: Callable[[Any], bool], words: str
-) -> list[Any]:
     def plain(x: Any) -> Any:
-        return x.tolist() if hasattr(x, "tolist") else x  # what NumPy and JAX call a number
+        return x.tolist() if hasattr(x, "tolist") else x  # NumPy's and JAX's numbers
 
-    value = plain(value)
-    listed = isinstance(value, list | tuple)
-    column = [plain(x) for x in value] if listed else [value] * batch
-    if len(column) != batch:
-        raise ValueError(f"{name} lists {len(column)} values for {batch} rows")
-    for row, x in enumerate(column):
-        number = isinstance(x, Real) and not isinstance(x, bool)
-        if not (x is None or (number and accepts(x))):
-            where = f"{name} of row {row}" if listed else name
-            raise ValueError(f"{where} must be {words}, got {x!r}")
-    return [off if x is None else x for x in column]
+    def column(name: str, off: Any, accepts: Callable[[Any], bool], words: str) -> Array:
+        value = plain(given[name])
+        listed = isinstance(value, list | tuple)
+        rows = [plain(x) for x in value] if listed else [value] * batch
+        if len(rows) != batch:
+            raise ValueError(f"{name} lists {len(rows)} values for {batch} rows")
+        for row, x in enumerate(rows):
+            number = isinstance(x, Real) and not isinstance(x, bool)
+            if not (x is None or (number and accepts(x))):
+                where = f"{name} of row {row}" if listed else name
+                raise ValueError(f"{where} must be {words}, got {x!r}")
+        dtype = np.int32 if name == "top_k" else np.float32
+        return jnp.asarray(np.array([off if x is None else x for x in rows], dtype))
+
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    whole = f"a whole number from 1 to {vocab_size}, the size of the vocabulary"
+    return Settings(
+        column("temperature", 0, lambda t: 0 <= t <= _LARGEST, "a finite number of at least 0"),
+        column("top_k", vocab_size, lambda k: isinstance(k, int) and 1 <= k <= vocab_size, whole),
+        column("top_p", 1, lambda p: 0 < p <= 1, "a number in (0, 1]"),
+        column("min_p", 0, lambda m: 0 <= m < 1, "a number in [0, 1)"),
+    )
 
 
 def sample(logits: Logits, settings: Settings, keys: Key[Array, " b"]) -> Int32[Array, " b"]:
@@ -97,20 +90,26 @@ def sample(logits: Logits, settings: Settings, keys: Key[Array, " b"]) -> Int32[
 
     A draw is Gumbel-max: argmax(filtered logits + Gumbel noise) has their softmax as distribution.
     NaN logits, and where a row is drawn also +inf, give V, an id outside the vocabulary.
+
+    0.15 and 0.35 ms if all rows are greedy; a draw 0.5 and 1.4; with top-k 50 0.65 and 2.5, with
+    top-p 0.9 1.2 and 4.1, with both 1.4 and 5.2.
     """
 
     def draw() -> tuple[Array, Array]:
         return filter_logits(logits, settings), gumbel_noise(keys, logits.shape[1])
 
     # A cond leaves out the work of settings that no row uses, as long as nothing vmaps over it. The
-    # noise leaves the branch unused: an addition or argmax within it makes a draw 0.8 ms slower.
+    # noise leaves the branch unused: an addition or argmax within it adds 0.7 ms at B = 1.
     drawn = settings.temperature > 0
     kept, noise = lax.cond(jnp.any(drawn), draw, lambda: (logits, jnp.zeros_like(logits)))
     return greedy(jnp.where(drawn[:, None], kept + noise, logits))
 
 
 def greedy(logits: Float[Array, "b v"]) -> Int32[Array, " b"]:
-    """The id of the largest logit, the lowest id among equals; V if the row holds NaN."""
+    """The id of the largest logit, the lowest id among equals; V if the row holds NaN.
+
+    0.13 and 0.35 ms; `jnp.argmax` takes 0.3 and 0.95 to 1.9.
+    """
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = logits.max(axis=1, keepdims=True)
     return jnp.where(logits == largest, ids, logits.shape[1]).min(axis=1)
@@ -163,9 +162,8 @@ def keep_top_k(logits: Logits, top_k: Int32[Array, " b"]) -> Logits:
 def keep_top_p(logits: Logits, top_p: PerRow) -> Logits:
     """Keep the fewest most probable tokens that reach p together, with all that equal the last.
 
-    Probabilities are summed as whole numbers, in a unit of 2^-31 to 2^-30: a float sum depends on
-    its order, and XLA orders the sum of a row by the shape of the batch. So a token whose p is
-    reached by less than 1e-7 is kept or not in any company alike.
+    Reached up to rounding, about 1e-7, and rounded alike in any batch: probabilities are summed as
+    whole numbers, in a unit of 2^-31 to 2^-30. XLA orders a float sum by the shape of the batch.
     """
 
     def keep() -> Array:
@@ -191,8 +189,8 @@ def keep_min_p(logits: Logits, min_p: PerRow) -> Logits:
 def gumbel_noise(keys: Key[Array, " b"], vocab_size: int) -> Logits:
     """`jax.random.gumbel(key, (V,))` for each key, bit for bit.
 
-    Drawn in lines: a row of the default generator is a prefix of every longer one, and XLA:CPU
-    takes 0.4 ms for one row in lines, 2.1 ms in one piece (B = 8: the same).
+    Drawn in lines, as a row of JAX's default generator is a prefix of every longer one: 0.35 and
+    1.2 ms; in one piece 1.2 to 2.1 and 1.2.
     """
     lines = -(-vocab_size // _LANES)
 
@@ -208,6 +206,9 @@ def _threshold(
     """The largest t of each row for which the weights of the logits >= t sum to `enough`.
 
     The bits of t are found from the highest down, in 32 passes over V: exact.
+
+    0.5 and 2.7 ms, 1.2 and 3.0 with all of top-p; for that `sort` and a cumulative sum take 10 and
+    80. For top-k `sort` takes 9.4 and 75, `lax.top_k` of all V 8.2 and 68, of 128 0.1 and 0.95.
     """
     bits = lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
