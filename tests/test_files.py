@@ -32,6 +32,42 @@ def test_the_native_file_opens_in_torch(native):
     assert difference(*load_model(native), reference) <= LOGITS
 
 
+def test_parameters_are_the_pages_of_the_file(native):
+    """Nothing is copied; and what is written there, as by a donation, does not reach the file."""
+    path = native / "model.safetensors"
+    before = path.read_bytes()
+    assert (8 + int.from_bytes(before[:8], "little")) % 64 == 0
+    weight = load_model(native)[1]["final_norm"]["scale"]  # the first, so it lies as the data do
+    own_memory = jax.numpy.array(weight)
+    assert in_a_mapped_file(weight)
+    assert not in_a_mapped_file(own_memory)
+    jax.block_until_ready(jax.jit(lambda x: x + 1, donate_argnums=0)(weight))
+    assert path.read_bytes() == before
+
+
+def in_a_mapped_file(array):
+    """Linux's table of this process's memory says so."""
+    address = array.unsafe_buffer_pointer()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(x, 16) for x in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line.endswith("model.safetensors")
+    raise AssertionError("no such memory")
+
+
+def test_a_file_of_another_writer_may_begin_anywhere(native, tmp_path):
+    tensors = safetensors.numpy.load_file(native / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((native / "config.json").read_bytes())
+    starts = set()
+    for pad in range(0, 64, 8):
+        path = tmp_path / "model.safetensors"
+        path.unlink(missing_ok=True)
+        safetensors.numpy.save_file(tensors, path, metadata={"pad": "x" * pad})
+        starts.add(int.from_bytes(path.read_bytes()[:8], "little") % 64)
+        assert bits(leaves(load_model(tmp_path)[1])) == bits(leaves(load_model(native)[1]))
+    assert len(starts) == 8
+
+
 def test_the_native_form_is_all_that_is_needed(native, tmp_path):
     model, params = load_model(native)
     assert model.cfg == BIASED

@@ -7,7 +7,7 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, generate_text_simple
 from obscura_jax.decoding.cache import bucket
-from obscura_jax.decoding.generate import plan, programs_compiled, run
+from obscura_jax.decoding.plan import plan, programs_compiled, run
 from obscura_jax.interop.torch_random import initial_parameters
 
 CFG = GPTConfig(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax import GPTConfig, GPTModel, generate
-from obscura_jax.decoding.generate import programs_compiled
+from obscura_jax.decoding.plan import programs_compiled
 from obscura_jax.decoding.stream import TextStream, stream, stream_text, text_until
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.text.tokenizers import gpt2_tokenizer

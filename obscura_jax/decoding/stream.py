@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from obscura_jax.config import check_size
 from obscura_jax.decoding.engine import State
-from obscura_jax.decoding.generate import PerRow, PerRowInt, Plan, check_whole, plan, run
+from obscura_jax.decoding.plan import PerRow, PerRowInt, Plan, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
 
 if TYPE_CHECKING:

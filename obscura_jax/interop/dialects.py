@@ -118,11 +118,14 @@ def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
     return cfg
 
 
-def from_course(tensors: Tensors, cfg: GPTConfig) -> tuple[dict[str, Any], list[Converted]]:
+def from_course(
+    tensors: Tensors, cfg: GPTConfig, *, share: bool = False
+) -> tuple[dict[str, Any], list[Converted]]:
     """A parameter tree of `GPTModel(cfg)` from a course state dict, and the audit of how.
 
-    Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64,
-    and always copied. The causal mask of each block is checked and dropped.
+    Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64.
+    They are copied, or with `share` left where they are if they can be: then nobody else may change
+    them. The causal mask of each block is checked and dropped.
 
     Raises:
         ValueError: naming missing or unexpected tensors, or the tensor of a wrong shape or type, or
@@ -144,7 +147,7 @@ def from_course(tensors: Tensors, cfg: GPTConfig) -> tuple[dict[str, Any], list[
             if tensor.dtype != np.float32:
                 wider = tensor.dtype.itemsize > 4
                 note = "rounded to float32" if wider else "widened to float32"
-            flat[name] = _finite_float32(name, tensor)
+            flat[name] = _finite_float32(name, tensor, share)
         audit.append(Converted(name, target, note, tensor.shape, str(tensor.dtype)))
     return _tree(flat), audit
 
@@ -211,12 +214,14 @@ def _check_tensor(name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> No
         raise ValueError(f"{name} has type {tensor.dtype}, not a floating-point type")
 
 
-def _finite_float32(name: str, tensor: NDArray[Any]) -> jax.Array:
-    with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+def _finite_float32(name: str, tensor: NDArray[Any], share: bool) -> jax.Array:
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not finite, and refused
         values = np.asarray(tensor, np.float32)
-    if not np.isfinite(values).all():
+        # The sum of squares is a quick look: 0.02 s for the 124M model, where isfinite takes 0.2.
+        finite = np.isfinite(np.vdot(values, values)) or np.isfinite(values).all()
+    if not finite:
         raise ValueError(f"{name} holds NaN, infinite values or values too large for float32")
-    return jnp.array(values)  # a copy: jnp.asarray would share the memory of a live torch model
+    return jax.device_put(values, may_alias=True) if share else jnp.array(values)
 
 
 def _check_mask(name: str, mask: NDArray[Any], context_length: int) -> None:

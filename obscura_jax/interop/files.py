@@ -6,6 +6,7 @@ course's names and torch's (out, in) orientation, so the same file opens in both
 
 import contextlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -36,6 +36,7 @@ _TORCH_SUFFIXES = (".pth", ".pt")
 _SAFETENSORS_SUFFIX = ".safetensors"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _FORMAT = "obscura_jax"
+_TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _T = TypeVar("_T")
 
 
@@ -89,7 +90,7 @@ def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: A
             or cannot be written.
     """
     cfg = GPTConfig.of(cfg)
-    tensors = {name: np.ascontiguousarray(x) for name, x in named_tensors(cfg, params).items()}
+    tensors = named_tensors(cfg, params)
     text = json.dumps({"format": _FORMAT, **cfg.to_dict()}, indent=2) + "\n"
     path = _destination(folder)
     if path.suffix.lower() in (*_TORCH_SUFFIXES, _SAFETENSORS_SUFFIX) and not os.path.isdir(path):
@@ -99,7 +100,7 @@ def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: A
         )
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; the native form is a folder")
-    weights = partial(safetensors.numpy.save_file, tensors, metadata={"format": "pt"})
+    weights = partial(_write_safetensors, tensors=tensors)
     config = partial(Path.write_text, data=text, encoding="utf-8")
     _write(path, {path / _WEIGHTS: weights, path / _CONFIG: config})
 
@@ -154,7 +155,7 @@ def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkp
         known["n_heads"] = n_heads
     try:
         cfg = infer_config(tensors, known)
-        params, audit = from_course(tensors, cfg)
+        params, audit = from_course(tensors, cfg, share=True)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     return Checkpoint(dialect, cfg, params, audit)
@@ -202,9 +203,25 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a file; those of float32 are mapped, not read: they lie in the file's pages.
+
+    The mapping is private, so that JAX may write where it is given the memory; the file stays.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="numpy") as file:  # which checks the header
+            mapped = _map(path)
+            start = 8 + int.from_bytes(mapped[:8], "little")
+            tensors = {}
+            for name, entry in json.loads(mapped[8:start]).items():
+                if name == "__metadata__":
+                    continue
+                if entry["dtype"] == "F32":
+                    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+                    flat = np.frombuffer(mapped, "<f4", (end - begin) // 4, start + begin)
+                    tensors[name] = flat.reshape(shape)
+                else:
+                    tensors[name] = file.get_tensor(name)
+            return tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is damaged, cut short or not a safetensors file ({error}): "
@@ -212,6 +229,33 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
     except (AttributeError, TypeError) as error:  # how safetensors meets a type unknown to NumPy
         raise ValueError(f"{path} has tensors of a type that NumPy lacks: {error}") from error
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mapped, "madvise"):  # 0.02 against 0.9 s for a first look at the 124M model
+        mapped.madvise(mmap.MADV_WILLNEED)
+    return mapped
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write tensors so that the data begin on a multiple of 64 bytes, where JAX can use them.
+
+    safetensors' own writer keeps to a multiple of 8.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        code = _TYPE_CODES[str(tensor.dtype)]
+        header[name] = {"dtype": code, "shape": tensor.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
 def _destination(path: str | Path) -> Path:

@@ -121,6 +121,24 @@ class GPTModel(ConfiguredModule):
         Raises:
             ValueError: for ids outside the vocabulary, too many positions, dropout without a key.
         """
+        x = self.hidden_states(ids, deterministic=deterministic, positions=positions, attend=attend)
+        if only is not None:
+            x = jnp.take_along_axis(x, only[:, None, None], axis=-2)
+        return self.output_head(x)
+
+    def hidden_states(
+        self,
+        ids: ArrayLike,
+        *,
+        deterministic: bool = True,
+        positions: Integer[Array, "*batch t"] | None = None,
+        attend: Callable[..., Array] | None = None,
+    ) -> Float[Array, "*batch t d"]:
+        """What the last block gives, with the arguments of a call; `output_head` does the rest.
+
+        A caller that wants few logits at a time runs the two apart:
+        `model.apply({"params": params}, ids, method="hidden_states")`.
+        """
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
@@ -128,8 +146,10 @@ class GPTModel(ConfiguredModule):
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
             x = block(x, deterministic=deterministic, attend=attend_here)
-        if only is not None:
-            x = jnp.take_along_axis(x, only[:, None, None], axis=-2)
+        return x
+
+    def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
+        """Logits of hidden states, after the final layer norm."""
         x = self.final_norm(x)
         head = self.tok_emb if self.cfg.tie_weights else self.out_head
         return linear(x, head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,202 @@
+"""What `generate` and `stream` share: a checked call, laid out as arrays, and the programs it runs.
+
+Everything is checked here, on the host, before anything is traced.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig, check_size
+from obscura_jax.decoding.cache import bucket
+from obscura_jax.decoding.engine import (
+    NO_CACHE,
+    Request,
+    State,
+    decode,
+    nothing_drawn,
+    prefill,
+    slide,
+)
+from obscura_jax.decoding.sampling import settings
+from obscura_jax.nn.model import GPTModel, check_ids
+
+PerRow = float | None | Sequence[float | None]
+PerRowInt = int | None | Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked call: what the programs are run on."""
+
+    model: GPTModel
+    params: Any
+    prompts: jax.Array  # (B, T) int32, padded on the right
+    request: Request
+    max_new_tokens: int
+    longest: int  # tokens in the longest prompt
+
+
+def plan(
+    model: GPTModel,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: PerRow = 0.0,
+    top_k: PerRowInt = None,
+    top_p: PerRow = None,
+    min_p: PerRow = None,
+    key: jax.Array | None = None,
+    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+    dtype: DTypeLike | None = None,
+    sliding: bool = False,
+) -> Plan:
+    """Check the arguments of `generate` and lay them out as arrays."""
+    cfg = model.cfg
+    max_new_tokens = check_size("max_new_tokens", max_new_tokens)
+    padded, lengths = padded_prompts(prompts, cfg)
+    longest = max(lengths)
+    if longest + max_new_tokens > cfg.context_length and not sliding:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed "
+            f"context_length={cfg.context_length}: ask for fewer, or for sliding (--sliding)"
+        )
+    rows = len(prompts)
+    chosen = settings(
+        rows, cfg.vocab_size, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    request = Request(
+        lengths=jnp.asarray(lengths, jnp.int32),
+        settings=chosen,
+        keys=_keys(key, rows, bool((np.asarray(chosen.temperature) > 0).any())),
+        stop_ids=_stop_ids(stop_ids, rows, cfg.vocab_size),
+    )
+    return Plan(
+        model, computed_in(dtype, params), jnp.asarray(padded), request, max_new_tokens, longest
+    )
+
+
+def run(plan: Plan, chunk: int) -> Iterator[State]:
+    """The state after the first token, then after every `chunk` more, until all rows have ended.
+
+    A state's arrays are gone once the next one is asked for.
+    """
+    model, params, request, new = plan.model, plan.params, plan.request, plan.max_new_tokens
+    context = model.cfg.context_length
+    rows = len(request.lengths)
+    cached = min(new, context - plan.longest + 1)  # so many tokens the cache can serve
+    if cached > 0:
+        width = plan.prompts.shape[1]
+        slots = max(bucket(plan.longest + cached - 1, context), width)
+        room = slots if cached == new else bucket(new)
+        state = prefill(model, params, plan.prompts, request, slots, room)
+        yield state
+    else:
+        state = nothing_drawn(rows, bucket(new))
+    count = 1 if cached > 0 else 0
+    while count < new and not _ended(state):
+        if count < cached:
+            count = min(count + chunk, cached)
+            state = decode(model, params, state, request, jnp.asarray(count))
+        else:
+            count = min(count + chunk, new)
+            state = slide(
+                model,
+                params,
+                plan.prompts,
+                replace(state, cache=NO_CACHE),
+                request,
+                jnp.asarray(count),
+                context,
+            )
+        yield state
+
+
+def padded_prompts(
+    prompts: Sequence[Sequence[int]], cfg: GPTConfig
+) -> tuple[NDArray[np.int32], list[int]]:
+    """Rows of ids checked, padded on the right to a bucket's length, (B, T); and their lengths.
+
+    Raises:
+        ValueError: for an empty batch or row, and ids outside the vocabulary.
+    """
+    if len(prompts) == 0:
+        raise ValueError("the batch is empty: give at least one prompt")
+    rows = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids = np.asarray(check_ids(prompt, cfg.vocab_size))
+            if ids.ndim > 1:
+                raise ValueError(f"token ids must be a flat list, got shape {ids.shape}")
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
+        rows.append(ids)
+    lengths = [len(ids) for ids in rows]
+    longest = max(lengths)
+    limit = cfg.context_length if longest <= cfg.context_length else None
+    padded = np.zeros((len(rows), bucket(longest, limit)), np.int32)
+    for number, ids in enumerate(rows):
+        padded[number, : len(ids)] = ids
+    return padded, lengths
+
+
+def computed_in(dtype: DTypeLike | None, params: Any) -> Any:
+    """`params` as JAX arrays of the number type `dtype`; None keeps their own."""
+    try:
+        if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    except TypeError:
+        pass
+    raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+
+
+def programs_compiled() -> int:
+    """How many programs of generation this process has compiled so far."""
+    programs: tuple[Any, ...] = (prefill, decode, slide)
+    return sum(program._cache_size() for program in programs)
+
+
+def check_whole(broken: Any) -> None:
+    """Raise ValueError where a state is broken."""
+    if broken:
+        raise ValueError("the model's logits are NaN or infinite: its weights are damaged")
+
+
+def _ended(state: State) -> bool:
+    return bool(state.done.all() | state.broken)
+
+
+def _keys(key: jax.Array | None, rows: int, sampling: bool) -> jax.Array:
+    if key is None:
+        if sampling:
+            raise ValueError("sampling at a temperature above 0 needs a key: key=jax.random.key(0)")
+        key = jax.random.key(0)  # of no effect: every row takes its most probable token
+    if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+        raise ValueError("key must be a typed key, as jax.random.key(0) makes")
+    if key.shape not in ((), (rows,)):
+        raise ValueError(f"key must be one key or {rows}, one for each row, got shape {key.shape}")
+    return jnp.broadcast_to(key, (rows,))
+
+
+def _stop_ids(stop_ids: Any, rows: int, vocab_size: int) -> jax.Array:
+    if not isinstance(stop_ids, Sequence) and np.ndim(stop_ids) == 0:
+        raise ValueError(f"stop_ids must be a list of ids, or one for each row, got {stop_ids!r}")
+    per_row = stop_ids if any(np.ndim(ids) for ids in stop_ids) else [stop_ids] * rows
+    if len(per_row) != rows:
+        raise ValueError(f"stop_ids has {len(per_row)} lists for {rows} rows")
+    width = bucket(max(map(len, per_row)))
+    table = np.full((rows, width), -1, np.int32)
+    for row, ids in enumerate(per_row):
+        if len(ids):
+            try:
+                table[row, : len(ids)] = check_ids(ids, vocab_size)
+            except ValueError as error:
+                raise ValueError(f"stop_ids: {error}") from None
+    return jnp.asarray(table)

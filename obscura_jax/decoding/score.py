@@ -1,0 +1,114 @@
+"""How probable given texts are under a model."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.decoding.plan import check_whole, computed_in, padded_prompts
+from obscura_jax.decoding.sampling import log_probability
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.text.tokenizers import gpt2_tokenizer
+
+_CHUNK = 128  # positions whose logits exist at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable each text is.
+
+    Attributes:
+        tokens: the ids of each text.
+        logprobs: the natural log-probability of each id, the first excepted, given those before it.
+        perplexity: of each text, exp(-mean of its logprobs); NaN for a text of one token.
+        overall: the perplexity of all texts together, each token of equal weight.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    perplexity: list[float]
+    overall: float
+
+
+def score(
+    model: GPTModel,
+    params: Any,
+    texts: Sequence[str | Sequence[int]],
+    *,
+    dtype: DTypeLike | None = None,
+) -> Score:
+    """The log-probability of every token of every text, and their perplexity.
+
+    Texts of any lengths make one batch. Lengths within a bucket compile nothing anew, and logits
+    of at most 128 positions exist at once.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        texts: token ids; or strings, which become ids by `gpt2_tokenizer()`, `<|endoftext|>` as
+            that one token. At most `context_length` tokens each.
+        dtype: the number type to compute in, float32 or bfloat16; by default that of `params`.
+            Log-probabilities are float32 at least.
+
+    Raises:
+        ValueError: for an empty batch or text, ids outside the vocabulary, a text longer than
+            `context_length`, or logits that are NaN or infinite.
+    """
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list of texts, got one string")
+    rows = [
+        gpt2_tokenizer().encode(text, allowed_special="all") if isinstance(text, str) else text
+        for text in texts
+    ]
+    ids, lengths = padded_prompts(rows, model.cfg)
+    if max(lengths) > model.cfg.context_length:
+        raise ValueError(
+            f"a text of {max(lengths)} tokens exceeds context_length={model.cfg.context_length}"
+        )
+    table = jax.device_get(_log_probabilities(model, computed_in(dtype, params), ids))
+    logprobs = [row[: length - 1].tolist() for row, length in zip(table, lengths, strict=True)]
+    everything = [logprob for row in logprobs for logprob in row]
+    check_whole(broken=not all(map(math.isfinite, everything)))
+    tokens = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+    return Score(
+        tokens=tokens,
+        logprobs=logprobs,
+        perplexity=[_perplexity(row) for row in logprobs],
+        overall=_perplexity(everything),
+    )
+
+
+@partial(jax.jit, static_argnames=("model",))
+def _log_probabilities(model: GPTModel, params: Any, ids: Int[Array, "b t"]) -> Float[Array, "b t"]:
+    """The log-probability of each id's successor; what stands in the last column means nothing."""
+    hidden: Any = model.apply({"params": params}, ids, method="hidden_states")
+    rows, length, _ = hidden.shape
+    size = min(_CHUNK, length)
+    spare = -length % size
+    hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
+    successors = jnp.pad(jnp.roll(ids, -1, axis=1), ((0, 0), (0, spare)))
+
+    def of_chunk(start: Array) -> Array:
+        x = lax.dynamic_slice_in_dim(hidden, start, size, axis=1)
+        targets = lax.dynamic_slice_in_dim(successors, start, size, axis=1)
+        logits: Any = model.apply({"params": params}, x, method="output_head")
+        flat = log_probability(logits.reshape(rows * size, -1), targets.reshape(-1))
+        return flat.reshape(rows, size)
+
+    chunks = lax.map(of_chunk, jnp.arange(0, length, size))
+    return jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length]
+
+
+def _perplexity(logprobs: list[float]) -> float:
+    if not logprobs:
+        return math.nan
+    with np.errstate(over="ignore"):
+        return float(np.exp(-np.mean(logprobs)))
