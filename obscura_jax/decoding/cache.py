@@ -144,7 +144,11 @@ def _attend_one(
     scores = mask_scores(scores, jnp.repeat(visible, h, axis=0))
     weights = attention_weights(scores, k).astype(values.dtype)
     context = jnp.einsum("nt,ntk->nk", weights, values, preferred_element_type=accumulate)
-    return context.reshape(b, h, 1, k).astype(queries.dtype)
+    if jax.default_backend() == "cpu":
+        # Else the product that follows reads it, converted, through its two axes: 280 us a block
+        # in place of 40, in bfloat16.
+        context = lax.optimization_barrier(context.reshape(b, h * k))
+    return context.astype(queries.dtype).reshape(b, h, 1, k)
 
 
 class _Writer:
