@@ -170,7 +170,8 @@ def check_whole(broken: Any) -> None:
 
 
 def _ended(state: State) -> bool:
-    return bool(state.done.all() | state.broken)
+    done, broken = jax.device_get((state.done, state.broken))
+    return bool(done.all() or broken)
 
 
 def _keys(key: jax.Array | None, rows: int, sampling: bool) -> jax.Array:

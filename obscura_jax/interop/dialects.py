@@ -54,7 +54,7 @@ def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
 @lru_cache(maxsize=16)
 def _shapes_of_one_block(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
     ids = np.zeros((1, 1), np.int32)
-    variables = jax.eval_shape(GPTModel(cfg).init, jax.random.key(0), ids)
+    variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), ids))
     return {name: leaf.shape for name, leaf in _leaves(variables["params"]).items()}
 
 

@@ -1,0 +1,90 @@
+"""`obscura bench` and its tool: the figures are of what they say, and all are there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel, save_model
+from obscura_jax.cli import bench
+from obscura_jax.cli.__main__ import main
+
+CFG = GPTConfig(
+    vocab_size=307,
+    context_length=32,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=1,
+    drop_rate=0.0,
+    qkv_bias=True,
+    tie_weights=True,
+)
+NAMES = ["prefill, 16 tokens", "decode, 1 row", "decode, 8 rows", "decode, 1 row, full cache"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    params = GPTModel(CFG).init(jax.random.key(0), [[0]])["params"]
+    save_model(tmp_path / "model", CFG, params)
+    return str(tmp_path / "model")
+
+
+def test_json_has_every_figure(folder, capsys):
+    main(["bench", "--model", folder, "--repeats", "3", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    assert out["model"] == folder
+    assert {"device", "threads", "python", "jax", "flax", "obscura_jax"} <= out.keys()
+    figures = out["figures"]
+    want = [(name, dtype) for name in NAMES for dtype in ("float32", "bfloat16")]
+    assert [(figure["name"], figure["system"]) for figure in figures] == want
+    for figure in figures:
+        assert len(figure["values"]) == 3
+        assert figure["median"] == sorted(figure["values"])[1] > 0
+        assert figure["compile_seconds"] > 0.05  # the first call compiles, and it alone
+        assert figure["unit"] == ("tokens/s" if "prefill" in figure["name"] else "ms/step")
+
+
+def test_lines_for_people(folder, capsys):
+    main(["bench", "--model", folder, "--repeats", "1", "--dtype", "float32"])
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert f"jax {jax.__version__}" in first
+    assert [line[:28].strip() for line in lines] == NAMES
+
+
+def test_values_come_from_the_right_times():
+    """A system that takes 1 s until its first tokens, and 0.01 s for each step after."""
+    calls = []
+
+    def system(prompts, new_tokens):
+        calls.append((len(prompts), len(prompts[0]), new_tokens))
+        return 1.0 + 5 * (len(calls) == 1), 0.01 * (new_tokens - 1), []
+
+    prefill, *_, full = bench.works(CFG)
+    (figure,) = bench.measure(prefill, {"float32": system}, 2)
+    assert (figure.values, figure.compile_seconds) == ([16.0, 16.0], 5.0)
+    assert calls == [(1, 16, 1)] * 3
+    (figure,) = bench.measure(full, {"float32": system}, 1)
+    assert figure.values == [pytest.approx(10)]
+    assert calls[-1][1] + calls[-1][2] == CFG.context_length
+
+
+def test_a_process_is_timed_and_weighed():
+    hold = "import time; x = bytearray(100 * 2**20); time.sleep(0.3)"
+    (figure,) = bench.cold({"sleeper": [sys.executable, "-c", hold]}, 1)
+    assert 0.3 < figure.median < 5
+    assert 100 < figure.mebibytes < 150  # and not this process's own
+    with pytest.raises(ValueError, match="No such model"):
+        bench.cold({"broken": [sys.executable, "-c", "raise SystemExit('No such model')"]}, 1)
+
+
+def test_the_tool_runs_without_peers(folder):
+    tool = Path(__file__).parents[1] / "tools" / "bench_generate.py"
+    words = ["--model", folder, "--repeats", "1", "--json", "--dtype", "float32"]
+    done = subprocess.run([sys.executable, str(tool), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    ours = [figure["name"] for figure in out["figures"] if figure["system"] == "float32"]
+    assert ours == NAMES

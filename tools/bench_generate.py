@@ -1,0 +1,279 @@
+"""`obscura bench` beside other programs, on the same weights and threads, in the same minutes.
+
+    python tools/bench_generate.py
+
+Peers are what is installed of `pip install -e '.[bench]'`: transformers (float32 and bfloat16) and
+CTranslate2 (float32). Every system has a process of its own; each round times all of them once,
+one after the other; a ratio is the median over the rounds, above 1 where obscura_jax is faster.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from obscura_jax.cli import bench
+from obscura_jax.cli.bench import Figure, System
+
+_TRANSFORMERS_PROCESS = """
+import sys, torch
+from transformers import GPT2LMHeadModel
+torch.set_num_threads(int(sys.argv[2]))
+model = GPT2LMHeadModel.from_pretrained(sys.argv[1]).eval()
+ids = torch.tensor([[15496, 11, 314, 716]])
+with torch.no_grad():
+    model.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+"""
+
+
+def main() -> None:
+    """Time everything, print figures and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    bench.add_arguments(parser)
+    args = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+    import jax
+
+    from obscura_jax.interop.files import load_model, save_model
+
+    model, params = load_model(args.model, n_heads=args.n_heads)
+    threads = bench.environment()["threads"]
+    report, ratios = bench.Report(args.json), []
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as processes:
+        params = jax.device_get(params)
+        save_model(f"{folder}/native", model.cfg, params)
+        makers = _makers(model.cfg, params, folder, int(threads), args.dtype)
+        systems: dict[str, System] = {
+            name: processes.enter_context(_Elsewhere(*make)) for name, make in makers
+        }
+        _check_same_model(systems)
+        for work in bench.works(model.cfg):
+            figures = bench.measure(work, systems, args.repeats)
+            report.add(*figures)
+            ratios += _ratios(figures)
+        processes.close()
+        if not args.no_cold and bench.runs_text(model.cfg):
+            commands = {"float32": bench.cold_command(f"{folder}/native")}
+            if "transformers float32" in systems:
+                script = [sys.executable, "-c", _TRANSFORMERS_PROCESS, f"{folder}/hf", threads]
+                commands["transformers float32"] = script
+            figures = bench.cold(commands, args.repeats)
+            report.add(*figures)
+            ratios += _ratios(figures)
+    report.end(args.model, ratios=ratios)
+    if not args.json:
+        for ratio in ratios:
+            print("{name:<28} {system:<9} / {peer:<22} {ratio:5.2f}x".format(**ratio))
+
+
+class _Elsewhere:
+    """A system in a process of its own: the threads of two libraries in one process disturb.
+
+    In one process transformers' bfloat16 steps took 42 ms, in its own 28.
+    """
+
+    def __init__(self, make: Callable[..., System], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, make, args), daemon=True)
+        self._process.start()
+
+    def __call__(
+        self, prompts: list[list[int]], new_tokens: int
+    ) -> tuple[float, float, list[list[int]]]:
+        self._pipe.send((prompts, new_tokens))
+        return self._pipe.recv()
+
+    def __enter__(self) -> "_Elsewhere":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Any, make: Callable[..., System], args: tuple[Any, ...]) -> None:
+    system = make(*args)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(system(*pipe.recv()))
+
+
+def _check_same_model(systems: dict[str, System]) -> None:
+    """Raise ValueError unless the float32 systems make the same greedy tokens."""
+    prompts = [[5, 17, 42], [250, 3, 8]]
+    made = {n: system(prompts, 8)[2] for n, system in systems.items() if "float32" in n}
+    if any(tokens != next(iter(made.values())) for tokens in made.values()):
+        raise ValueError(f"the systems do not run the same model: {made}")
+
+
+def _ratios(figures: list[Figure]) -> list[dict[str, Any]]:
+    """Each of ours against each peer: how many times as fast, the median over the rounds."""
+    ratios = []
+    for mine in (figure for figure in figures if " " not in figure.system):
+        for peer in (other for other in figures if other.system.endswith(f" {mine.system}")):
+            pairs = zip(mine.values, peer.values, strict=True)
+            faster = [a / b if mine.unit == "tokens/s" else b / a for a, b in pairs]
+            names = {"name": mine.name, "system": mine.system, "peer": peer.system}
+            ratios.append({**names, "ratio": statistics.median(faster)})
+    return ratios
+
+
+def _makers(
+    cfg: Any, params: Any, folder: str, threads: int, dtype: str | None
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Each system's name, and the function and arguments that make it, over files in `folder`."""
+    dtypes = [dtype] if dtype else ["float32", "bfloat16"]
+    for each in dtypes:
+        yield each, (_ours, folder, each)
+    missing = [name for name in ("transformers", "ctranslate2") if not find_spec(name)]
+    if missing:
+        print(f"not installed: {', '.join(missing)} (pip install -e '.[bench]')", file=sys.stderr)
+    if "transformers" in missing:
+        return
+    _write_hf(cfg, params, f"{folder}/hf")
+    for each in dtypes:
+        yield f"transformers {each}", (_transformers, folder, each, threads)
+    if "ctranslate2" not in missing and "float32" in dtypes:
+        yield "CTranslate2 float32", (_ctranslate2, folder, cfg.vocab_size, threads)
+
+
+def _ours(folder: str, dtype: str) -> System:
+    from obscura_jax.interop.files import load_model
+
+    return bench.ours(*load_model(f"{folder}/native"), dtype)[dtype]
+
+
+def _write_hf(cfg: Any, params: Any, folder: str) -> None:
+    """Our weights as a folder of transformers'."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=cfg.vocab_size,
+        n_positions=cfg.context_length,
+        n_embd=cfg.emb_dim,
+        n_layer=cfg.n_layers,
+        n_head=cfg.n_heads,
+        layer_norm_epsilon=cfg.ln_eps,
+        tie_word_embeddings=cfg.tie_weights,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = GPT2LMHeadModel(config)
+    tensors = {name: torch.tensor(x) for name, x in _hf_tensors(cfg, params).items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"transformers' model lacks {unexpected}, ours {missing}")
+    model.tie_weights()
+    model.save_pretrained(folder)
+
+
+def _transformers(folder: str, dtype: str, threads: int) -> System:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(threads)
+    model = GPT2LMHeadModel.from_pretrained(f"{folder}/hf", dtype=getattr(torch, dtype)).eval()
+
+    def call(prompts: list[list[int]], new_tokens: int) -> tuple[float, float, list[list[int]]]:
+        ids = torch.tensor(prompts)
+        whole = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+        with torch.no_grad():
+            first, out = _timed(model.generate, ids, max_new_tokens=1, **whole)
+            both = first
+            if new_tokens > 1:
+                both, out = _timed(model.generate, ids, max_new_tokens=new_tokens, **whole)
+        return first, both - first, out[:, ids.shape[1] :].tolist()
+
+    return call
+
+
+def _ctranslate2(folder: str, vocab_size: int, threads: int) -> System:
+    import ctranslate2  # type: ignore[import-untyped,unused-ignore]
+
+    class Converter(ctranslate2.converters.TransformersConverter):  # type: ignore[misc,unused-ignore]
+        """The converter without a tokenizer's files: token n is called "n"."""
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Any:
+            class Tokenizer:
+                bos_token = eos_token = unk_token = "0"
+
+                def get_vocab(self) -> dict[str, int]:
+                    return {str(n): n for n in range(vocab_size)}
+
+            return Tokenizer()
+
+    Converter(f"{folder}/hf").convert(f"{folder}/ct2", quantization="float32")
+    generator = ctranslate2.Generator(
+        f"{folder}/ct2", device="cpu", inter_threads=1, intra_threads=threads
+    )
+
+    def call(prompts: list[list[int]], new_tokens: int) -> tuple[float, float, list[list[int]]]:
+        words = [[str(n) for n in prompt] for prompt in prompts]
+
+        def run(length: int) -> tuple[float, Any]:
+            lengths = {"max_length": length, "min_length": length, "end_token": []}
+            return _timed(
+                generator.generate_batch, words, include_prompt_in_result=False, **lengths
+            )
+
+        first, out = run(1)
+        both = first
+        if new_tokens > 1:
+            both, out = run(new_tokens)
+        return first, both - first, [row.sequences_ids[0] for row in out]
+
+    return call
+
+
+def _timed(function: Any, *args: Any, **kwargs: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function(*args, **kwargs)
+    return time.perf_counter() - start, result
+
+
+def _hf_tensors(cfg: Any, params: Any) -> dict[str, np.ndarray]:
+    """The parameters under transformers' names: weights (in, out), queries, keys, values as one."""
+    zeros = np.zeros(cfg.emb_dim, np.float32)
+    tensors = {
+        "transformer.wte.weight": params["tok_emb"]["weight"],
+        "transformer.wpe.weight": params["pos_emb"]["weight"],
+        "transformer.ln_f.weight": params["final_norm"]["scale"],
+        "transformer.ln_f.bias": params["final_norm"]["shift"],
+    }
+    if not cfg.tie_weights:
+        tensors["lm_head.weight"] = params["out_head"]["weight"]
+    for n in range(cfg.n_layers):
+        block, to = params["trf_blocks"][str(n)], f"transformer.h.{n}"
+        qkv = [block["att"][f"W_{part}"] for part in ("query", "key", "value")]
+        layers = block["ff"]["layers"]
+        for name, weight, bias in (
+            (
+                "attn.c_attn",
+                np.concatenate([part["weight"] for part in qkv]),
+                np.concatenate([part.get("bias", zeros) for part in qkv]),
+            ),
+            ("attn.c_proj", block["att"]["out_proj"]["weight"], block["att"]["out_proj"]["bias"]),
+            ("mlp.c_fc", layers["0"]["weight"], layers["0"]["bias"]),
+            ("mlp.c_proj", layers["2"]["weight"], layers["2"]["bias"]),
+        ):
+            tensors[f"{to}.{name}.weight"], tensors[f"{to}.{name}.bias"] = weight.T, bias
+        for name, norm in (("ln_1", block["norm1"]), ("ln_2", block["norm2"])):
+            tensors[f"{to}.{name}.weight"] = norm["scale"]
+            tensors[f"{to}.{name}.bias"] = norm["shift"]
+    return {name: np.array(x) for name, x in tensors.items()}
+
+
+if __name__ == "__main__":
+    main()
