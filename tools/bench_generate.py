@@ -200,7 +200,7 @@ def _transformers(folder: str, dtype: str, threads: int) -> System:
 
 
 def _ctranslate2(folder: str, vocab_size: int, threads: int) -> System:
-    import ctranslate2  # type: ignore[import-untyped,unused-ignore]
+    import ctranslate2
 
     class Converter(ctranslate2.converters.TransformersConverter):  # type: ignore[misc,unused-ignore]
         """The converter without a tokenizer's files: token n is called "n"."""

@@ -1,0 +1,1 @@
+"""batches -> parameters: how a model is trained (chapter 5)."""

@@ -1,0 +1,73 @@
+"""How wrong the model is about the next token: cross-entropy, over all positions (chapter 5.1)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.nn.model import GPTModel
+
+
+def cross_entropy(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Array, ""]:
+    """The mean of -log softmax(logits) at the targets, in at least float32."""
+    return _summed_cross_entropy(logits, targets) / targets.size
+
+
+def next_token_loss(
+    model: GPTModel,
+    params: Any,
+    inputs: Int[Array, "b t"],
+    targets: Int[Array, "b t"],
+    *,
+    key: Array | None = None,
+    chunk: int | None = None,
+) -> Float[Array, ""]:
+    """The mean cross-entropy of a batch of windows.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        inputs: token ids, (B, T).
+        targets: the id that follows each of them, (B, T).
+        key: a typed key for dropout; without one nothing is dropped.
+        chunk: how many positions of a row have logits at once; by default all T. Fewer need less
+            memory, B * chunk * V numbers, and the output head is computed once more for the
+            gradient. T need not be a multiple.
+    """
+    dropout: dict[str, Any] = {"deterministic": True}
+    if key is not None:
+        dropout = {"deterministic": False, "rngs": {"dropout": key}}
+    hidden: Any = model.apply({"params": params}, inputs, method="hidden_states", **dropout)
+    length = targets.shape[1]
+    size = min(chunk or length, length)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def of_chunk(hidden: Array, targets: Array) -> Array:
+        logits: Any = model.apply({"params": params}, hidden, method="output_head")
+        return _summed_cross_entropy(logits, targets)
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        x = lax.dynamic_slice_in_dim(hidden, start, size, axis=1)
+        y = lax.dynamic_slice_in_dim(targets, start, size, axis=1)
+        return total + of_chunk(x, y), None
+
+    whole, rest = divmod(length, size)
+    if whole == 1 and rest == 0:
+        logits: Any = model.apply({"params": params}, hidden, method="output_head")
+        return cross_entropy(logits, targets)
+    zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
+    total, _ = lax.scan(add, zero, jnp.arange(whole) * size)
+    if rest:
+        total += of_chunk(hidden[:, -rest:], targets[:, -rest:])
+    return total / targets.size
+
+
+def _summed_cross_entropy(
+    logits: Float[Array, "*n v"], targets: Int[Array, "*n"]
+) -> Float[Array, ""]:
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return (jax.nn.logsumexp(logits, axis=-1) - chosen).sum()

@@ -1,0 +1,101 @@
+"""AdamW with warm-up, cosine decay and clipping: every number of it written out."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from obscura_jax.config import check_size
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters follow their gradients. The defaults are torch.optim.AdamW's, without more.
+
+    Attributes:
+        learning_rate: the largest rate, above 0.
+        warmup_steps: steps over which the rate rises to it in equal parts, the first not at 0.
+        decay_steps: steps after those over which it falls along half a cosine; 0 keeps it.
+        final_fraction: of the largest rate, what is left at the end of the fall and from then on.
+        weight_decay: times rate and parameter, taken off the parameter at each step.
+        decay_vectors: whether biases and norms decay too, as in torch; without, matrices only.
+        beta1: how much of the mean gradient is kept at each step.
+        beta2: how much of the mean squared gradient is kept.
+        epsilon: added to the root of that.
+        clip_norm: gradients of a larger norm, all together, are scaled down to it; None leaves all.
+
+    Raises:
+        ValueError: naming the field that is out of range.
+    """
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    final_fraction: float = 0.1
+    weight_decay: float = 1e-2
+    decay_vectors: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_size("warmup_steps", self.warmup_steps, 0)
+        check_size("decay_steps", self.decay_steps, 0)
+        _check(self, "learning_rate", lambda x: 0 < x < math.inf, "above 0")
+        _check(self, "final_fraction", lambda x: 0 <= x <= 1, "in [0, 1]")
+        _check(self, "weight_decay", lambda x: 0 <= x < math.inf, "at least 0")
+        _check(self, "beta1", lambda x: 0 <= x < 1, "in [0, 1)")
+        _check(self, "beta2", lambda x: 0 <= x < 1, "in [0, 1)")
+        _check(self, "epsilon", lambda x: 0 < x < 1, "in (0, 1)")
+        if self.clip_norm is not None:
+            _check(self, "clip_norm", lambda x: 0 < x < math.inf, "above 0")
+
+
+def _check(config: OptimizerConfig, field: str, holds: Any, range_: str) -> None:
+    value = getattr(config, field)
+    if not isinstance(value, Real) or isinstance(value, bool) or not holds(float(value)):
+        raise ValueError(f"{field} must be a number {range_}, got {value!r}")
+
+
+def learning_rate(config: OptimizerConfig, step: Any) -> Float[Array, ""]:
+    """The rate of step 0, 1, ...: warm-up, then half a cosine, then what is left."""
+    step = jnp.asarray(step, float)
+    warm = (step + 1) / max(config.warmup_steps, 1)
+    through = jnp.clip((step - config.warmup_steps) / max(config.decay_steps, 1), 0, 1)
+    fall = (1 - config.final_fraction) * (1 + jnp.cos(math.pi * through)) / 2
+    later = config.final_fraction + fall if config.decay_steps else 1.0
+    return config.learning_rate * jnp.where(step < config.warmup_steps, warm, later)
+
+
+def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it, clipping before it."""
+
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: config.decay_vectors or leaf.ndim > 1, params)
+
+    adamw = optax.adamw(
+        lambda step: learning_rate(config, step),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    return adamw if config.clip_norm is None else optax.chain(_clip(config.clip_norm), adamw)
+
+
+def _clip(largest: float) -> optax.GradientTransformation:
+    """Scale as torch.nn.utils.clip_grad_norm_ does: by largest / (norm + 1e-6), if below 1."""
+
+    def scale(gradients: Any, params: Any = None) -> Any:
+        factor = jnp.minimum(largest / (optax.tree.norm(gradients) + 1e-6), 1)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
+
+    return optax.stateless(scale)

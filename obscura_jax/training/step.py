@@ -1,0 +1,104 @@
+"""One step of training: a pure function of the state and a batch, compiled once for a run."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Where training stands.
+
+    Attributes:
+        step: steps taken so far.
+        params: the parameters.
+        moments: what the optimizer keeps of the gradients.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    moments: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepReport:
+    """What a step measured: the mean loss before it, its gradients' norm and its learning rate."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+
+
+def first_state(config: OptimizerConfig, params: Any) -> TrainState:
+    """The state before the first step. It is given up to that step: `params` are copied."""
+    params = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer(config).init(params))
+
+
+@partial(
+    jax.jit,
+    static_argnames=("model", "config", "compute_dtype", "chunk"),
+    donate_argnames=("state",),
+)
+def train_step(
+    model: GPTModel,
+    config: OptimizerConfig,
+    state: TrainState,
+    inputs: Int[Array, "a b t"],
+    targets: Int[Array, "a b t"],
+    key: Array | None = None,
+    *,
+    compute_dtype: DTypeLike | None = None,
+    chunk: int | None = None,
+) -> tuple[TrainState, StepReport]:
+    """Take one step along the mean gradient of A batches, read one after the other.
+
+    Args:
+        model: the model.
+        config: the optimizer's numbers.
+        state: where training stands; its arrays are used up.
+        inputs: token ids, (A, B, T).
+        targets: the id that follows each of them, (A, B, T).
+        key: a typed key for dropout, the same at all steps; without one nothing is dropped.
+            Batch a of step t drops with fold_in(fold_in(key, t), a).
+        compute_dtype: the type to compute in, such as bfloat16; parameters, moments and sums stay
+            as they are. By default that of the parameters.
+        chunk: as in `next_token_loss`.
+    """
+
+    def loss_of(params: Any, number: Any, inputs: Array, targets: Array) -> Array:
+        own_key = None
+        if key is not None:
+            own_key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
+        if compute_dtype is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
+        return next_token_loss(model, params, inputs, targets, key=own_key, chunk=chunk)
+
+    measure = jax.value_and_grad(loss_of)
+
+    def add(total: Any, batch: tuple[Array, Array, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, measure(state.params, *batch)), None
+
+    count = len(inputs)
+    found = measure(state.params, 0, inputs[0], targets[0])
+    if count > 1:
+        others = (jnp.arange(1, count), inputs[1:], targets[1:])
+        found, _ = lax.scan(add, found, others)
+    loss, gradients = jax.tree.map(lambda leaf: leaf / count, found)
+    updates, moments = optimizer(config).update(gradients, state.moments, state.params)
+    report = StepReport(loss, optax.tree.norm(gradients), learning_rate(config, state.step))
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, moments), report
