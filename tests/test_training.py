@@ -101,7 +101,7 @@ def relative(ours, theirs):
 def test_100_steps_beside_torch():
     theirs = torch_losses(torch.float32)
     assert theirs[-1] < 0.9 * theirs[0]  # there is something to follow
-    assert relative(jax_losses(), theirs) <= 1e-4
+    assert relative(jax_losses(), theirs) <= 1e-4  # measured: 1.1e-6
     for wrong in (
         replace(OPTIMIZER, decay_vectors=True),
         replace(OPTIMIZER, clip_norm=0.51),
@@ -113,7 +113,7 @@ def test_100_steps_beside_torch():
 
 def test_100_steps_in_float64(x64):
     theirs = torch_losses(torch.float64)
-    assert relative(jax_losses(jnp.float64), theirs) <= 1e-9
+    assert relative(jax_losses(jnp.float64), theirs) <= 1e-9  # measured: 4.4e-16
     assert relative(jax_losses(jnp.float32), theirs) > 1e-9
     assert relative(jax_losses(jnp.float64, replace(OPTIMIZER, epsilon=2e-8)), theirs) > 1e-9
 

@@ -15,3 +15,11 @@ def size(text: str) -> int:
         return check_size("it", value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from None
+
+
+def seed(text: str) -> int:
+    """A whole number of 31 bits."""
+    try:
+        return check_size("it", int(text), least=0)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2147483647") from None

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.compile_cache import keep_programs
-from obscura_jax.config import check_size
 
 
 def add_to(commands: Any) -> None:
@@ -23,7 +22,7 @@ def add_to(commands: Any) -> None:
     add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
     add("--min-p", type=float, metavar="P", help="draw from those at P of the most probable one")
-    add("--seed", type=_seed, default=0, metavar="S", help="of what is drawn; default: 0")
+    add("--seed", type=seed, default=0, metavar="S", help="of what is drawn; default: 0")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
@@ -106,13 +105,6 @@ def _batch(
             "compiled": out.stats.compiled,
         }
         print(json.dumps(made) if args.json else prompt + text)
-
-
-def _seed(text: str) -> int:
-    try:
-        return check_size("it", int(text), least=0)
-    except ValueError:
-        raise argparse.ArgumentTypeError("must be a whole number from 0 to 2147483647") from None
 
 
 def _prompts(words: list[str]) -> list[str]:

@@ -63,6 +63,14 @@ class DataLoader:
         """Start pass n, counted from 0."""
         return BatchIterator(self, check_size("epoch", n, 0))
 
+    def steps(self, start: int = 0) -> Iterator[Batch]:
+        """Batches without end, pass after pass, from the one that step `start` trains on."""
+        epoch, batch = divmod(check_size("start", start, 0), len(self))
+        while True:
+            with BatchIterator(self, epoch, batch) as rest:
+                yield from rest
+            epoch, batch = epoch + 1, 0
+
     def restore(self, state: Mapping[str, Any]) -> BatchIterator:
         """Go on at the batch that follows `state`, which `BatchIterator.state` returned.
 

@@ -1,0 +1,106 @@
+"""The run: batch after batch, what it measures, and when it stops (chapter 5.2)."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.text.loader import DataLoader
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.step import TrainState, train_step
+
+Row = dict[str, float]
+
+
+def train(
+    model: GPTModel,
+    config: OptimizerConfig,
+    state: TrainState,
+    loader: DataLoader,
+    *,
+    steps: int,
+    accumulate: int = 1,
+    key: jax.Array | None = None,
+    compute_dtype: DTypeLike | None = None,
+    chunk: int | None = None,
+) -> Iterator[tuple[TrainState, Row]]:
+    """Train until `steps` steps are taken, from the one at which `state` stands.
+
+    Which batch a step reads depends on the loader's seed and the step alone.
+
+    Args:
+        model: the model.
+        config: the optimizer's numbers.
+        state: where training stands; its arrays are used up.
+        loader: batches of windows; a step reads one.
+        steps: the step to stop after.
+        accumulate: in how many equal parts a batch is read, for less memory.
+        key: a typed key for dropout; without one nothing is dropped.
+        compute_dtype: as in `train_step`.
+        chunk: as in `train_step`.
+
+    Returns:
+        For each step the state after it, whose arrays the next step uses up, and a row of metrics:
+        step, loss, tokens_per_second, lr, gradient_norm.
+
+    Raises:
+        ValueError: at the call, when `accumulate` does not divide the batch; later on, when
+            the loss or the gradients are NaN or infinite. That step's state is not given.
+    """
+    if loader.batch_size % accumulate:
+        raise ValueError(
+            f"a batch of {loader.batch_size} windows does not split into {accumulate} equal parts"
+        )
+    return _rows(model, config, state, loader, steps, accumulate, key, compute_dtype, chunk)
+
+
+def _rows(
+    model: GPTModel,
+    config: OptimizerConfig,
+    state: TrainState,
+    loader: DataLoader,
+    steps: int,
+    accumulate: int,
+    key: jax.Array | None,
+    compute_dtype: DTypeLike | None,
+    chunk: int | None,
+) -> Iterator[tuple[TrainState, Row]]:
+    start = int(state.step)
+    for step, batch in zip(range(start, steps), loader.steps(start), strict=False):
+        begin = time.perf_counter()
+        inputs, targets = (jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1])) for ids in batch)
+        new, report = train_step(
+            model, config, state, inputs, targets, key, compute_dtype=compute_dtype, chunk=chunk
+        )
+        loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ValueError(
+                f"the loss of step {step} is {loss}, the norm of its gradients {norm}: "
+                "try a lower learning rate, or clipping"
+            )
+        state = new
+        seconds = time.perf_counter() - begin
+        row = {
+            "step": step,
+            "loss": loss,
+            "tokens_per_second": inputs.size / seconds,
+            "lr": rate,
+            "gradient_norm": norm,
+        }
+        yield state, row
+
+
+def validation_loss(model: GPTModel, params: Any, loader: DataLoader, *, most: int = 20) -> float:
+    """The mean loss over the first batches of pass 0, at most `most` of them, without dropout."""
+    batches = [batch for _, batch in zip(range(most), loader.epoch(0), strict=False)]
+    return float(np.mean([_loss(model, params, *batch) for batch in batches]))
+
+
+_loss = jax.jit(next_token_loss, static_argnames=("model", "chunk"))
