@@ -121,12 +121,11 @@ def run(args: argparse.Namespace) -> None:
 
 def ours(model: Any, params: Any, dtype: str | None = None) -> dict[str, System]:
     """`generate` in each number type, as systems to time."""
-    import jax
-
     from obscura_jax.decoding.generate import generate
+    from obscura_jax.decoding.plan import computed_in
 
     def system(dtype: str) -> System:
-        own = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, dtype), params)
+        own = computed_in(dtype, params)
 
         def call(prompts: list[list[int]], new_tokens: int) -> tuple[float, float, list[list[int]]]:
             out = generate(model, own, prompts, new_tokens)

@@ -38,10 +38,11 @@ def run(args: argparse.Namespace) -> None:
         keep_programs()
     import jax
 
+    from obscura_jax.decoding.plan import computed_in
     from obscura_jax.interop.files import load_model
 
     model, params = load_model(args.model, n_heads=args.n_heads)
-    params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, args.dtype), params)
+    params = computed_in(args.dtype, params)
     settings = {
         "temperature": args.temperature,
         "top_k": args.top_k,

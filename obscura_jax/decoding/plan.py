@@ -5,7 +5,7 @@ Everything is checked here, on the host, before anything is traced.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,19 @@ from obscura_jax.nn.model import GPTModel, check_ids
 
 PerRow = float | None | Sequence[float | None]
 PerRowInt = int | None | Sequence[int | None]
+
+
+class Options(TypedDict, total=False):
+    """The settings of `generate`, which `stream` and `stream_text` hand on to `plan`."""
+
+    temperature: PerRow
+    top_k: PerRowInt
+    top_p: PerRow
+    min_p: PerRow
+    key: jax.Array | None
+    stop_ids: Sequence[int] | Sequence[Sequence[int]]
+    dtype: DTypeLike | None
+    sliding: bool
 
 
 @dataclass(frozen=True)

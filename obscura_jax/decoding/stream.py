@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
-from jax.typing import DTypeLike
 
 from obscura_jax.config import check_size
 from obscura_jax.decoding.engine import State
-from obscura_jax.decoding.plan import PerRow, PerRowInt, Plan, check_whole, plan, run
+from obscura_jax.decoding.plan import Options, Plan, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
 
 if TYPE_CHECKING:
@@ -29,14 +28,7 @@ def stream(
     max_new_tokens: int = 64,
     *,
     chunk: int = 8,
-    temperature: PerRow = 0.0,
-    top_k: PerRowInt = None,
-    top_p: PerRow = None,
-    min_p: PerRow = None,
-    key: jax.Array | None = None,
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
-    dtype: DTypeLike | None = None,
-    sliding: bool = False,
+    **options: Unpack[Options],
 ) -> Iterator[list[list[int]]]:
     """The tokens of `generate`, given as they are made.
 
@@ -47,7 +39,8 @@ def stream(
         max_new_tokens: how many tokens a row gets at most.
         chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
             small one returns to Python more often.
-        temperature: this and all other settings are as in `generate`.
+        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype and sliding, as in
+            `generate`.
 
     Returns:
         For the first token, and then for every `chunk` more, the new ids of each of the B rows: []
@@ -58,20 +51,7 @@ def stream(
             logits that are NaN or infinite.
     """
     chunk = check_size("chunk", chunk)
-    call = plan(
-        model,
-        params,
-        prompts,
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        key=key,
-        stop_ids=stop_ids,
-        dtype=dtype,
-        sliding=sliding,
-    )
+    call = plan(model, params, prompts, max_new_tokens, **options)
     return _new_ids(call, chunk)
 
 
@@ -171,14 +151,7 @@ def stream_text(
     *,
     chunk: int = 8,
     stop: Sequence[str] = (),
-    temperature: PerRow = 0.0,
-    top_k: PerRowInt = None,
-    top_p: PerRow = None,
-    min_p: PerRow = None,
-    key: jax.Array | None = None,
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
-    dtype: DTypeLike | None = None,
-    sliding: bool = False,
+    **options: Unpack[Options],
 ) -> Iterator[list[str]]:
     """As `stream`, from text to text.
 
@@ -190,7 +163,8 @@ def stream_text(
         max_new_tokens: how many tokens a row gets at most.
         chunk: how many tokens of a row to wait for.
         stop: strings that end a row; its text ends before the first of them.
-        temperature: this and all other settings are as in `generate`.
+        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype and sliding, as in
+            `generate`.
 
     Returns:
         For each chunk a piece of text, maybe empty, for each of the B rows. It ends once every row
@@ -207,14 +181,7 @@ def stream_text(
         [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts],
         max_new_tokens,
         chunk=chunk,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        key=key,
-        stop_ids=stop_ids,
-        dtype=dtype,
-        sliding=sliding,
+        **options,
     )
     return _pieces(chunks, texts)
 

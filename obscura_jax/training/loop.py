@@ -58,43 +58,34 @@ def train(
         raise ValueError(
             f"a batch of {loader.batch_size} windows does not split into {accumulate} equal parts"
         )
-    return _rows(model, config, state, loader, steps, accumulate, key, compute_dtype, chunk)
 
-
-def _rows(
-    model: GPTModel,
-    config: OptimizerConfig,
-    state: TrainState,
-    loader: DataLoader,
-    steps: int,
-    accumulate: int,
-    key: jax.Array | None,
-    compute_dtype: DTypeLike | None,
-    chunk: int | None,
-) -> Iterator[tuple[TrainState, Row]]:
-    start = int(state.step)
-    for step, batch in zip(range(start, steps), loader.steps(start), strict=False):
-        begin = time.perf_counter()
-        inputs, targets = (jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1])) for ids in batch)
-        new, report = train_step(
-            model, config, state, inputs, targets, key, compute_dtype=compute_dtype, chunk=chunk
-        )
-        loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise ValueError(
-                f"the loss of step {step} is {loss}, the norm of its gradients {norm}: "
-                "try a lower learning rate, or clipping"
+    def rows(state: TrainState) -> Iterator[tuple[TrainState, Row]]:
+        start = int(state.step)
+        for step, batch in zip(range(start, steps), loader.steps(start), strict=False):
+            begin = time.perf_counter()
+            inputs, targets = (
+                jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1])) for ids in batch
             )
-        state = new
-        seconds = time.perf_counter() - begin
-        row = {
-            "step": step,
-            "loss": loss,
-            "tokens_per_second": inputs.size / seconds,
-            "lr": rate,
-            "gradient_norm": norm,
-        }
-        yield state, row
+            state, report = train_step(
+                model, config, state, inputs, targets, key, compute_dtype=compute_dtype, chunk=chunk
+            )
+            loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise ValueError(
+                    f"the loss of step {step} is {loss}, the norm of its gradients {norm}: "
+                    "try a lower learning rate, or clipping"
+                )
+            seconds = time.perf_counter() - begin
+            row = {
+                "step": step,
+                "loss": loss,
+                "tokens_per_second": inputs.size / seconds,
+                "lr": rate,
+                "gradient_norm": norm,
+            }
+            yield state, row
+
+    return rows(state)
 
 
 def validation_loss(model: GPTModel, params: Any, loader: DataLoader, *, most: int = 20) -> float:
