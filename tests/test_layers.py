@@ -216,3 +216,25 @@ def test_sizes_become_plain_numbers(unchecked):
     assert module != Linear(3, 3)
     assert hash(module) == hash(Linear(3, 2))
     assert type(LayerNorm(3, np.float32(0.5)).eps) is float
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gradients_of_a_16_bit_product(rows, dtype):
+    """Against float32: the error is that of rounding gradients to the type, and no more."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (rows, 7), dtype)
+    weight, bias = jax.random.normal(keys[1], (5, 7), dtype), jnp.ones(5, dtype)
+    up = jax.random.normal(keys[2], (rows, 5), dtype)
+
+    def gradients(*args):
+        return jax.grad(lambda *a: (linear(*a) * up.astype(a[0].dtype)).sum(), (0, 1, 2))(*args)
+
+    ours = gradients(x, weight, bias)
+    exact = gradients(*(a.astype(jnp.float32) for a in (x, weight, bias)))
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == dtype
+        error = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()
+        assert error <= jnp.finfo(dtype).eps  # half of it where one rounding is made
+    per_row = jax.vmap(jax.grad(lambda x, w: linear(x[None], w).sum(), 1), (0, None))(x, weight)
+    assert per_row.shape == (rows, 5, 7)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -34,22 +35,56 @@ def linear(
     *batch, width = x.shape
     rows = x.reshape(-1, width)  # with one axis the weight's gradient is a plain product: 1.2x
     one_row_on_cpu = len(rows) == 1 and jax.default_backend() == "cpu"
-    accumulate = jnp.promote_types(x.dtype, jnp.float32)
     if one_row_on_cpu and x.dtype == jnp.bfloat16:
         # Of all forms the one in which XLA:CPU does not convert the weight first: 7 against 48 ms
         # for all products of one token through the 124M model.
-        y = lax.dot_general(
-            rows, weight.T, (((1,), (0,)), ((), ())), preferred_element_type=accumulate
-        )
+        y = _dot(rows, weight.T, 1, 0)
+    elif x.dtype == weight.dtype and x.dtype.itemsize < 4:
+        y = _short_product(rows, weight)
     else:
-        y = lax.dot_general(
-            rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=accumulate
-        )
+        y = _dot(rows, weight, 1, 1)
     if bias is not None:
         if one_row_on_cpu:  # else XLA:CPU fuses the sum into a plain loop at 2.6 GB/s
             y = lax.optimization_barrier(y)
         y += jnp.broadcast_to(bias, y.shape)
     return y.astype(dtype or x.dtype).reshape(*batch, len(weight))
+
+
+def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """The sum over an axis of each of two matrices, in at least float32."""
+    accumulate = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(
+        a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=accumulate
+    )
+
+
+@jax.custom_vjp
+def _short_product(x: Array, weight: Array) -> Array:
+    """`x @ weight.T` of 16-bit numbers in float32, with products of 16-bit numbers as gradients.
+
+    JAX's own would multiply float32 by 16 bits, which XLA widens first: 1.9x for a step of training
+    the 124M model. What is given up is forward-mode differentiation, in these types only.
+    """
+    return _dot(x, weight, 1, 1)
+
+
+def _short_product_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _dot(x, weight, 1, 1), (x, weight)
+
+
+def _short_product_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    gradient = gradient.astype(x.dtype)
+    columns = gradient.T
+    if jax.default_backend() == "cpu":  # laid out in memory so, or XLA:CPU widens: 2.2x
+        columns = with_layout_constraint(columns, Layout((0, 1)))
+    return (
+        _dot(gradient, weight, 1, 0).astype(x.dtype),
+        _dot(columns, x, 1, 0).astype(weight.dtype),
+    )
+
+
+_short_product.defvjp(_short_product_fwd, _short_product_bwd)
 
 
 def uniform_fan_in(

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
@@ -78,6 +79,13 @@ class TransformerBlock(ConfiguredModule):
         return x + self.drop_shortcut(y, deterministic=deterministic)
 
 
+Recompute = Literal["elementwise", "blocks"]
+_KEPT = {
+    "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 class GPTModel(ConfiguredModule):
     """A GPT-2-shaped decoder (Radford et al. 2019; chapter 4.6).
 
@@ -133,11 +141,14 @@ class GPTModel(ConfiguredModule):
         deterministic: bool = True,
         positions: Integer[Array, "*batch t"] | None = None,
         attend: Callable[..., Array] | None = None,
+        recompute: Recompute | None = None,
     ) -> Float[Array, "*batch t d"]:
         """What the last block gives, with the arguments of a call; `output_head` does the rest.
 
         A caller that wants few logits at a time runs the two apart:
-        `model.apply({"params": params}, ids, method="hidden_states")`.
+        `model.apply({"params": params}, ids, method="hidden_states")`. For a gradient in less
+        memory, `recompute` names what of a block is computed once more instead of being kept:
+        "elementwise" keeps the products with weights, "blocks" only what enters each block.
         """
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
@@ -145,7 +156,11 @@ class GPTModel(ConfiguredModule):
         x = self.drop_emb(x, deterministic=deterministic)
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
-            x = block(x, deterministic=deterministic, attend=attend_here)
+            run: Any = TransformerBlock.__call__
+            run = partial(run, deterministic=deterministic, attend=attend_here)
+            if recompute is not None:
+                run = nn.remat(run, policy=_KEPT[recompute])
+            x = run(block, x)
         return x
 
     def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
