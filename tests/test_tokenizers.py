@@ -328,6 +328,63 @@ def test_text_imports_neither_jax_nor_the_package_of_the_data() -> None:
     )
 
 
+# --- GPT-2's first merges ----------------------------------------------------------------------
+
+
+@given(st.text(max_size=200), st.sampled_from([257, 258, 1025, 4096]))
+@settings(max_examples=60, deadline=None)
+def test_fewer_tokens_spell_any_text(text: str, vocab_size: int) -> None:
+    """It comes back, every id is below the last, and 257 tokens are the bytes."""
+    tokenizer = gpt2_tokenizer(vocab_size)
+    ids = tokenizer.encode_ordinary(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < vocab_size - 1 for i in ids)
+    if vocab_size == 257:
+        assert len(ids) == len(text.encode())
+
+
+def test_fewer_tokens_are_the_first_merges() -> None:
+    """A token is spelled by the best of the merges there are, and more of them need fewer ids."""
+    few = gpt2_tokenizer(1025)
+    assert few._mergeable_ranks == {
+        token: rank for token, rank in gpt2_tokenizer()._mergeable_ranks.items() if rank < 1024
+    }
+    assert few.encode(" the") == gpt2_tokenizer().encode(" the") == [262]
+    assert [few.decode([i]) for i in few.encode(" attention")] == [" att", "ent", "ion"]
+    assert gpt2_tokenizer().encode(" attention") == [3241]  # a merge that 1025 tokens lack
+    lengths = [len(gpt2_tokenizer(n).encode(sample_text())) for n in (257, 1025, 4096, 50257)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) == 4
+
+
+def test_the_end_of_text_is_the_last_of_fewer_tokens() -> None:
+    """And one id, where it is allowed; its number is no other token's."""
+    tokenizer = gpt2_tokenizer(1025)
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (1025, 1024)
+    assert tokenizer.encode("a<|endoftext|>", allowed_special="all") == [64, 1024]
+    assert 1024 not in tokenizer._mergeable_ranks.values()
+    assert gpt2_tokenizer(1026).encode(tokenizer.decode([1024]), allowed_special="all") == [1025]
+
+
+def test_all_tokens_are_gpt2() -> None:
+    """With 50257 nothing changes; with one fewer the last merge is missing."""
+    plain, whole, short = gpt2_tokenizer(), gpt2_tokenizer(50257), gpt2_tokenizer(50256)
+    assert (whole._mergeable_ranks, whole.eot_token) == (plain._mergeable_ranks, plain.eot_token)
+    assert whole.name == "gpt2" != short.name
+    assert whole.encode(TEA, allowed_special="all") == TEA_IDS
+    last = plain.decode([50255])
+    assert whole.encode(last) == [50255]
+    assert len(short.encode(last)) > 1
+
+
+@pytest.mark.parametrize("vocab_size", [-1, 0, 256, 50258, 10**9])
+def test_other_numbers_of_tokens_are_refused(vocab_size: int) -> None:
+    """Fewer than the bytes and the end of text, or more than there are; in one clear line."""
+    with pytest.raises(ValueError, match=f"257 to 50257 tokens, got {vocab_size}") as error:
+        gpt2_tokenizer(vocab_size)
+    assert "\n" not in str(error.value)
+
+
 # --- the bundled text --------------------------------------------------------------------------
 
 

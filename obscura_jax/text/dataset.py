@@ -11,7 +11,7 @@ import operator
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Self, SupportsIndex, cast
+from typing import Any, Protocol, Self, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,26 @@ Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 """Inputs and targets, each (B, L); for a single window each (L,)."""
 
 Integers = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class Windows(Protocol):
+    """What a loader makes batches of: `GPTDatasetV1` or a `TokenFile`."""
+
+    max_length: int
+    stride: int
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        ...
+
+    def windows(self, indices: Integers) -> Batch:
+        """Copy the windows at `indices` into two (B, L) arrays."""
+        ...
+
+    @property
+    def checksum(self) -> int:
+        """A number that other tokens would not have."""
+        ...
 
 
 class GPTDatasetV1:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from obscura_jax.config import check_size, check_sizes
-from obscura_jax.text.dataset import Batch, GPTDatasetV1
+from obscura_jax.text.dataset import Batch, GPTDatasetV1, Windows
 from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer
 
 
@@ -33,7 +33,7 @@ class DataLoader:
     runs a script without a `__main__` guard again.
     """
 
-    dataset: GPTDatasetV1
+    dataset: Windows
     batch_size: int = 4
     shuffle: bool = True
     drop_last: bool = True

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 
+GPT2_TOKENS = 50257
+
 # What tiktoken_ext.openai_public.gpt2() demands of the same file.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
@@ -140,7 +142,7 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
 
 
 @functools.cache
-def gpt2_tokenizer() -> tiktoken.Encoding:
+def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     """Return tiktoken's GPT-2 encoding (50257 tokens), made once a process without a download.
 
     `tiktoken.get_encoding("gpt2")` downloads OpenAI's two files at the first use. The package
@@ -148,18 +150,35 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
     is read where it lies. `tiktoken.load` would read it through a cache folder, which may be
     missing, not writable, or somebody else's.
 
-    Raises FileNotFoundError when the file is missing and ValueError when it is damaged.
+    Fewer tokens, 257 at least, are GPT-2's bytes and its first merges, `<|endoftext|>` the last:
+    the encoding for a small model. It spells any text too, in more tokens.
+
+    Raises FileNotFoundError when the file is missing, and ValueError when it is damaged or for
+    another number of tokens.
     """
+    if not 257 <= vocab_size <= GPT2_TOKENS:
+        raise ValueError(f"GPT-2's encoding has 257 to 50257 tokens, got {vocab_size}")
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
+    last = vocab_size - 1
+    ranks = _gpt2_ranks(_encoder_json())
     return tiktoken.Encoding(
-        "gpt2",
+        "gpt2" if vocab_size == GPT2_TOKENS else f"gpt2-{vocab_size}",
         pat_str=r50k_pat_str,
-        mergeable_ranks=_gpt2_ranks(_encoder_json()),
-        special_tokens={END_OF_TEXT: 50256},
-        explicit_n_vocab=50257,
+        mergeable_ranks={token: rank for token, rank in ranks.items() if rank < last},
+        special_tokens={END_OF_TEXT: last},
+        explicit_n_vocab=vocab_size,
     )
+
+
+def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
+    """The encoding that a model with so many tokens is taken to have.
+
+    From 257 on it is GPT-2's, of as many tokens as the model has. One that has more padded them,
+    and one that has fewer has none of this package's: for both it is the whole of GPT-2's.
+    """
+    return gpt2_tokenizer(vocab_size if 257 <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
 
 
 def _encoder_json() -> Path:

@@ -1,0 +1,87 @@
+"""Windows of a file of token ids, such as nanoGPT's train.bin: read from the disk as needed."""
+
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from obscura_jax.config import check_size
+from obscura_jax.text.corpus import IDS
+from obscura_jax.text.dataset import Batch, Integers
+
+_BLOCK = 1 << 22  # tokens
+
+
+class TokenFile:
+    """The windows of a file of 16-bit ids: what `GPTDatasetV1` is for ids in memory.
+
+    Window i starts at token first + i * stride. The file is mapped for as long as a batch takes to
+    copy, so that a text of any size takes no memory.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_length: int,
+        stride: int,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        """Use the tokens of `path` from `first` up to, not including, `last` (None: the end).
+
+        Raises:
+            FileNotFoundError: when there is no file.
+            ValueError: when it is not of 16-bit numbers, has fewer than max_length + 1 tokens in
+                that range, or, where `vocab_size` is given, ids outside it.
+        """
+        self.path = Path(path)
+        self.max_length = check_size("max_length", max_length)
+        self.stride = check_size("stride", stride)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no tokens at {str(path)!r}")
+        size = self.path.stat().st_size
+        if size % IDS.itemsize:
+            raise ValueError(f"{path} is not a file of 16-bit numbers: it has {size} bytes")
+        self.first, self.last = first, size // IDS.itemsize if last is None else last
+        if self.last - first <= max_length:
+            raise ValueError(
+                f"{path} has {self.last - first} tokens here, "
+                f"a window needs max_length + 1 = {max_length + 1}"
+            )
+        if vocab_size is not None and self._largest >= vocab_size:
+            raise ValueError(
+                f"{path} has token {self._largest}, outside the vocabulary, 0..{vocab_size - 1}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return (self.last - self.first - self.max_length - 1) // self.stride + 1
+
+    def windows(self, indices: Integers) -> Batch:
+        """Copy the windows at `indices` into two C-contiguous (B, L) int32 arrays."""
+        rows = np.asarray(indices, np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"windows are numbered 0..{len(self) - 1}")
+        starts = self.first + rows * self.stride
+        ids = self._map()[starts[:, None] + np.arange(self.max_length + 1)].astype(np.int32)
+        return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of the tokens in the range."""
+        crc = 0
+        for begin in range(self.first, self.last, _BLOCK):
+            crc = zlib.crc32(self._map()[begin : min(begin + _BLOCK, self.last)].tobytes(), crc)
+        return crc
+
+    @cached_property
+    def _largest(self) -> int:
+        begins = range(self.first, self.last, _BLOCK)
+        return max(int(self._map()[b : min(b + _BLOCK, self.last)].max()) for b in begins)
+
+    def _map(self) -> npt.NDArray[np.uint16]:
+        return np.memmap(self.path, IDS, "r")
