@@ -140,6 +140,28 @@ def test_the_loss_in_chunks_is_the_loss(chunk, x64):
     assert abs(loss(params, chunk, ids[:, :-1]) - whole[0]) > 1e-3
 
 
+@pytest.mark.parametrize("recompute", ["elementwise", "blocks"])
+def test_recomputing_changes_no_gradient(recompute, x64):
+    """Dropout included: what is computed again drops the same values."""
+    model = GPTModel(replace(CFG, drop_rate=0.2))
+    ids = batches(1, 1)[0, 0]
+    params = model.init(jax.random.key(0), ids[:, :-1])["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+    def found(recompute, seed=1):
+        def loss(params):
+            args = (model, params, ids[:, :-1], ids[:, 1:])
+            return next_token_loss(*args, key=jax.random.key(seed), recompute=recompute)
+
+        return jax.value_and_grad(loss)(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    (kept, plain), (again, remade) = found(None), found(recompute)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
+    assert remade.count("tanh") > plain.count("tanh")  # it is computed again
+    assert abs(found(recompute, seed=2)[0][0] - kept[0]) > 1e-4
+
+
 def test_cross_entropy_is_torchs():
     rng = np.random.default_rng(0)
     logits, targets = (

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from obscura_jax.decoding.plan import check_whole, computed_in, padded_prompts
 from obscura_jax.decoding.sampling import log_probability
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.text.tokenizers import gpt2_tokenizer
+from obscura_jax.text.tokenizers import tokenizer_for
 
 _CHUNK = 128  # positions whose logits exist at once
 
@@ -53,8 +53,8 @@ def score(
     Args:
         model: the model.
         params: its parameters.
-        texts: token ids; or strings, which become ids by `gpt2_tokenizer()`, `<|endoftext|>` as
-            that one token. At most `context_length` tokens each.
+        texts: token ids; or strings, which become ids by `tokenizer_for(vocab_size)`,
+            `<|endoftext|>` as that one token. At most `context_length` tokens each.
         dtype: the number type to compute in, float32 or bfloat16; by default that of `params`.
             Log-probabilities are float32 at least.
 
@@ -64,8 +64,9 @@ def score(
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a list of texts, got one string")
+    tokenizer = tokenizer_for(model.cfg.vocab_size)
     rows = [
-        gpt2_tokenizer().encode(text, allowed_special="all") if isinstance(text, str) else text
+        tokenizer.encode(text, allowed_special="all") if isinstance(text, str) else text
         for text in texts
     ]
     ids, lengths = padded_prompts(rows, model.cfg)

@@ -10,13 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.config import check_size
+from obscura_jax.nn.model import GPTModel, Recompute
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import TrainState, train_step
 
 Row = dict[str, float]
+
+
+class DivergedError(ValueError):
+    """The loss or the gradients are NaN or infinite. `state` is the last good one."""
+
+    def __init__(self, message: str, state: TrainState) -> None:
+        super().__init__(message)
+        self.state = state
+
+
+def check_accumulate(parts: int, batch_size: int) -> None:
+    """Raise ValueError unless a batch splits into so many equal parts."""
+    if batch_size % check_size("accumulate", parts):
+        raise ValueError(f"a batch of {batch_size} windows does not split into {parts} equal parts")
 
 
 def train(
@@ -30,6 +45,7 @@ def train(
     key: jax.Array | None = None,
     compute_dtype: DTypeLike | None = None,
     chunk: int | None = None,
+    recompute: Recompute | None = None,
 ) -> Iterator[tuple[TrainState, Row]]:
     """Train until `steps` steps are taken, from the one at which `state` stands.
 
@@ -45,19 +61,17 @@ def train(
         key: a typed key for dropout; without one nothing is dropped.
         compute_dtype: as in `train_step`.
         chunk: as in `train_step`.
+        recompute: as in `train_step`.
 
     Returns:
         For each step the state after it, whose arrays the next step uses up, and a row of metrics:
         step, loss, tokens_per_second, lr, gradient_norm.
 
     Raises:
-        ValueError: at the call, when `accumulate` does not divide the batch; later on, when
-            the loss or the gradients are NaN or infinite. That step's state is not given.
+        ValueError: at the call, when `accumulate` does not divide the batch.
+        DivergedError: later on, when the loss or the gradients are NaN or infinite.
     """
-    if loader.batch_size % accumulate:
-        raise ValueError(
-            f"a batch of {loader.batch_size} windows does not split into {accumulate} equal parts"
-        )
+    check_accumulate(accumulate, loader.batch_size)
 
     def rows(state: TrainState) -> Iterator[tuple[TrainState, Row]]:
         start = int(state.step)
@@ -67,13 +81,22 @@ def train(
                 jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1])) for ids in batch
             )
             state, report = train_step(
-                model, config, state, inputs, targets, key, compute_dtype=compute_dtype, chunk=chunk
+                model,
+                config,
+                state,
+                inputs,
+                targets,
+                key,
+                compute_dtype=compute_dtype,
+                chunk=chunk,
+                recompute=recompute,
             )
             loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise ValueError(
+                raise DivergedError(
                     f"the loss of step {step} is {loss}, the norm of its gradients {norm}: "
-                    "try a lower learning rate, or clipping"
+                    "try a lower learning rate, or clipping",
+                    state,
                 )
             seconds = time.perf_counter() - begin
             row = {

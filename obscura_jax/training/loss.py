@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.model import GPTModel, Recompute
 
 
 def cross_entropy(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Array, ""]:
@@ -24,6 +24,7 @@ def next_token_loss(
     *,
     key: Array | None = None,
     chunk: int | None = None,
+    recompute: Recompute | None = None,
 ) -> Float[Array, ""]:
     """The mean cross-entropy of a batch of windows.
 
@@ -36,11 +37,13 @@ def next_token_loss(
         chunk: how many positions of a row have logits at once; by default all T. Fewer need less
             memory, B * chunk * V numbers, and the output head is computed once more for the
             gradient. T need not be a multiple.
+        recompute: what the gradient computes once more instead of keeping it, as in
+            `GPTModel.hidden_states`.
     """
-    dropout: dict[str, Any] = {"deterministic": True}
+    how: dict[str, Any] = {"deterministic": True, "recompute": recompute}
     if key is not None:
-        dropout = {"deterministic": False, "rngs": {"dropout": key}}
-    hidden: Any = model.apply({"params": params}, inputs, method="hidden_states", **dropout)
+        how |= {"deterministic": False, "rngs": {"dropout": key}}
+    hidden: Any = model.apply({"params": params}, inputs, method="hidden_states", **how)
     length = targets.shape[1]
     size = min(chunk or length, length)
 

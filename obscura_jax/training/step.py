@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.model import GPTModel, Recompute
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 
@@ -48,10 +48,16 @@ def first_state(config: OptimizerConfig, params: Any) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer(config).init(params))
 
 
+# XLA:CPU otherwise orders a step for parallelism, and keeps what it need not: of the 124M model
+# with `recompute` and `chunk`, 1196 against 1665 MiB beside the state, at the same speed.
+_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
 @partial(
     jax.jit,
-    static_argnames=("model", "config", "compute_dtype", "chunk"),
+    static_argnames=("model", "config", "compute_dtype", "chunk", "recompute"),
     donate_argnames=("state",),
+    compiler_options=_IN_ORDER,
 )
 def train_step(
     model: GPTModel,
@@ -63,8 +69,12 @@ def train_step(
     *,
     compute_dtype: DTypeLike | None = None,
     chunk: int | None = None,
+    recompute: Recompute | None = None,
 ) -> tuple[TrainState, StepReport]:
     """Take one step along the mean gradient of A batches, read one after the other.
+
+    Where the loss or a gradient is NaN or infinite, no step is taken: the state comes back as it
+    was, and the report shows why.
 
     Args:
         model: the model.
@@ -77,6 +87,7 @@ def train_step(
         compute_dtype: the type to compute in, such as bfloat16; parameters, moments and sums stay
             as they are. By default that of the parameters.
         chunk: as in `next_token_loss`.
+        recompute: as in `next_token_loss`.
     """
 
     def loss_of(params: Any, number: Any, inputs: Array, targets: Array) -> Array:
@@ -85,7 +96,9 @@ def train_step(
             own_key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
         if compute_dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
-        return next_token_loss(model, params, inputs, targets, key=own_key, chunk=chunk)
+        return next_token_loss(
+            model, params, inputs, targets, key=own_key, chunk=chunk, recompute=recompute
+        )
 
     measure = jax.value_and_grad(loss_of)
 
@@ -98,7 +111,12 @@ def train_step(
         others = (jnp.arange(1, count), inputs[1:], targets[1:])
         found, _ = lax.scan(add, found, others)
     loss, gradients = jax.tree.map(lambda leaf: leaf / count, found)
-    updates, moments = optimizer(config).update(gradients, state.moments, state.params)
-    report = StepReport(loss, optax.tree.norm(gradients), learning_rate(config, state.step))
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, moments), report
+    norm = optax.tree.norm(gradients)
+    report = StepReport(loss, norm, learning_rate(config, state.step))
+
+    def taken(state: TrainState, gradients: Any) -> TrainState:
+        updates, moments = optimizer(config).update(gradients, state.moments, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments)
+
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    return lax.cond(finite, taken, lambda state, _: state, state, gradients), report

@@ -1,0 +1,177 @@
+"""A run in a folder: steps with their metrics, validation and checkpoints, to be gone on with.
+
+The folder holds `checkpoints`, and `metrics.jsonl` with an object a step and one a validation.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+
+from obscura_jax.nn.model import GPTModel, Recompute
+from obscura_jax.text.loader import DataLoader
+from obscura_jax.training.checkpoint import Checkpoints
+from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.step import TrainState, first_state
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run computes. Two runs that are equal here have the same losses, bit for bit.
+
+    Attributes:
+        model: the model.
+        config: the optimizer's numbers.
+        loader: the batches.
+        steps: after how many it ends.
+        seed: of the key for dropout, where the model drops.
+        accumulate: in how many parts a batch is read.
+        compute_dtype: as in `train_step`.
+        chunk: as in `train_step`.
+        recompute: as in `train_step`.
+    """
+
+    model: GPTModel
+    config: OptimizerConfig
+    loader: DataLoader
+    steps: int
+    seed: int = 0
+    accumulate: int = 1
+    compute_dtype: DTypeLike | None = None
+    chunk: int | None = None
+    recompute: Recompute | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the step would refuse."""
+        check_accumulate(self.accumulate, self.loader.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """All of it as JSON; of the data the checksum, and the order of the batches."""
+        data = self.loader.epoch(0).state()
+        return {
+            **{f"model.{name}": value for name, value in self.model.cfg.to_dict().items()},
+            **{f"optimizer.{name}": value for name, value in asdict(self.config).items()},
+            **{f"data.{n}": data[n] for n in data.keys() - {"epoch", "batch"}},
+            "steps": self.steps,
+            "seed": self.seed,
+            "accumulate": self.accumulate,
+            "compute_dtype": self.compute_dtype and str(jax.numpy.dtype(self.compute_dtype)),
+            "chunk": self.chunk,
+            "recompute": self.recompute,
+        }
+
+    def shape_of_state(self) -> TrainState:
+        """The state's arrays, without their numbers."""
+        init = self.model.init
+        return jax.eval_shape(
+            lambda: first_state(self.config, init(jax.random.key(0), [[0]])["params"])
+        )
+
+
+def fit(
+    run: Run,
+    folder: str | Path,
+    params: Callable[[], Any],
+    *,
+    validation: DataLoader,
+    validate_every: int,
+    save_every: int,
+    keep: int = 2,
+    max_seconds: float | None = None,
+    stop: Callable[[], object] = lambda: False,
+    sample: Callable[[Any], str] | None = None,
+    show: Callable[[Mapping[str, Any]], object] = lambda row: None,
+) -> TrainState:
+    """Go on where the folder's newest checkpoint stands, or begin, until the run's end or a stop.
+
+    Args:
+        run: what to compute.
+        folder: where to write.
+        params: makes the parameters that a run without checkpoints begins with.
+        validation: batches for the validation loss.
+        validate_every: steps from one validation to the next; the last step has one too.
+        save_every: steps from one checkpoint to the next; there is one at the end too.
+        keep: how many checkpoints are kept.
+        max_seconds: stop after the first step that ends later than this.
+        stop: asked after each step; stops where true.
+        sample: text from parameters, for each validation's row.
+        show: called with each row of the metrics.
+
+    Returns:
+        The state at the end; it is saved.
+
+    Raises:
+        DivergedError: for a NaN or infinite loss; the last good state is saved.
+        ValueError: for checkpoints of another run, all damaged, or not written.
+    """
+    folder, begin = Path(folder), time.perf_counter()
+    checkpoints = Checkpoints(folder / "checkpoints", run.identity(), keep=keep)
+    state = checkpoints.restore(run.shape_of_state())
+    if state is None:
+        state = first_state(run.config, params())
+    _cut_metrics(folder / METRICS, int(state.step))
+    states = train(
+        run.model,
+        run.config,
+        state,
+        run.loader,
+        steps=run.steps,
+        accumulate=run.accumulate,
+        key=jax.random.key(run.seed) if run.model.cfg.drop_rate else None,
+        compute_dtype=run.compute_dtype,
+        chunk=run.chunk,
+        recompute=run.recompute,
+    )
+    with open(folder / METRICS, "a", encoding="utf-8") as metrics:
+
+        def note(row: Mapping[str, Any]) -> None:
+            print(json.dumps(row), file=metrics, flush=True)
+            show(row)
+
+        try:
+            for state, row in states:
+                note(row)
+                done = int(row["step"]) + 1
+                if done % validate_every == 0 or done == run.steps:
+                    loss = validation_loss(run.model, state.params, validation)
+                    text = {"sample": sample(state.params)} if sample else {}
+                    note({"step": row["step"], "val_loss": loss, **text})
+                late = max_seconds is not None and time.perf_counter() - begin > max_seconds
+                if late or stop():
+                    break
+                if done % save_every == 0:
+                    checkpoints.save(state)
+        except DivergedError as error:
+            checkpoints.save(error.state)
+            raise
+    checkpoints.save(state)
+    return state
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the rows of steps that will be taken again."""
+    rows = [row for row in read_metrics(path) if row["step"] < step]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
