@@ -6,7 +6,7 @@ How a model is run (number type, device, key) is never stored here; it is an arg
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, Self
 
@@ -151,4 +151,7 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-medium": _gpt2(1024, 16, 24),
     "gpt2-large": _gpt2(1280, 20, 36),
     "gpt2-xl": _gpt2(1600, 25, 48),
+    "tiny": replace(  # the model that the package ships
+        _gpt2(192, 3, 4), vocab_size=4096, context_length=256, drop_rate=0.0
+    ),
 }

@@ -23,6 +23,7 @@ CFG = GPTConfig(
     tie_weights=True,
 )
 NAMES = ["prefill, 16 tokens", "decode, 1 row", "decode, 8 rows", "decode, 1 row, full cache"]
+NAMES += ["training, 4 x 32"]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_json_has_every_figure(folder, capsys):
         assert len(figure["values"]) == 3
         assert figure["median"] == sorted(figure["values"])[1] > 0
         assert figure["compile_seconds"] > 0.05  # the first call compiles, and it alone
-        assert figure["unit"] == ("tokens/s" if "prefill" in figure["name"] else "ms/step")
+        assert figure["unit"] == ("ms/step" if "decode" in figure["name"] else "tokens/s")
 
 
 def test_lines_for_people(folder, capsys):
@@ -87,4 +88,18 @@ def test_the_tool_runs_without_peers(folder):
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     ours = [figure["name"] for figure in out["figures"] if figure["system"] == "float32"]
-    assert ours == NAMES
+    assert ours == NAMES[:4]
+
+
+def test_the_training_tool_beside_torch():
+    tool = Path(__file__).parents[1] / "tools" / "bench_train.py"
+    words = ["--preset", "tiny", "--batch-size", "1", "--length", "8", "--repeats", "1", "--json"]
+    words += ["--dtype", "float32", "--eager"]
+    done = subprocess.run([sys.executable, str(tool), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert [figure["system"] for figure in out["figures"]] == ["float32", "torch eager float32"]
+    assert all(figure["mebibytes"] > 100 for figure in out["figures"])
+    (ratio,) = out["ratios"]
+    ours, theirs = (figure["values"][0] for figure in out["figures"])
+    assert ratio["ratio"] == pytest.approx(ours / theirs)

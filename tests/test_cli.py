@@ -212,7 +212,10 @@ def test_help_and_version(capsys):
         (["info", "x", "--n-heads", "3.0"], "argument --n-heads: must be a whole number of at"),
         (["convert", "x"], "obscura convert: the following arguments are required: destination"),
         (["convert", "x", "y", "--to", "z"], "argument --to: invalid choice: 'z'"),
-        (["generate", "x"], "obscura generate: the following arguments are required: --model"),
+        (
+            ["train", "--out", "x", "--preset", "tiny", "--vocab-size", "300"],
+            "cannot both be given",
+        ),
         *(
             (["generate", "x", "--model", "y", "--max-new-tokens", n], "argument --max-new-tokens:")
             for n in ("0", "-1", "x", "", "1.5", "1e3", "10000000000", "9" * 5000)

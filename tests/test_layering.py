@@ -14,6 +14,7 @@ PACKAGE = Path(obscura_jax.__file__).parent
 FLOORS = [
     "config",
     "extras",
+    "plots",
     "text",
     "nn",
     "decoding",

@@ -5,24 +5,25 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from obscura_jax import GPTConfig, load_model
+from obscura_jax import GPTConfig, gpt2_tokenizer, load_model
 from obscura_jax.cli.__main__ import main
 from obscura_jax.interop.dialects import parameter_shapes
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text import sample_text
-from obscura_jax.text.corpus import encode_texts, split_held_out
 from obscura_jax.text.dataset import GPTDatasetV1
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.initial import gpt2_parameters
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state
+from obscura_jax.training.run import read_metrics
+from obscura_jax.training.step import first_state, train_step
 
 SMALL = ["--emb-dim", "8", "--n-heads", "2", "--n-layers", "1", "--context-length", "16"]
 CFG = GPTConfig(
@@ -77,6 +78,59 @@ def test_standard_input_and_the_same_run_again(tmp_path, monkeypatch):
     assert len(set(losses[0])) == 4
 
 
+def test_nanogpts_token_files(tmp_path, capsys):
+    """As they are: 16-bit GPT-2 tokens, train.bin and val.bin."""
+    ids = np.array(gpt2_tokenizer().encode(sample_text()), np.uint16)
+    ids[:-80].tofile(tmp_path / "train.bin")
+    ids[-80:].tofile(tmp_path / "val.bin")
+    words = ["--data", tmp_path, "--batch-size", 4, "--epochs", 2, *SMALL]
+    call("--out", tmp_path / "run", *words)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    passes = 2 * ((len(ids) - 81) // 16 // 4)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(passes))
+    assert isinstance(rows[-1]["sample"], str)
+    refused(
+        capsys,
+        "outside the vocabulary, 0..299",
+        "--out",
+        tmp_path / "b",
+        "--vocab-size",
+        300,
+        *words[:-8],
+        *SMALL,
+    )
+    (tmp_path / "val.bin").unlink()
+    refused(capsys, "no tokens at", "--out", tmp_path / "b", *words)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--text", text, "--out", out, "--steps", 40, "--lr", 1e30, "--warmup-steps", 1]
+    refused(capsys, "try a lower learning rate", *words, "--vocab-size", 300, *SMALL)
+    rows = read_metrics(out / "metrics.jsonl")
+    kept = [int(path.name) for path in (out / "checkpoints").iterdir()]
+    assert kept == [rows[-1]["step"] + 1]  # the state after the last step that was finite
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    refused(capsys, f"the loss of step {kept[0]} is nan", "--out", out, "--resume")
+    assert not (out / "model").exists()
+
+
+def test_a_step_that_is_not_finite_leaves_the_state(x64):
+    config = OptimizerConfig()
+    model, ids = GPTModel(CFG), np.arange(16, dtype=np.int32).reshape(1, 2, 8)
+    params = gpt2_parameters(CFG, jax.random.key(0))
+    broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), params)
+    for start, moved in ((params, True), (broken, False)):
+        state, report = train_step(
+            model, config, first_state(config, start), ids[..., :-1], ids[..., 1:]
+        )
+        same = jax.tree.map(partial(np.array_equal, equal_nan=True), state.params, start)
+        assert all(jax.tree.leaves(same)) is not moved
+        assert int(state.step) == moved
+        assert bool(np.isfinite(report.loss)) is moved
+
+
 def test_a_batch_in_parts_is_the_batch():
     """Gradient accumulation: the same losses, but for rounding."""
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
@@ -120,14 +174,6 @@ def test_gpt2_parameters():
     assert not leaves["trf_blocks.0.att.W_query.bias"].any()
 
 
-def test_held_out_tokens_are_the_last():
-    ids = np.arange(100, dtype=np.int32)
-    kept, held_out = split_held_out(ids, 0.2, 7)
-    assert (kept.tolist(), held_out.tolist()) == (list(range(80)), list(range(80, 100)))
-    assert len(split_held_out(ids, 0.001, 7)[1]) == 8
-    assert encode_texts(["a", "b"]).tolist() == [64, 50256, 65, 50256]
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -135,7 +181,7 @@ def test_held_out_tokens_are_the_last():
         (b"", "is empty"),
         (b" \n", "is empty"),
         (b"good \xff bad", "is not UTF-8 text: byte 5 is 0xff"),
-        (b"ab\0cd", "is not text: character 2 is a zero"),
+        (b"ab\0cd", "is not text: byte 2 is a zero"),
         (b"too short", "the text has 3 tokens"),
     ],
 )
@@ -153,6 +199,7 @@ def test_bad_settings(text, tmp_path, capsys):
     refused(capsys, "learning_rate must be a number above 0, got nan", *out, "--lr", "nan")
     refused(capsys, "does not split into 3", *out, "--batch-size", 4, "--accumulate", 3)
     refused(capsys, "emb_dim=8 is not divisible", *out, "--n-heads", 3)
+    refused(capsys, "--preset and --context-length cannot both be given", *out, "--preset", "gpt2")
     refused(capsys, "--held-out must be in (0, 1)", *out, "--held-out", 1.0)
     assert not (tmp_path / "run").exists()
 

@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time prefill, decode and a cold process, and print a line for each."""
+    """Time prefill, decode, training and a cold process, and print a line for each."""
     import jax
 
     from obscura_jax.interop.files import load_model, save_model
@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
     systems = ours(model, params, args.dtype)
     for work in works(model.cfg):
         report.add(*measure(work, systems, args.repeats))
+    report.add(*_training(model.cfg, list(systems), args.repeats))
     if not args.no_cold and runs_text(model.cfg):
         with tempfile.TemporaryDirectory() as folder:
             save_model(f"{folder}/model", model.cfg, jax.device_get(params))
@@ -136,6 +137,20 @@ def ours(model: Any, params: Any, dtype: str | None = None) -> dict[str, System]
     return {name: system(name) for name in ([dtype] if dtype else ("float32", "bfloat16"))}
 
 
+def _training(cfg: Any, dtypes: Sequence[str], repeats: int) -> list[Figure]:
+    from obscura_jax.cli import bench_training
+
+    rows, length = 4, min(256, cfg.context_length)
+
+    def alone(dtype: str) -> bench_training.Stepper:
+        step = bench_training.ours(cfg, rows, length, dtype)
+        return lambda: (step()[0], None)  # this process's memory is not the step's
+
+    steppers = {dtype: alone(dtype) for dtype in dtypes}
+    name = f"training, {rows} x {length}"
+    return bench_training.measure(name, steppers, rows * length, repeats)
+
+
 def works(cfg: Any) -> list[Work]:
     """What is timed: reading 512 tokens, and steps of 1 and 8 rows, in short and full caches."""
     context = cfg.context_length
@@ -151,7 +166,7 @@ def works(cfg: Any) -> list[Work]:
 
 def runs_text(cfg: Any) -> bool:
     """Whether a process can be timed: the tokenizer fits, and so does the text."""
-    return bool(cfg.vocab_size == 50257 and cfg.context_length >= 2 * _COLD_TOKENS)
+    return bool(cfg.vocab_size > 256 and cfg.context_length >= 2 * _COLD_TOKENS)
 
 
 def measure(work: Work, systems: Mapping[str, System], repeats: int) -> list[Figure]:
@@ -167,7 +182,7 @@ def measure(work: Work, systems: Mapping[str, System], repeats: int) -> list[Fig
             whole[name].append(first + rest)
             if turn:  # the first call compiles
                 values[name].append(work.value(first, rest))
-    return [_figure(work.name, name, work.unit, values[name], whole[name]) for name in systems]
+    return [figure(work.name, name, work.unit, values[name], whole[name]) for name in systems]
 
 
 def cold(
@@ -185,7 +200,7 @@ def cold(
                 seconds, peaks[system] = _run_process(command, environment)
                 times[system].append(seconds)
     return [
-        _figure(name, system, "s", times[system][1:], times[system], peaks[system])
+        figure(name, system, "s", times[system][1:], times[system], peaks[system])
         for system in commands
     ]
 
@@ -233,7 +248,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _figure(
+def figure(
     name: str,
     system: str,
     unit: str,
@@ -241,6 +256,7 @@ def _figure(
     seconds: list[float],
     mebibytes: float | None = None,
 ) -> Figure:
+    """The figure of a system whose calls, the first of which compiled, took `seconds`."""
     first, *later = seconds
     compiling = max(0.0, first - statistics.median(later))
     return Figure(name, system, unit, values, compiling, mebibytes)

@@ -15,7 +15,9 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("generate", help="continue prompts with a model")
     add = parser.add_argument
     add("prompt", nargs="*", help="text to continue; none: one a line from stdin")
-    add("--model", required=True, help="a model folder or file, or torch-seed:N[:PRESET]")
+    add(
+        "--model", default="tiny", help="folder, file, tiny or torch-seed:N[:PRESET]; default: tiny"
+    )
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
     add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
@@ -60,14 +62,16 @@ def _stream(
     args: argparse.Namespace, model: Any, params: Any, prompts: list[str], settings: dict[str, Any]
 ) -> None:
     from obscura_jax.decoding.stream import stream_text
-    from obscura_jax.text.tokenizers import gpt2_tokenizer
+    from obscura_jax.text.tokenizers import tokenizer_for
+
+    tokenizer = tokenizer_for(model.cfg.vocab_size)
 
     def start(prompt: str) -> Iterator[list[str]]:
         return stream_text(
             model,
             params,
             [prompt],
-            gpt2_tokenizer(),
+            tokenizer,
             args.max_new_tokens,
             stop=args.stop,
             **settings,
@@ -88,9 +92,9 @@ def _batch(
 ) -> None:
     from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.stream import text_until
-    from obscura_jax.text.tokenizers import gpt2_tokenizer
+    from obscura_jax.text.tokenizers import tokenizer_for
 
-    tokenizer = gpt2_tokenizer()
+    tokenizer = tokenizer_for(model.cfg.vocab_size)
     text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
     encoded = [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts]
     out = generate(model, params, encoded, args.max_new_tokens, **settings)

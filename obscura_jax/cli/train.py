@@ -1,153 +1,261 @@
 """`obscura train`: a model from text files."""
 
 import argparse
-import json
-import os
 import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
+from obscura_jax.cli.training_display import Display, show_reading
+from obscura_jax.cli.training_folder import (
+    SETTINGS,
+    TOKENS,
+    forget,
+    owned,
+    remember,
+    settle,
+    stopping,
+)
 from obscura_jax.config import PRESETS, GPTConfig
+
+# What a run is, and --resume finds again. The other options may differ from call to call.
+_DEFAULTS = {
+    "text": None,
+    "data": None,
+    "preset": None,
+    "vocab_size": 50257,
+    "emb_dim": 128,
+    "n_heads": 4,
+    "n_layers": 4,
+    "context_length": 128,
+    "drop_rate": 0.0,
+    "steps": None,
+    "epochs": None,
+    "stride": None,
+    "batch_size": 16,
+    "accumulate": 1,
+    "lr": 1e-3,
+    "warmup_steps": 50,
+    "final_fraction": 0.1,
+    "weight_decay": 0.1,
+    "beta2": 0.99,
+    "clip_norm": 1.0,
+    "held_out": 0.1,
+    "seed": 0,
+    "dtype": "float32",
+    "chunk": None,
+    "recompute": None,
+}
+_SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
+_STEPS = 1000
+_SAMPLE_TOKENS = 32
+_RECOMPUTE = ("elementwise", "blocks")
 
 
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("train", help="train a model on text")
-    add = parser.add_argument
-    add("--text", nargs="+", metavar="FILE", help="UTF-8 text; without it standard input is read")
-    add("--out", required=True, metavar="DIR", help="a new folder for metrics and model")
-    add("--preset", choices=PRESETS, help="sizes of a known model, in place of the next four")
-    add("--emb-dim", type=size, default=128, metavar="D", help="default: 128")
-    add("--n-heads", type=size, default=4, metavar="H", help="default: 4")
-    add("--n-layers", type=size, default=4, metavar="N", help="default: 4")
-    add("--context-length", type=size, default=128, metavar="T", help="default: 128")
-    add("--drop-rate", type=float, default=0.0, metavar="R", help="default: 0")
-    add("--steps", type=size, default=1000, metavar="N", help="default: 1000")
-    add("--batch-size", type=size, default=16, metavar="B", help="windows a step; default: 16")
-    add("--accumulate", type=size, default=1, metavar="A", help="parts a batch is read in")
-    add("--lr", type=float, default=1e-3, metavar="X", help="largest learning rate; default: 1e-3")
-    add("--warmup-steps", type=size, default=50, metavar="N", help="default: 50")
-    add("--weight-decay", type=float, default=0.1, metavar="X", help="of matrices; default: 0.1")
-    add("--clip-norm", type=float, default=1.0, metavar="X", help="of gradients; default: 1")
-    add("--held-out", type=float, default=0.1, metavar="F", help="of the text; default: 0.1")
-    add("--validate-every", type=size, default=100, metavar="N", help="steps; default: 100")
-    add("--seed", type=seed, default=0, metavar="S", help="of weights, order, dropout; default: 0")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: float32")
+
+    def add(name: str, metavar: str | None = None, help: str = "", **how: Any) -> None:
+        default = _DEFAULTS.get(name[2:].replace("-", "_"))
+        known = "" if default is None else f"default: {default}"
+        help = "; ".join(part for part in (help, known) if part)
+        if metavar:
+            how["metavar"] = metavar
+        parser.add_argument(name, help=help, **how)
+
+    add("--text", "FILE", "UTF-8 text; without it standard input is read", nargs="+")
+    add("--data", "DIR", "token files train.bin and val.bin, as nanoGPT makes them, for text")
+    add("--out", "DIR", "a new folder for checkpoints, metrics and model", required=True)
+    add("--resume", help="go on with the training in DIR, as it was begun", action="store_true")
+    add("--preset", help="sizes of a known model, in place of the next five", choices=PRESETS)
+    add("--vocab-size", "V", "GPT-2's first V - 1 tokens and <|endoftext|>", type=size)
+    add("--emb-dim", "D", type=size)
+    add("--n-heads", "H", type=size)
+    add("--n-layers", "N", type=size)
+    add("--context-length", "T", type=size)
+    add("--drop-rate", "R", type=float)
+    add("--steps", "N", f"default: {_STEPS}", type=size)
+    add("--epochs", "N", "passes over the text, in place of --steps", type=size)
+    add("--max-seconds", "S", "end after this time as if it were the last step", type=float)
+    add("--stride", "N", "tokens from window to window; default: T", type=size)
+    add("--batch-size", "B", "windows a step", type=size)
+    add("--accumulate", "A", "parts a batch is read in", type=size)
+    add("--lr", "X", "largest learning rate", type=float)
+    add("--warmup-steps", "N", type=size)
+    add("--final-fraction", "F", "of the learning rate, at the last step", type=float)
+    add("--weight-decay", "X", "of matrices", type=float)
+    add("--beta2", "X", "how much of the mean squared gradient is kept", type=float)
+    add("--clip-norm", "X", "of gradients", type=float)
+    add("--held-out", "F", "part of the text, its end, to validate on", type=float)
+    add("--validate-every", "N", "steps; default: 100", type=size, default=100)
+    add("--save-every", "K", "steps; default: 100", type=size, default=100)
+    add("--keep", "N", "checkpoints; default: 2", type=size, default=2)
+    add("--seed", "S", "of weights, order, dropout", type=seed)
+    add("--dtype", help="compute in it", choices=("float32", "bfloat16"))
+    add("--chunk", "N", "positions that have logits at once, for less memory", type=size)
+    add("--recompute", help="rather than keep it, for less memory", choices=_RECOMPUTE)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the text, train, and write the metrics as they come and the model at the end."""
-    from obscura_jax.text.corpus import encode_texts, split_held_out
+    """Train in the folder, and write the native model at the end."""
+    given = {n: v for n in _DEFAULTS if (v := getattr(args, n)) is not None}
+    if given.get("text"):
+        given["text"] = [str(Path(path).absolute()) for path in given["text"]]
+    if given.get("data"):
+        given["data"] = str(Path(given["data"]).absolute())
+    alternatives = [("text", "data"), ("steps", "epochs"), *(("preset", size) for size in _SIZES)]
+    for one, other in alternatives:
+        if one in given and other in given:
+            other = other.replace("_", "-")
+            raise ValueError(f"--{one} and --{other} cannot both be given")
+    if args.max_seconds is not None and not args.max_seconds > 0:
+        raise ValueError(f"--max-seconds must be above 0, got {args.max_seconds}")
+    with owned(args.out) as folder, warnings.catch_warnings():
+        warnings.showwarning = _warn
+        settings = settle(folder, given, _DEFAULTS, args.resume)
+        _train(args, folder, settings)
 
-    cfg = _config(args)
-    if not 0 < args.held_out < 1:
-        raise ValueError(f"--held-out must be in (0, 1), got {args.held_out}")
-    ids, held_out = split_held_out(encode_texts(_texts(args)), args.held_out, cfg.context_length)
 
+def _train(args: argparse.Namespace, folder: Path, settings: dict[str, Any]) -> None:
     import jax
 
     from obscura_jax.interop.files import save_model
-    from obscura_jax.nn.model import GPTModel
-    from obscura_jax.text.dataset import GPTDatasetV1
-    from obscura_jax.text.loader import DataLoader
     from obscura_jax.training.initial import gpt2_parameters
-    from obscura_jax.training.loop import train, validation_loss
-    from obscura_jax.training.optimizer import OptimizerConfig
-    from obscura_jax.training.step import first_state
+    from obscura_jax.training.run import METRICS, fit, read_metrics
 
-    config = OptimizerConfig(
-        learning_rate=args.lr,
-        warmup_steps=min(args.warmup_steps, args.steps),
-        decay_steps=max(args.steps - args.warmup_steps, 0),
-        weight_decay=args.weight_decay,
-        decay_vectors=False,
-        clip_norm=args.clip_norm,
-    )
-
-    def loader(ids: Any, batch_size: int, shuffle: bool) -> DataLoader:
-        windows = GPTDatasetV1.from_ids(ids, cfg.context_length, cfg.context_length)
-        size = min(batch_size, len(windows))
-        return DataLoader(windows, size, shuffle, seed=args.seed)
-
-    model = GPTModel(cfg)
-    state = first_state(config, gpt2_parameters(cfg, jax.random.key(args.seed)))
-    validation = loader(held_out, args.batch_size, shuffle=False)
-    states = train(
-        model,
-        config,
-        state,
-        loader(ids, args.batch_size, shuffle=True),
-        steps=args.steps,
-        accumulate=args.accumulate,
-        key=jax.random.fold_in(jax.random.key(args.seed), 1) if cfg.drop_rate else None,
-        compute_dtype=args.dtype,
-    )
-    folder = _new_folder(args.out)
-    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
-        for state, row in states:
-            rows = [row]
-            if (row["step"] + 1) % args.validate_every == 0 or row["step"] + 1 == args.steps:
-                rows.append(
-                    {
-                        "step": row["step"],
-                        "val_loss": validation_loss(model, state.params, validation),
-                    }
-                )
-            for each in rows:
-                print(json.dumps(each), file=metrics, flush=True)
-                _show(each)
-    save_model(folder / "model", cfg, state.params)
+    try:
+        run, validation = _prepare(folder, settings)
+    except (ValueError, FileNotFoundError):
+        if not args.resume:
+            forget(folder)
+        raise
+    cfg, key = run.model.cfg, jax.random.key(settings["seed"])
+    try:
+        with stopping() as stop, Display(run.steps) as show:
+            state = fit(
+                run,
+                folder,
+                lambda: gpt2_parameters(cfg, key),
+                validation=validation,
+                validate_every=args.validate_every,
+                save_every=args.save_every,
+                keep=args.keep,
+                max_seconds=args.max_seconds,
+                stop=stop,
+                sample=_sampler(run.model, key),
+                show=show,
+            )
+    finally:
+        _draw(read_metrics(folder / METRICS), folder)
+    if number := stop():
+        print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+        sys.exit(128 + number)
+    save_model(folder / "model", cfg, jax.device_get(state.params))
     print(f"obscura generate --model {folder / 'model'} ...")
 
 
-def _config(args: argparse.Namespace) -> GPTConfig:
-    if args.preset:
-        return replace(PRESETS[args.preset], drop_rate=args.drop_rate)
-    return GPTConfig(
-        vocab_size=50257,
-        context_length=args.context_length,
-        emb_dim=args.emb_dim,
-        n_heads=args.n_heads,
-        n_layers=args.n_layers,
-        drop_rate=args.drop_rate,
-        qkv_bias=True,
-        tie_weights=True,
+def _prepare(folder: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The run that the settings describe, and the batches it is validated on."""
+    from obscura_jax.nn.model import GPTModel
+    from obscura_jax.text.loader import DataLoader
+    from obscura_jax.training.optimizer import OptimizerConfig
+    from obscura_jax.training.run import Run
+
+    model = GPTModel(_config(settings))
+    config = OptimizerConfig(
+        learning_rate=settings["lr"],
+        final_fraction=settings["final_fraction"],
+        weight_decay=settings["weight_decay"],
+        decay_vectors=False,
+        beta2=settings["beta2"],
+        clip_norm=settings["clip_norm"],
     )
+    ids, held_out = _windows(folder, settings, model.cfg)
+    size = settings["batch_size"]
+    loader = DataLoader(ids, min(size, len(ids)), seed=settings["seed"])
+    steps = settings["steps"] or len(loader) * (settings["epochs"] or 0) or _STEPS
+    warmup = min(settings["warmup_steps"], steps)
+    run = Run(
+        model,
+        replace(config, warmup_steps=warmup, decay_steps=steps - warmup),
+        loader,
+        steps,
+        seed=settings["seed"],
+        accumulate=settings["accumulate"],
+        compute_dtype=settings["dtype"],
+        chunk=settings["chunk"],
+        recompute=settings["recompute"],
+    )
+    return run, DataLoader(held_out, min(size, len(held_out)), shuffle=False)
 
 
-def _texts(args: argparse.Namespace) -> list[str]:
-    from obscura_jax.text.corpus import decode_text, read_text
-
-    if args.text:
-        return [read_text(path) for path in args.text]
-    if sys.stdin is None:
-        raise ValueError("there is no text: give --text FILE")
-    return [decode_text(sys.stdin.buffer.read(), "standard input")]
+def _config(settings: Mapping[str, Any]) -> GPTConfig:
+    if settings["preset"]:
+        return replace(PRESETS[settings["preset"]], drop_rate=settings["drop_rate"])
+    sizes = {name: settings[name] for name in (*_SIZES, "drop_rate")}
+    return GPTConfig(**sizes, qkv_bias=True, tie_weights=True)
 
 
-def _new_folder(out: str) -> Path:
-    """The folder to write to, which must hold no training yet."""
-    folder = Path(out)
-    if not out or (os.path.exists(folder) and not os.path.isdir(folder)):
-        raise ValueError(f"{out!r} is not a folder")
-    if (folder / "metrics.jsonl").exists() or (folder / "model").exists():
-        raise ValueError(f"{out} holds a training already: name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
-    return folder
+def _windows(folder: Path, settings: Mapping[str, Any], cfg: GPTConfig) -> tuple[Any, Any]:
+    """What is trained on and what is held out: of nanoGPT's files, or of the text."""
+    from obscura_jax.text.corpus import split_point, tokens_written, write_tokens
+    from obscura_jax.text.token_file import TokenFile
+
+    def part(path: Path, first: int = 0, last: int | None = None) -> TokenFile:
+        length, stride = cfg.context_length, settings["stride"] or cfg.context_length
+        return TokenFile(path, length, stride, first=first, last=last, vocab_size=cfg.vocab_size)
+
+    if not 0 < settings["held_out"] < 1:
+        raise ValueError(f"--held-out must be in (0, 1), got {settings['held_out']}")
+    resumed = (folder / SETTINGS).exists()
+    if not resumed:
+        remember(folder, settings)
+    if settings["data"]:
+        return part(Path(settings["data"], "train.bin")), part(Path(settings["data"], "val.bin"))
+    path = folder / TOKENS
+    count = tokens_written(path)
+    if count is None:
+        texts = settings["text"]
+        if not texts:
+            if resumed or sys.stdin is None:
+                raise ValueError("there is no text: give --text FILE, in a new folder")
+            texts = sys.stdin.buffer
+        count = write_tokens(texts, path, vocab_size=cfg.vocab_size, progress=show_reading)
+    at = split_point(count, settings["held_out"], cfg.context_length)
+    return part(path, last=at), part(path, first=at)
 
 
-def _show(row: dict[str, Any]) -> None:
-    if "val_loss" in row:
-        print(f"step {row['step'] + 1}: validation loss {row['val_loss']:.4f}", flush=True)
-    elif (row["step"] + 1) % 10 == 0:
-        print(
-            f"step {row['step'] + 1}: loss {row['loss']:.4f}, "
-            f"{row['tokens_per_second']:.0f} tokens/s",
-            flush=True,
-        )
+def _sampler(model: Any, key: Any) -> Any:
+    """Text that the parameters make, to be shown beside a validation loss."""
+    from obscura_jax.decoding.generate import generate
+    from obscura_jax.text.tokenizers import tokenizer_for
+
+    tokenizer = tokenizer_for(model.cfg.vocab_size)
+    count = min(_SAMPLE_TOKENS, model.cfg.context_length - 1)
+
+    def sample(params: Any) -> str:
+        out = generate(model, params, [[tokenizer.eot_token]], count, temperature=0.8, key=key)
+        return str(tokenizer.decode(out.tokens[0]))
+
+    return sample
+
+
+def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
+    """The loss curves, where matplotlib is installed."""
+    from obscura_jax.extras import MissingExtraError
+    from obscura_jax.plots import save_loss_curves
+
+    if rows:
+        try:
+            save_loss_curves(rows, folder / "loss.png")
+        except (MissingExtraError, OSError) as error:
+            print(f"no loss.png: {error}", file=sys.stderr)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"obscura train: {message}", file=sys.stderr, flush=True)

@@ -36,6 +36,7 @@ _TORCH_SUFFIXES = (".pth", ".pt")
 _SAFETENSORS_SUFFIX = ".safetensors"
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _FORMAT = "obscura_jax"
+_SHIPPED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
 _TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _T = TypeVar("_T")
 
@@ -65,6 +66,7 @@ def load_model(
     Args:
         source: a native folder or its `model.safetensors`; a course checkpoint (`.pth` or `.pt`,
             which needs torch and runs none of the file's code, or `.safetensors`); or
+            "tiny", the model that the package ships (a folder of that name is "./tiny"); or
             "torch-seed:N[:PRESET]", the weights that PyTorch draws after `torch.manual_seed(N)`,
             made without PyTorch (presets: 124M, the default, gpt2, gpt2-medium, ...).
         n_heads: the number of attention heads, where the source does not say it.
@@ -128,11 +130,11 @@ def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkp
         check_size("n_heads", n_heads)
     if str(source).startswith("torch-seed:"):
         return _from_seed(str(source), n_heads)
-    path = Path(source)
+    path = _SHIPPED.get(str(source), Path(source))
     if not str(source) or not os.path.exists(path):
         raise FileNotFoundError(
             f"no model at {str(source)!r}: give a folder, a .safetensors or .pth file, "
-            "or torch-seed:N"
+            "tiny, or torch-seed:N"
         )
     known: dict[str, Any] = {}
     dialect = "course"

@@ -1,0 +1,120 @@
+"""The folder of `obscura train`: its settings, that one process at a time has it, its signals."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SETTINGS = "settings.json"
+TOKENS = "tokens.bin"
+
+
+@contextlib.contextmanager
+def owned(out: str) -> Iterator[Path]:
+    """The folder `out`, made if need be, for this process alone; removed again if left empty.
+
+    Raises:
+        ValueError: when it cannot be written, or another process trains there.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(out)
+    if not out or (os.path.exists(folder) and not os.path.isdir(folder)):
+        raise ValueError(f"{out!r} is not a folder")
+    lock = FileLock(folder / ".lock")
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process trains in {out}") from None
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        if new and {path.name for path in folder.iterdir()} <= {".lock"}:
+            with contextlib.suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+                folder.rmdir()
+        lock.release()
+
+
+def settle(
+    folder: Path, given: Mapping[str, Any], defaults: Mapping[str, Any], resume: bool
+) -> dict[str, Any]:
+    """The settings of a run: what was given, else what it began with, else the defaults.
+
+    They are not written yet: see `remember`.
+
+    Raises:
+        ValueError: when a training is there and `resume` is false, or none is and it is true, or
+            when something else is given than what the run began with.
+    """
+    path = folder / SETTINGS
+    if not resume:
+        if any((folder / name).exists() for name in (SETTINGS, "metrics.jsonl", "model")):
+            raise ValueError(
+                f"{folder} holds a training already: --resume goes on with it, or name another "
+                "folder"
+            )
+        return {**defaults, **given}
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no training to resume")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        begun = {name: saved[name] for name in defaults}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, value in given.items():
+        if value != begun[name]:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{folder} was begun with {option} {begun[name]}, not {value}: leave it out, or "
+                "name another folder"
+            )
+    return begun
+
+
+def remember(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings down, for `--resume`."""
+    temporary = folder / f".{SETTINGS}.{os.getpid()}"
+    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / SETTINGS)
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run wrote that could not begin."""
+    for name in (SETTINGS, TOKENS, TOKENS + ".json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], int]]:
+    """Within, Ctrl-C and SIGTERM only ask to stop: the function tells which did, or 0.
+
+    A second one ends the process as it would elsewhere.
+    """
+    asked = 0
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = number
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    before = [signal.getsignal(each) for each in signals]
+    for each in signals:
+        signal.signal(each, handle)
+    try:
+        yield lambda: asked
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)

@@ -1,0 +1,142 @@
+"""A training that is really killed, again and again, ends as one that was left alone."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from obscura_jax.cli.__main__ import main
+from obscura_jax.text import sample_text
+from obscura_jax.training.run import read_metrics
+
+SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
+SETTINGS = [*SIZES, "--context-length", "16", "--batch-size", "4", "--accumulate", "2"]
+SETTINGS += ["--steps", "600", "--drop-rate", "0.1", "--lr", "0.01"]
+HOW = ["--save-every", "20", "--validate-every", "200"]
+
+
+def start(*words):
+    command = [sys.executable, "-m", "obscura_jax", "train", *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(process, out, step):
+    """Until this process, which begins by writing the file anew, has come to a step."""
+    begin, until = time.time(), time.monotonic() + 120
+    path = out / "metrics.jsonl"
+    while time.monotonic() < until and process.poll() is None:
+        rows = read_metrics(path) if path.exists() and path.stat().st_mtime > begin else []
+        if rows and rows[-1]["step"] >= step:
+            return rows[-1]["step"]
+        time.sleep(0.005)
+    raise AssertionError(process.communicate()[0])
+
+
+def what_was_computed(out):
+    """All rows but for their speed, and the model's bytes."""
+    rows = [
+        {name: row[name] for name in row if name != "tokens_per_second"}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
+    return rows, (out / "model" / "model.safetensors").read_bytes()
+
+
+def test_two_trainings_in_one_folder(tmp_path, capsys):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    with start("--text", text, "--out", out, *SETTINGS, "--steps", 10**6) as process:
+        wait_for_step(process, out, 0)
+        with pytest.raises(SystemExit):
+            main(["train", "--out", str(out), "--resume"])
+        assert "another process trains in" in capsys.readouterr().err
+        wait_for_step(process, out, 100)  # undisturbed
+        process.kill()
+
+
+def test_killed_at_random_moments(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    alone, out = tmp_path / "alone", tmp_path / "killed"
+    main(["train", "--text", str(text), "--out", str(alone), *SETTINGS, *HOW])
+    want = what_was_computed(alone)
+    assert len(want[0]) == 603
+
+    random.seed(time.time_ns())
+    reached = 0
+    words = ["--text", text, *SETTINGS]
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        with start("--out", out, *words, *HOW) as process:
+            at = wait_for_step(process, out, reached + random.randint(1, 60))
+            time.sleep(random.random() / 20)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[0]
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            assert process.returncode == 128 + number, said
+            assert "saved after step" in said
+        folders = [path.name for path in (out / "checkpoints").glob("*")]
+        kept = max([int(name) for name in folders if name.isdecimal()], default=0)
+        assert kept > at - 20  # at most the interval is lost
+        reached, words = at, ["--resume"]
+    text.unlink()  # its tokens are in the folder
+    with start("--out", out, "--resume", *HOW) as process:
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert what_was_computed(out) == want
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    # The control: another seed computes something else.
+    other = tmp_path / "other"
+    text.write_text(sample_text(), encoding="utf-8")
+    main(["train", "--text", str(text), "--out", str(other), *SETTINGS, *HOW, "--seed", "1"])
+    assert what_was_computed(other)[0][-1] != want[0][-1]
+
+
+def test_resume_says_what_is_wrong(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    out = tmp_path / "run"
+
+    def refused(message, *words):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", "--out", str(out), *words])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+
+    refused("holds no training to resume", "--resume")
+    assert not out.exists()
+    main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "2"])
+    capsys.readouterr()
+    before = what_was_computed(out)
+    refused("was begun with --emb-dim 8, not 16", "--resume", "--emb-dim", "16")
+    refused("holds a training already: --resume goes on", "--text", str(text))
+    refused("--steps and --epochs cannot both be given", "--steps", "3", "--epochs", "1")
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**settings, "lr": 0.5}))
+    refused("its optimizer.learning_rate is 0.01, here it is 0.5", "--resume")
+    (out / "settings.json").write_text("{")
+    refused("settings.json is damaged", "--resume")
+    (out / "settings.json").write_text(json.dumps(settings))
+    main(["train", "--out", str(out), "--resume"])  # nothing is left to do
+    assert what_was_computed(out) == before
+
+
+def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    out = str(tmp_path / "run")
+    main(["train", "--text", str(text), "--out", out, *SETTINGS, "--max-seconds", "0.001"])
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0]
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+    main(["train", "--out", out, "--resume", "--max-seconds", "0.001"])
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1]
+    with pytest.raises(SystemExit):
+        main(["train", "--out", out, "--resume", "--max-seconds", "0"])
+    assert "--max-seconds must be above 0" in capsys.readouterr().err

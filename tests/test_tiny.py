@@ -1,0 +1,64 @@
+"""The shipped model: small, of its own recipe, better than xz, and there without a download."""
+
+import jax
+import pytest
+
+from obscura_jax import load_model
+from obscura_jax.cli.__main__ import main
+from obscura_jax.config import PRESETS
+from obscura_jax.interop.files import read_checkpoint
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.training.initial import gpt2_parameters
+from tools.tiny_score import model_bits, xz_bits
+from tools.tiny_text import documents, split
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return split(documents())
+
+
+def test_it_is_small_and_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, params = load_model("tiny")
+    assert model.cfg == PRESETS["tiny"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    audit = read_checkpoint("tiny").audit
+    assert audit
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(FileNotFoundError, match="tiny is not a model"):
+        load_model("./tiny")
+    from obscura_jax.interop import files
+
+    folder = files._SHIPPED["tiny"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
+
+
+def test_generate_runs_it_by_default(capsys):
+    main(["generate", "The for statement", "--max-new-tokens", "12", "--no-compile-cache"])
+    said = capsys.readouterr().out
+    main(["generate", "The for statement", "--max-new-tokens", "12", "--model", "tiny"])
+    assert capsys.readouterr().out == said
+    assert said.startswith("The for statement")
+    assert said.isascii()  # as the documentation is; random tokens would not be
+
+
+def test_no_paragraph_is_in_both_parts(texts):
+    train, held_out = texts
+    assert 0.02 < len(held_out) / len(train) < 0.05
+    words = " ".join(train.split())
+    paragraphs = [" ".join(p.split()) for p in held_out.split("\n\n") if p.strip()]
+    assert len(paragraphs) > 200
+    assert not [p for p in paragraphs if len(p) > 80 and p in words]
+    assert " ".join(train.split("\n\n")[40].split()) in words
+
+
+def test_it_needs_fewer_bits_than_xz(texts):
+    train, held_out = texts
+    model, params = load_model("tiny")
+    part = held_out[:20000]  # a third, for time; the card has the whole
+    ours, theirs = model_bits(model, params, part), xz_bits(train, part)
+    assert 0.8 < ours < theirs < 3
+    fresh = gpt2_parameters(model.cfg, jax.random.key(0))
+    # Untrained, it guesses evenly: 12 bits a token of about 3.5 bytes.
+    assert model_bits(GPTModel(model.cfg), fresh, part[:2000]) > 3
