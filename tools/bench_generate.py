@@ -9,20 +9,23 @@ one after the other; a ratio is the median over the rounds, above 1 where obscur
 
 import argparse
 import contextlib
-import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from obscura_jax.cli import bench
-from obscura_jax.cli.bench import Figure, System
+from obscura_jax.cli.bench import System
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tools.side_by_side import Elsewhere, ratios, show
 
 _TRANSFORMERS_PROCESS = """
 import sys, torch
@@ -48,19 +51,19 @@ def main() -> None:
 
     model, params = load_model(args.model, n_heads=args.n_heads)
     threads = bench.environment()["threads"]
-    report, ratios = bench.Report(args.json), []
+    report, found = bench.Report(args.json), []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as processes:
         params = jax.device_get(params)
         save_model(f"{folder}/native", model.cfg, params)
         makers = _makers(model.cfg, params, folder, int(threads), args.dtype)
         systems: dict[str, System] = {
-            name: processes.enter_context(_Elsewhere(*make)) for name, make in makers
+            name: processes.enter_context(Elsewhere(*make)) for name, make in makers
         }
         _check_same_model(systems)
         for work in bench.works(model.cfg):
             figures = bench.measure(work, systems, args.repeats)
             report.add(*figures)
-            ratios += _ratios(figures)
+            found += ratios(figures)
         processes.close()
         if not args.no_cold and bench.runs_text(model.cfg):
             commands = {"float32": bench.cold_command(f"{folder}/native")}
@@ -69,44 +72,10 @@ def main() -> None:
                 commands["transformers float32"] = script
             figures = bench.cold(commands, args.repeats)
             report.add(*figures)
-            ratios += _ratios(figures)
-    report.end(args.model, ratios=ratios)
+            found += ratios(figures)
+    report.end(args.model, ratios=found)
     if not args.json:
-        for ratio in ratios:
-            print("{name:<28} {system:<9} / {peer:<22} {ratio:5.2f}x".format(**ratio))
-
-
-class _Elsewhere:
-    """A system in a process of its own: the threads of two libraries in one process disturb.
-
-    In one process transformers' bfloat16 steps took 42 ms, in its own 28.
-    """
-
-    def __init__(self, make: Callable[..., System], *args: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make, args), daemon=True)
-        self._process.start()
-
-    def __call__(
-        self, prompts: list[list[int]], new_tokens: int
-    ) -> tuple[float, float, list[list[int]]]:
-        self._pipe.send((prompts, new_tokens))
-        return self._pipe.recv()
-
-    def __enter__(self) -> "_Elsewhere":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.close()
-        self._process.join()
-
-
-def _serve(pipe: Any, make: Callable[..., System], args: tuple[Any, ...]) -> None:
-    system = make(*args)
-    with contextlib.suppress(EOFError):
-        while True:
-            pipe.send(system(*pipe.recv()))
+        show(found)
 
 
 def _check_same_model(systems: dict[str, System]) -> None:
@@ -115,18 +84,6 @@ def _check_same_model(systems: dict[str, System]) -> None:
     made = {n: system(prompts, 8)[2] for n, system in systems.items() if "float32" in n}
     if any(tokens != next(iter(made.values())) for tokens in made.values()):
         raise ValueError(f"the systems do not run the same model: {made}")
-
-
-def _ratios(figures: list[Figure]) -> list[dict[str, Any]]:
-    """Each of ours against each peer: how many times as fast, the median over the rounds."""
-    ratios = []
-    for mine in (figure for figure in figures if " " not in figure.system):
-        for peer in (other for other in figures if other.system.endswith(f" {mine.system}")):
-            pairs = zip(mine.values, peer.values, strict=True)
-            faster = [a / b if mine.unit == "tokens/s" else b / a for a, b in pairs]
-            names = {"name": mine.name, "system": mine.system, "peer": peer.system}
-            ratios.append({**names, "ratio": statistics.median(faster)})
-    return ratios
 
 
 def _makers(

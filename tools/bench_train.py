@@ -1,0 +1,103 @@
+"""Steps of training beside PyTorch's, eager and compiled, on the same shape in the same minutes.
+
+    python tools/bench_train.py
+    python tools/bench_train.py --preset tiny --batch-size 32
+
+PyTorch runs this project's own reference (tools/torch_reference.py) with torch.optim.AdamW and
+clip_grad_norm_; in bfloat16 under autocast. Every system has a process of its own; each round gives
+all of them two steps, one system after the other, and times the second; a ratio is the median over
+the rounds, above 1 where obscura_jax is faster. The first step, which compiles, is apart; memory is
+a process's peak.
+"""
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from obscura_jax.cli import bench, bench_training
+from obscura_jax.cli.arguments import size
+from obscura_jax.cli.bench_training import Stepper
+from obscura_jax.config import PRESETS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tools.side_by_side import Elsewhere, ratios, show
+
+
+def main() -> None:
+    """Time both number types, print figures and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2, of 124M")
+    add("--batch-size", type=size, default=4, metavar="B", help="default: 4")
+    add("--length", type=size, default=256, metavar="T", help="default: 256")
+    add("--chunk", type=size, metavar="N", help="positions that have logits at once, in ours")
+    add("--recompute", choices=("elementwise", "blocks"), help="rather than keep it, in ours")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: both, in turn")
+    add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
+    add("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    add("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
+    how = {"chunk": args.chunk, "recompute": args.recompute}
+    threads = int(bench.environment()["threads"])
+    report, found = bench.Report(args.json), []
+    for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
+        with contextlib.ExitStack() as processes:
+            makers: dict[str, tuple[Any, ...]] = {
+                dtype: (_ours, cfg, *shape, dtype, how),
+                f"torch eager {dtype}": (_torch, cfg, *shape, dtype, False, threads),
+            }
+            if not args.eager:
+                makers[f"torch compiled {dtype}"] = (_torch, cfg, *shape, dtype, True, threads)
+            steppers = {
+                name: processes.enter_context(Elsewhere(*make)) for name, make in makers.items()
+            }
+            name = f"training, {shape[0]} x {shape[1]}"
+            figures = bench_training.measure(name, steppers, shape[0] * shape[1], args.repeats)
+        report.add(*figures)
+        found += ratios(figures)
+    report.end(args.preset, ratios=found)
+    if not args.json:
+        show(found)
+
+
+def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> Stepper:
+    return bench_training.ours(cfg, rows, length, dtype, **how)
+
+
+def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> Stepper:
+    import torch
+
+    from tools import torch_reference
+
+    torch.set_num_threads(threads)
+    ids = torch.tensor(bench_training.tokens(cfg, rows, length), dtype=torch.long)
+    model = torch_reference.GPTModel(cfg.to_dict())
+    if cfg.tie_weights:
+        model.out_head.weight = model.tok_emb.weight
+    adamw = torch.optim.AdamW(model.parameters())
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(ids[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    measured: Any = torch.compile(loss) if compiled else loss
+
+    def step() -> tuple[float, float | None]:
+        begin = time.perf_counter()
+        adamw.zero_grad()
+        measured().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        return time.perf_counter() - begin, bench_training.peak_mebibytes()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the tools that compare programs have in common: a process for each, and ratios."""
+
+import contextlib
+import multiprocessing
+import statistics
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from obscura_jax.cli.bench import Figure
+
+_System = TypeVar("_System", bound=Callable[..., Any])
+
+
+class Elsewhere(Generic[_System]):
+    """A function in a process of its own, made there by `make(*args)`.
+
+    In one process the threads of two libraries disturb: transformers' bfloat16 steps took 42 ms
+    beside JAX's, in its own 28.
+    """
+
+    def __init__(self, make: Callable[..., _System], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, make, args), daemon=True)
+        self._process.start()
+        other.close()
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function there."""
+        self._pipe.send(args)
+        return self._pipe.recv()
+
+    def __enter__(self) -> "Elsewhere[_System]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Any, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    system = make(*args)
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(system(*pipe.recv()))
+
+
+def ratios(figures: list[Figure]) -> list[dict[str, Any]]:
+    """Each of ours against each peer: how many times as fast, the median over the rounds.
+
+    Ours are called "float32" and the like, a peer of it "... float32".
+    """
+    found = []
+    for mine in (figure for figure in figures if " " not in figure.system):
+        for peer in (other for other in figures if other.system.endswith(f" {mine.system}")):
+            pairs = zip(mine.values, peer.values, strict=True)
+            faster = [a / b if mine.unit == "tokens/s" else b / a for a, b in pairs]
+            names = {"name": mine.name, "system": mine.system, "peer": peer.system}
+            found.append({**names, "ratio": statistics.median(faster)})
+    return found
+
+
+def show(ratios: list[dict[str, Any]]) -> None:
+    """Print a line for each ratio."""
+    for ratio in ratios:
+        print("{name:<28} {system:<9} / {peer:<24} {ratio:5.2f}x".format(**ratio))
