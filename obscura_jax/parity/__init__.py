@@ -1,0 +1,1 @@
+"""Do two frameworks agree: the same random numbers in both."""
