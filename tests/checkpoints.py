@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from obscura_jax.config import GPTConfig
-from tools import torch_reference
+from obscura_jax.parity import torch_reference
 
 CFG = GPTConfig(
     vocab_size=17,

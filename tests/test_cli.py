@@ -21,8 +21,8 @@ from obscura_jax.cli import compile_cache
 from obscura_jax.cli.__main__ import main
 from obscura_jax.interop.files import load_model
 from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.parity import torch_reference
 from obscura_jax.text.tokenizers import gpt2_tokenizer
-from tools import torch_reference
 
 TINY = {
     "vocab_size": 17,

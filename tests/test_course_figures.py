@@ -32,7 +32,7 @@ from obscura_jax.interop.torch_random import TorchGenerator
 from obscura_jax.nn.attention import attention_scores, simple_attention, softmax, softmax_naive
 from obscura_jax.nn.model import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
-from tools import torch_reference as reference
+from obscura_jax.parity import torch_reference as reference
 
 COURSE = json.loads((Path(__file__).parent / "golden" / "course.json").read_text())
 X = jnp.asarray(COURSE["six_tokens"]["x"])

@@ -23,7 +23,7 @@ from obscura_jax.interop.dialects import (
     to_course,
 )
 from obscura_jax.nn.model import GPTModel
-from tools import torch_reference
+from obscura_jax.parity import torch_reference
 
 CFG = GPTConfig(
     vocab_size=17,

@@ -19,8 +19,8 @@ import torch
 from obscura_jax.config import PRESETS
 from obscura_jax.interop.files import load_model, read_checkpoint, save_course, save_model
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.parity import torch_reference
 from tests.checkpoints import BIASED, CFG, IDS, LOGITS, bits, course_model, difference, leaves
-from tools import torch_reference
 
 
 def test_the_native_file_opens_in_torch(native):

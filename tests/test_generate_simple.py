@@ -9,7 +9,7 @@ import torch
 from obscura_jax import GPTConfig, GPTModel, generate_text_simple
 from obscura_jax.decoding.loop import _greedy_loop
 from obscura_jax.interop.torch_random import initial_parameters
-from tools import torch_reference as reference
+from obscura_jax.parity import torch_reference as reference
 
 CFG = {
     "vocab_size": 31,

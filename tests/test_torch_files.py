@@ -172,7 +172,10 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol, kind):
 
 def test_a_whole_module_is_refused_and_the_state_dict_asked_for(tmp_path):
     torch.save(course_model(), tmp_path / "x.pth")
-    words = r"calls tools\.torch_reference\.GPTModel, .* save model\.state_dict\(\), not the model"
+    words = (
+        r"calls obscura_jax\.parity\.torch_reference\.GPTModel, .*"
+        r" save model\.state_dict\(\), not the model"
+    )
     with pytest.raises(ValueError, match=words):
         load_model(tmp_path / "x.pth", n_heads=3)
 

@@ -11,10 +11,10 @@ import torch
 
 from obscura_jax import GPTConfig, GPTModel
 from obscura_jax.interop.dialects import from_course
+from obscura_jax.parity import torch_reference
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
 from obscura_jax.training.step import first_state, train_step
-from tools import torch_reference
 
 CFG = GPTConfig(
     vocab_size=53,

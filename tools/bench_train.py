@@ -3,7 +3,7 @@
     python tools/bench_train.py
     python tools/bench_train.py --preset tiny --batch-size 32
 
-PyTorch runs this project's own reference (tools/torch_reference.py) with torch.optim.AdamW and
+PyTorch runs this project's own reference, obscura_jax/parity/torch_reference.py, with AdamW and
 clip_grad_norm_; in bfloat16 under autocast. Every system has a process of its own; each round gives
 all of them two steps, one system after the other, and times the second; a ratio is the median over
 the rounds, above 1 where obscura_jax is faster. The first step, which compiles, is apart; memory is
@@ -72,7 +72,7 @@ def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> 
 def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> Stepper:
     import torch
 
-    from tools import torch_reference
+    from obscura_jax.parity import torch_reference
 
     torch.set_num_threads(threads)
     ids = torch.tensor(bench_training.tokens(cfg, rows, length), dtype=torch.long)
