@@ -101,9 +101,9 @@ def test_a_file_of_the_other_kind_is_refused(tmp_path, course, native):
     for name in ("a.safetensors", "b.pth"):
         with pytest.raises(ValueError, match="is damaged, cut short or not a"):
             load_model(tmp_path / name, n_heads=3)
-    course[0].rename(tmp_path / "course.bin")
-    with pytest.raises(ValueError, match=r"does not end in \.safetensors, \.pth or \.pt"):
-        load_model(tmp_path / "course.bin", n_heads=3)
+    course[0].rename(tmp_path / "course.gguf")
+    with pytest.raises(ValueError, match=r"does not end in \.safetensors, \.pth, \.pt, \.bin"):
+        load_model(tmp_path / "course.gguf", n_heads=3)
 
 
 def test_a_type_that_numpy_lacks_is_refused(tmp_path):
@@ -153,7 +153,7 @@ GOOD = {"format": "obscura_jax", **BIASED.to_dict()}
         ("\ufeff{}", r"config\.json is not JSON"),
         (json.dumps(GOOD).encode("utf-16"), r"config\.json is not JSON"),
         (json.dumps(GOOD).replace("17", "9" * 5000), r"config\.json is not JSON"),
-        ("[]", r'no "format": "obscura_jax"'),
+        ("[]", r"config\.json is not a JSON object"),
         ("{}", r'no "format": "obscura_jax"'),
         ({**GOOD, "format": "pt"}, r'no "format": "obscura_jax"'),
         ({**GOOD, "n_head": 3}, r"config\.json: the config has unknown entries: n_head"),

@@ -28,9 +28,9 @@ def test_it_is_small_and_named(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     with pytest.raises(FileNotFoundError, match="tiny is not a model"):
         load_model("./tiny")
-    from obscura_jax.interop import files
+    from obscura_jax.interop import sources
 
-    folder = files._SHIPPED["tiny"]
+    folder = sources._SHIPPED["tiny"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
 
 

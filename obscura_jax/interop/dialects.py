@@ -4,10 +4,11 @@ A conversion is total. Every tensor of the source is used once, every leaf of th
 once, and every shape is the one that the model itself declares.
 """
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPT_CONFIG_124M, GPTConfig
+from obscura_jax.interop.tables import some
 from obscura_jax.nn.model import GPTModel
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -28,18 +30,31 @@ class Converted:
     """What one tensor of the source became: a row of the audit.
 
     Attributes:
-        source: its name in the source.
-        target: the leaf it fills, or "-" for a buffer that is checked and dropped.
+        source: its name in the source, or "-" for what is absent there.
+        target: the leaves it fills, or "-" for what is checked and dropped.
         note: what was done to it.
-        shape: its shape in the source.
-        dtype: its type in the source.
+        values: the tensor, as it is in the source.
     """
 
     source: str
     target: str
     note: str
-    shape: tuple[int, ...]
-    dtype: str
+    values: NDArray[Any] = field(repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the source."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> str:
+        """Its type in the source."""
+        return str(self.values.dtype)
+
+    @property
+    def checksum(self) -> str:
+        """The first 16 digits of the SHA-256 of its bytes, row by row, in the source."""
+        return hashlib.sha256(self.values.tobytes()).hexdigest()[:16]
 
 
 def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -75,7 +90,7 @@ def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
     """
     for name in ("tok_emb.weight", "pos_emb.weight"):
         if name not in tensors:
-            has = f"its tensors are {_some(tensors)}" if tensors else "it has no tensors"
+            has = f"its tensors are {some(tensors)}" if tensors else "it has no tensors"
             raise ValueError(f"not a course checkpoint: {name} is missing, {has}")
         if tensors[name].ndim != 2 or 0 in tensors[name].shape:
             raise ValueError(f"{name} must be a matrix, got shape {tensors[name].shape}")
@@ -148,7 +163,7 @@ def from_course(
                 wider = tensor.dtype.itemsize > 4
                 note = "rounded to float32" if wider else "widened to float32"
             flat[name] = _finite_float32(name, tensor, share)
-        audit.append(Converted(name, target, note, tensor.shape, str(tensor.dtype)))
+        audit.append(Converted(name, target, note, tensor))
     return _tree(flat), audit
 
 
@@ -203,7 +218,7 @@ def _tree(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_names(needed: Set[str], given: Set[str]) -> None:
     differences = {"missing": needed - given, "unexpected": given - needed}
-    if wrong := [f"{kind} tensors: {_some(names)}" for kind, names in differences.items() if names]:
+    if wrong := [f"{kind} tensors: {some(names)}" for kind, names in differences.items() if names]:
         raise ValueError("; ".join(wrong))
 
 
@@ -229,8 +244,3 @@ def _check_mask(name: str, mask: NDArray[Any], context_length: int) -> None:
         raise ValueError(f"{name} has shape {mask.shape}, not the context's {context_length} twice")
     if not np.array_equal(mask != 0, np.triu(np.ones_like(mask, bool), k=1)):
         raise ValueError(f"{name} is not the causal mask (ones above the diagonal)")
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *rest = sorted(names)
-    return f"{first} and {len(rest)} more" if rest else first

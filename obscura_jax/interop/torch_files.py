@@ -6,21 +6,20 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
 
 _MUCH = 1 << 24  # bytes; the pickle of a checkpoint is far smaller, its numbers are kept apart
 
 
 def read_torch(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The state dict in a `.pth` file, and the config entries beside it, if the file holds any.
+    """The state dict in a `.pth` file, and the entries that stand beside it, by name.
 
     The file is a state dict, or a dictionary with one state dict among its entries.
 
@@ -47,28 +46,35 @@ def read_torch(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     for name, tensor in states[0].items():
         if not isinstance(name, str) or not torch.is_tensor(tensor):
             raise ValueError(f"{path}: entry {name!r} of the state dict is not a named tensor")
-        if tensor.dtype == torch.bfloat16:  # NumPy has no such type; float32 holds every value
-            tensor = tensor.float()
         try:
-            tensors[name] = tensor.detach().numpy()
+            if tensor.dtype == torch.bfloat16:  # a type that torch's `numpy` does not give
+                bits = tensor.detach().contiguous().view(torch.int16).numpy()
+                tensors[name] = bits.view(ml_dtypes.bfloat16)
+            else:
+                tensors[name] = tensor.detach().numpy()
         except (TypeError, RuntimeError) as error:  # sparse, quantised, of 8 bits, without storage
             raise ValueError(f"{path}: {name} is not a plain array: {error}") from error
-    return tensors, _config_among(content.values())
+    beside = {str(k): v for k, v in content.items() if v is not states[0]}
+    return tensors, beside if states[0] is not content else {}
 
 
-def write_torch(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+def write_torch(
+    tensors: Mapping[str, NDArray[Any]], path: Path, *, beside: Mapping[str, Any] | None = None
+) -> None:
     """Write `tensors` as a state dict; types of less than 32 bits are widened to float32.
+
+    With `beside`, the state dict is the entry "model" among those.
 
     Raises:
         OSError: when the file cannot be written.
     """
-    torch = require("torch", "torch", "writing a course checkpoint")
+    torch = require("torch", "torch", "writing a PyTorch file")
     state = {
         name: torch.tensor(tensor if tensor.itemsize >= 4 else tensor.astype(np.float32))
         for name, tensor in tensors.items()
     }
     try:
-        torch.save(state, path)
+        torch.save(state if beside is None else {"model": state, **beside}, path)
     except RuntimeError as error:  # all that torch makes of an error of the system
         raise OSError("torch could not write it; is the disk full?") from error
 
@@ -138,11 +144,3 @@ def _reason(error: Exception) -> str:
         return ""  # what reading random bytes as a pickle comes upon says nothing
     text = str(error).split(". This is an internal miniz error")[0].split("\n")[0].strip()
     return f" ({text})" if text else ""
-
-
-def _config_among(values: Any) -> dict[str, Any]:
-    """Those entries of the first dictionary with `n_heads` in it that a config has."""
-    for value in values:
-        if isinstance(value, Mapping) and "n_heads" in value:
-            return {f.name: value[f.name] for f in fields(GPTConfig) if f.name in value}
-    return {}

@@ -1,0 +1,108 @@
+"""Configs of other projects <-> ours: Hugging Face's `config.json`, nanoGPT's `model_args`.
+
+What theirs cannot say -- that queries, keys and values have no biases, that a head equal to the
+token table is not tied to it -- is kept beside it under the name "obscura_jax", which they ignore;
+so a round trip gives the same config back.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from obscura_jax.config import GPTConfig
+
+_RECORD = "obscura_jax"
+_GPT2_SIZES = {
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "emb_dim",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+}
+_NANOGPT_SIZES = {
+    "vocab_size": "vocab_size",
+    "block_size": "context_length",
+    "n_embd": "emb_dim",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+}
+# What a GPT-2 config may hold that changes the function, and what it has to be here.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+
+
+def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GPT-2 `config.json` says of our config; what it leaves out is GPT-2's default.
+
+    Raises:
+        ValueError: when it describes a model that computes something else, or contradicts itself.
+    """
+    for name, allowed in _FIXED.items():
+        if name in config and config[name] not in allowed:
+            raise ValueError(
+                f"the config says {name}={config[name]!r}; this model computes {allowed[0]!r}"
+            )
+    known = {ours: config[theirs] for theirs, ours in _GPT2_SIZES.items() if theirs in config}
+    inner, width = config.get("n_inner"), config.get("n_embd")
+    if inner is not None and width is not None and inner != 4 * width:
+        raise ValueError(f"the config says n_inner={inner}; this model has 4 n_embd = {4 * width}")
+    known["tie_weights"] = config.get("tie_word_embeddings", True)
+    known["ln_eps"] = config.get("layer_norm_epsilon", 1e-5)
+    known["drop_rate"] = config.get("resid_pdrop", 0.1)
+    return known | _recorded(config, "qkv_bias")
+
+
+def to_hf_config(cfg: GPTConfig) -> dict[str, Any]:
+    """The `config.json` with which transformers' `GPT2LMHeadModel` is this model."""
+    last = cfg.vocab_size - 1  # GPT-2's <|endoftext|>, and that of a vocabulary cut from it
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{theirs: getattr(cfg, ours) for theirs, ours in _GPT2_SIZES.items()},
+        "n_ctx": cfg.context_length,
+        "n_inner": None,
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": cfg.ln_eps,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), cfg.drop_rate),
+        "tie_word_embeddings": cfg.tie_weights,
+        "bos_token_id": last,
+        "eos_token_id": last,
+        "dtype": "float32",
+        _RECORD: {"qkv_bias": cfg.qkv_bias},
+    }
+
+
+def from_model_args(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """What the entries beside `model` in a nanoGPT `ckpt.pt` say of our config."""
+    args = beside.get("model_args")
+    args = args if isinstance(args, Mapping) else {}
+    known = {ours: args[theirs] for theirs, ours in _NANOGPT_SIZES.items() if theirs in args}
+    known["tie_weights"] = True
+    known["drop_rate"] = args.get("dropout", 0.1)
+    return known | _recorded(beside.get("config"), "qkv_bias", "tie_weights")
+
+
+def to_model_args(cfg: GPTConfig) -> dict[str, Any]:
+    """The entries beside `model` of a nanoGPT `ckpt.pt`.
+
+    Raises:
+        ValueError: when nanoGPT's layer norm, whose eps is fixed, would compute something else.
+    """
+    if cfg.ln_eps != GPTConfig.ln_eps:
+        raise ValueError(
+            f"nanoGPT's layer norm has eps {GPTConfig.ln_eps}, and this model's ln_eps is "
+            f"{cfg.ln_eps}: keep it in the native form"
+        )
+    args = {theirs: getattr(cfg, ours) for theirs, ours in _NANOGPT_SIZES.items()}
+    record = {"qkv_bias": cfg.qkv_bias, "tie_weights": cfg.tie_weights}
+    args |= {"dropout": cfg.drop_rate, "bias": True}
+    return {"model_args": args, "config": {_RECORD: record}}
+
+
+def _recorded(holder: Any, *names: str) -> dict[str, Any]:
+    record = holder.get(_RECORD) if isinstance(holder, Mapping) else None
+    return {name: record[name] for name in names if name in record} if record else {}

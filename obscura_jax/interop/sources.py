@@ -1,0 +1,132 @@
+"""From what a user names -- a file, a folder, a model of the hub -- to tensors and a config."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.extras import require
+from obscura_jax.interop.foreign_configs import from_hf_config, from_model_args
+from obscura_jax.interop.tensor_files import (
+    read,
+    read_json,
+    read_msgpack,
+    read_safetensors,
+    read_shards,
+)
+from obscura_jax.interop.torch_files import read_torch
+
+FORMAT, WEIGHTS, CONFIG = "obscura_jax", "model.safetensors", "config.json"
+TORCH_SUFFIXES, SAFETENSORS_SUFFIX = (".pth", ".pt", ".bin"), ".safetensors"
+# The files of a folder that hold its weights; the first that is there is read.
+_WEIGHT_FILES = (
+    WEIGHTS,
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+)
+_SHIPPED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
+_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+class NamedError(ValueError):
+    """An error that names its file already."""
+
+
+def weights_at(source: str | Path) -> Path:
+    """The file of weights of a file, a folder, the shipped model or one of the hub's GPT-2.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when the hub cannot be reached, or huggingface-hub is missing.
+    """
+    path = _SHIPPED.get(str(source), Path(source))
+    if str(source) in _HUB:
+        return _fetched(str(source))
+    if not str(source) or not os.path.exists(path):
+        raise FileNotFoundError(
+            f"no model at {str(source)!r}: give a folder, a .safetensors or .pth file, "
+            f"tiny, {', '.join(_HUB)}, or torch-seed:N"
+        )
+    if not path.is_dir():
+        return path
+    found = [name for name in _WEIGHT_FILES if (path / name).is_file()]
+    for part, there in ((WEIGHTS, found), (CONFIG, (path / CONFIG).is_file())):
+        if not there:
+            raise FileNotFoundError(f"{path} is not a model: the folder has no {part}")
+    return path / found[0]
+
+
+def _fetched(name: str) -> Path:
+    hub = require("huggingface_hub", "hub", f"fetching {name}")
+    try:
+        files = [CONFIG, WEIGHTS]
+        return (
+            Path(hub.snapshot_download(f"openai-community/{name}", allow_patterns=files)) / WEIGHTS
+        )
+    except Exception as error:  # of the network, of the hub, of the disk: each has its own classes
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{name} cannot be fetched from the Hugging Face hub ({reason}); "
+            f"fetch its config.json and {WEIGHTS} elsewhere, and give their folder"
+        ) from error
+
+
+def tensors_and_config(path: Path) -> tuple[dict[str, NDArray[Any]], str | None, dict[str, Any]]:
+    """What a file of weights holds, the dialect if its config tells, and what that says of ours."""
+    suffix, beside = path.suffix.lower(), {}
+    if path.name.endswith(".index.json"):
+        of_torch = path.name.startswith("pytorch")
+        reader = (lambda shard: read_torch(shard)[0]) if of_torch else read_safetensors
+        tensors = _named(lambda p: read_shards(p, reader), path)
+    elif suffix in TORCH_SUFFIXES:
+        tensors, beside = _named(read_torch, path)
+    elif suffix == SAFETENSORS_SUFFIX:
+        tensors = _named(read_safetensors, path)
+    elif suffix == ".msgpack":
+        tensors = _named(read_msgpack, path)
+    else:
+        raise NamedError(
+            f"{path} does not end in .safetensors, .pth, .pt, .bin or .msgpack: not a model file"
+        )
+    if path.name in _WEIGHT_FILES and (config := path.with_name(CONFIG)).exists():
+        return tensors, *_named(_read_config, config)
+    if "model_args" in beside:
+        return tensors, None, from_model_args(beside)
+    return tensors, None, _config_among(beside)
+
+
+def _named(reader: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return read(reader, path)
+    except ValueError as error:
+        raise NamedError(str(error)) from error
+
+
+def _read_config(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """The dialect of a config, if it is the native one, and what it says of ours."""
+    config = read_json(path)
+    try:
+        if config.get("format") == FORMAT:
+            del config["format"]
+            return "native", GPTConfig.of(config).to_dict()
+        if config.get("model_type", "gpt2" if "n_embd" in config else None) == "gpt2":
+            return None, from_hf_config(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+        f'{path} is neither a config of this package (no "format": "{FORMAT}") nor of a GPT-2'
+    )
+
+
+def _config_among(beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Those entries of the first dictionary with `n_heads` in it that a config has."""
+    for value in beside.values():
+        if isinstance(value, Mapping) and "n_heads" in value:
+            return {f.name: value[f.name] for f in fields(GPTConfig) if f.name in value}
+    return {}

@@ -1,0 +1,199 @@
+"""Named tensors in files: safetensors, whole or in shards, Flax's msgpack; and how files are put.
+
+What this package writes as safetensors carries the sum of its bytes as 64-bit words, so that a bit
+that turned over on the way is noticed: 0.05 s for the 124M model.
+"""
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+Tensors = dict[str, NDArray[Any]]
+_TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_SUM = "sum64"
+_T = TypeVar("_T")
+
+
+def read(reader: Callable[[Path], _T], path: Path) -> _T:
+    """`reader(path)`, with errors of the system as ValueError that names the file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    try:
+        path.open("rb").close()  # for the system's own reason, where it lets nobody in
+        return reader(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors of a file; those of float32 are mapped, not read: they lie in the file's pages.
+
+    The mapping is private, so that JAX may write where it is given the memory; the file stays.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:  # which checks the header
+            mapped = _map(path)
+            start = 8 + int.from_bytes(mapped[:8], "little")
+            header = json.loads(mapped[8:start], object_pairs_hook=_once)
+            _check_sum(mapped, start, header.pop("__metadata__", None) or {})
+            tensors = {}
+            for name, entry in header.items():
+                if entry["dtype"] == "F32":
+                    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+                    flat = np.frombuffer(mapped, "<f4", (end - begin) // 4, start + begin)
+                    tensors[name] = flat.reshape(shape)
+                else:
+                    tensors[name] = file.get_tensor(name)
+            return tensors
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, cut short or not a safetensors file ({error}): "
+            "fetch it again, or save the model again"
+        ) from error
+    except (AttributeError, TypeError) as error:  # how safetensors meets a type unknown to NumPy
+        raise ValueError(f"{path} has tensors of a type that NumPy lacks: {error}") from error
+
+
+def read_shards(index: Path, reader: Callable[[Path], Tensors]) -> Tensors:
+    """The tensors of all files that an index names, each tensor from the file it is said to be in.
+
+    Raises:
+        ValueError: when a shard is missing, or holds other tensors than the index says.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    tensors: Tensors = {}
+    for shard in sorted(set(places.values())):
+        path = index.with_name(Path(shard).name)  # nothing outside the folder
+        if not path.is_file():
+            raise ValueError(f"{index.parent} is not whole: the shard {path.name} is missing")
+        found = read(reader, path)
+        said = {name for name, place in places.items() if place == shard}
+        if wrong := said ^ found.keys():
+            raise ValueError(f"{path} and {index.name} do not agree about {min(wrong)}")
+        tensors |= found
+    return tensors
+
+
+def read_msgpack(path: Path) -> Tensors:
+    """The leaves of a Flax parameter file, under dotted names."""
+    try:
+        tree = msgpack_restore(path.read_bytes())
+        flat = flatten_dict(tree, sep=".")
+        tree_of_arrays = all(isinstance(leaf, np.ndarray) for leaf in flat.values())
+    except Exception as error:  # msgpack and flax meet damage with errors of any type
+        raise ValueError(
+            f"{path} is damaged, cut short or not a Flax file ({type(error).__name__})"
+        ) from error
+    if not tree_of_arrays:
+        raise ValueError(f"{path} holds something else than a tree of arrays")
+    return {name.removeprefix("params."): leaf for name, leaf in flat.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write tensors so that the data begin on a multiple of 64 bytes, where JAX can use them.
+
+    safetensors' own writer keeps to a multiple of 8.
+    """
+    blank = "0" * 16
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", _SUM: blank}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        code = _TYPE_CODES[str(tensor.dtype)]
+        header[name] = {"dtype": code, "shape": tensor.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with path.open("w+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            total = _sum_of(mapped, 8 + len(text))
+        file.seek(8 + text.index(blank.encode()))
+        file.write(total.encode())
+
+
+def destination(path: str | Path) -> Path:
+    """`path`; ValueError where it is empty."""
+    if not str(path):
+        raise ValueError("the destination is empty: name a file or folder to write")
+    return Path(path)
+
+
+def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write every file beside its place, then move all to their places; or change nothing."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        for path, temporary in temporaries.items():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
+            files[path](temporary)
+            temporary.chmod(mode)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ValueError(f"{target} cannot be written: {reason}") from error
+    finally:
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice} stands there twice")
+    return found
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mapped, "madvise"):  # 0.02 against 0.9 s for a first look at the 124M model
+        mapped.madvise(mmap.MADV_WILLNEED)
+    return mapped
+
+
+def _check_sum(mapped: mmap.mmap, start: int, metadata: Mapping[str, str]) -> None:
+    if _SUM in metadata and _sum_of(mapped, start) != metadata[_SUM]:
+        raise ValueError("its bytes do not have the sum that they were written with")
+
+
+def _sum_of(mapped: mmap.mmap, start: int) -> str:
+    """The sum of the bytes from `start` on as whole numbers of 64 bits, in hexadecimal."""
+    count, rest = divmod(len(mapped) - start, 8)
+    words = np.frombuffer(mapped, "<u8", count, start)
+    last = int.from_bytes(mapped[len(mapped) - rest :], "little")
+    total = (int(words.sum(dtype=np.uint64)) + last) % 2**64
+    del words  # a mapping in use cannot be closed
+    return f"{total:016x}"
