@@ -18,7 +18,7 @@ from obscura_jax.config import GPTConfig
 Tensors = Mapping[str, NDArray[Any]]
 _COMPILED = "_orig_mod."  # what torch.compile puts before every name
 _BODY = "transformer."  # what stands before the names of a model that has a head
-_HEAD, _TABLE = "lm_head.weight", "tok_emb.weight"
+HEAD, _TABLE = "lm_head.weight", "tok_emb.weight"
 _MASKS = ("h.{}.attn.bias", "h.{}.attn.masked_bias")
 _QKV = tuple(f"trf_blocks.{{}}.att.W_{part}" for part in ("query", "key", "value"))
 
@@ -64,7 +64,7 @@ def _gpt2(embedding: str, matrix: str, scale: str, transposed: bool) -> tuple[Ro
     return tuple(rows)
 
 
-_LM_HEAD = Row(_HEAD, ("out_head.weight",))
+_LM_HEAD = Row(HEAD, ("out_head.weight",))
 # Hugging Face's Conv1D stores matrices (in, out), as OpenAI did; the others (out, in).
 HUGGING_FACE = Table("hf", (*_gpt2("weight", "weight", "weight", transposed=True), _LM_HEAD))
 NANOGPT = Table(
@@ -158,7 +158,7 @@ def renamed(
     biases = {name for name in expected if name.endswith(".bias")}
     of_qkv = {name for name in biases if name.endswith("c_attn.bias")}
     absent = biases if not biases & plain.keys() else of_qkv if not of_qkv & plain.keys() else set()
-    missing = expected.keys() - plain.keys() - absent - {_HEAD}
+    missing = expected.keys() - plain.keys() - absent - {HEAD}
     unexpected = {plain[name] for name in plain.keys() - expected.keys() - masks}
     if missing or unexpected:
         words = {"missing": missing, "unexpected": unexpected}
@@ -179,7 +179,7 @@ def renamed(
         if name in masks:
             _check_mask(source, tensor)
             origins.append(Origin(source, (), "causal mask: checked, dropped"))
-        elif name == _HEAD and tied:
+        elif name == HEAD and tied:
             origins.append(Origin(source, (), "the token table again: checked, dropped"))
         elif name in of_qkv and unbiased:
             origins.append(Origin(source, (), "zeros: checked, dropped"))
@@ -220,7 +220,7 @@ def as_theirs(table: Table, cfg: GPTConfig, tensors: Tensors) -> dict[str, NDArr
     """
     theirs: dict[str, NDArray[Any]] = {}
     for row, name, ours in _rows_of(table, cfg.n_layers):
-        if name == _HEAD:
+        if name == HEAD:
             if table.repeats_head or not cfg.tie_weights:
                 theirs[name] = tensors[_TABLE if cfg.tie_weights else ours[0]]
             continue
@@ -248,11 +248,11 @@ def _is_tied(
     tensors: Tensors, plain: Mapping[str, str], table: Table, known: Mapping[str, Any]
 ) -> bool:
     told = known.get("tie_weights")
-    if _HEAD not in plain:
+    if HEAD not in plain:
         if told is False:
-            raise ValueError(f"missing tensors: {_HEAD}, which the config says is not wte.weight")
+            raise ValueError(f"missing tensors: {HEAD}, which the config says is not wte.weight")
         return True
-    head, table_name = plain[_HEAD], plain[table.rows[0].theirs]
+    head, table_name = plain[HEAD], plain[table.rows[0].theirs]
     same = _same_bytes(tensors[head], tensors[table_name])
     if told and not same:
         raise ValueError(f"{head} is not {table_name}, and the config says that they are one")

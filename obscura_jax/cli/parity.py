@@ -1,0 +1,60 @@
+"""`obscura parity`: do PyTorch and JAX compute the same from these weights?"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from obscura_jax.cli.arguments import seed, size
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command's words."""
+    parser = commands.add_parser("parity", help="a verdict: equal up to rounding, or where not")
+    add = parser.add_argument
+    add("source", help="a model of any dialect: a folder, a file, gpt2, tiny, torch-seed:N")
+    add(
+        "--against",
+        default="course",
+        metavar="WHAT",
+        help="course: our PyTorch reference (default); hf: transformers; or FILE.py:CLASS, a "
+        "course-shaped torch module of yours",
+    )
+    add("--json", metavar="FILE", help="write the report as JSON")
+    add("--html", metavar="FILE", help="write it as a page with plots")
+    add("--n-heads", type=size, metavar="H", help="if the source does not say")
+    add("--seed", type=seed, default=0, metavar="S", help="of the prompts; default: 0")
+    add("--steps", type=size, metavar="N", help="optimizer steps; default: 3, large models none")
+    add("--tokens", type=size, default=16, metavar="N", help="greedy tokens; default: 16")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Examine, print the table, write the files; exits 1 where the frameworks differ."""
+    from obscura_jax.interop.dialects import named_tensors
+    from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.interop.tensor_files import destination, put
+    from obscura_jax.parity import report as reports
+    from obscura_jax.parity.lab import examine
+    from obscura_jax.parity.references import reference
+
+    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads)
+    flat = named_tensors(checkpoint.cfg, checkpoint.params)
+    beside = reference(args.against, checkpoint.cfg, flat, args.source)
+    report = examine(
+        args.source,
+        checkpoint.cfg,
+        checkpoint.params,
+        beside,
+        seed=args.seed,
+        steps=args.steps,
+        new_tokens=args.tokens,
+    )
+    for name, render in ((args.json, reports.as_json), (args.html, reports.as_html)):
+        if name is not None:
+            path = destination(name)
+            write = partial(Path.write_text, data=render(report), encoding="utf-8")
+            put(path, {path: write})
+    print(reports.as_text(report))
+    if not report.equal:
+        raise SystemExit(1)

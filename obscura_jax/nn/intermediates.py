@@ -1,0 +1,68 @@
+"""Every named value on the way from ids to logits: seen, or replaced, in the real model.
+
+Names are the course's, in forward order: `tok_emb`, `pos_emb`, `embeddings`, then for each block
+`trf_blocks.N.` with `norm1`, `att.W_query`, `att.W_key`, `att.W_value` (B, T, D), `att.scores`
+(unscaled, unmasked) and `att.weights` (B, H, T, T), `att.context` (heads joined), `att.out_proj`,
+`residual` (after the first shortcut), `norm2`, `ff.layers.0` to `2`, and `trf_blocks.N` itself (its
+output); then `final_norm` and `logits`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array
+from numpy.typing import ArrayLike
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.nn import attention
+from obscura_jax.nn.model import GPTModel
+
+Tap = Callable[[str, Array], Array]
+# What a block makes, in order, after its name.
+_IN_BLOCK = (
+    *(".norm1", ".att.W_query", ".att.W_key", ".att.W_value", ".att.scores", ".att.weights"),
+    *(".att.context", ".att.out_proj", ".residual", ".norm2"),
+    *(".ff.layers.0", ".ff.layers.1", ".ff.layers.2", ""),
+)
+# What enters a module and has a name of its own.
+_INPUTS = {"att.out_proj": "att.context", "norm2": "residual"}
+
+
+def names(cfg: GPTConfig) -> list[str]:
+    """All names of a model's intermediates, in forward order."""
+    blocks = [f"trf_blocks.{n}{part}" for n in range(cfg.n_layers) for part in _IN_BLOCK]
+    return ["tok_emb", "pos_emb", "embeddings", *blocks, "final_norm", "logits"]
+
+
+def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Array:
+    """`model.apply({"params": params}, ids)`, each intermediate going through `tap`.
+
+    `tap(name, value)` gives the value to go on with: the same one, or another of its shape.
+    """
+    known = set(names(model.cfg)) - {"logits"}
+
+    def intercept(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        name = ".".join(context.module.path)
+        if context.method_name != "__call__" or not (name in known or name == "drop_emb"):
+            return call(*args, **kwargs)
+        block, _, part = name.partition(".")[2].partition(".")
+        if part in _INPUTS:
+            first, *rest = args
+            args = (tap(f"trf_blocks.{block}.{_INPUTS[part]}", first), *rest)
+        out = call(*args, **kwargs)
+        return tap("embeddings" if name == "drop_emb" else name, out)
+
+    def attend(block: int, queries: Array, keys: Array, values: Array) -> Array:
+        """`scaled_dot_product_attention` with a causal mask, in the steps that it has."""
+        here = f"trf_blocks.{block}.att"
+        scores = tap(f"{here}.scores", attention.attention_scores(queries, keys))
+        masked = attention.mask_scores(scores, attention.causal_mask(scores.shape[-1]))
+        weights = attention.attention_weights(masked, queries.shape[-1])
+        return attention.context_vectors(tap(f"{here}.weights", weights), values)
+
+    with nn.intercept_methods(intercept):
+        logits: Any = model.apply({"params": params}, ids, attend=attend)
+    return tap("logits", logits)

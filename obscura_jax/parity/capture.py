@@ -1,0 +1,217 @@
+"""Named intermediates of both frameworks, under the names of `nn.intermediates`; and patching."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import ArrayLike, NDArray
+
+from obscura_jax.nn.intermediates import apply_tapped, names
+from obscura_jax.nn.model import GPTModel
+
+Keep = Callable[[str, Any], Any]
+
+
+def capture(
+    model: GPTModel, params: Any, ids: ArrayLike, keep: Keep | None = None
+) -> dict[str, Array]:
+    """Every intermediate of `model` on ids (B, T), by name, in forward order; a pure function.
+
+    With `keep`, what is kept of a value is `keep(name, value)`; so little memory can be enough.
+    """
+    found: dict[str, Array] = {}
+
+    def tap(name: str, value: Array) -> Array:
+        found[name] = value if keep is None else keep(name, value)
+        return value
+
+    apply_tapped(model, params, ids, tap)
+    return {name: found[name] for name in names(model.cfg)}
+
+
+def apply(
+    model: GPTModel, params: Any, ids: ArrayLike, replacements: Mapping[str, ArrayLike]
+) -> Array:
+    """The logits when named intermediates are replaced, as in activation patching.
+
+    Raises:
+        ValueError: naming a replacement that is no intermediate, or has another shape.
+    """
+    known = names(model.cfg)
+    for name in replacements:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3) or known[:3]
+            raise ValueError(f"no intermediate is called {name!r}; near it: {', '.join(near)}")
+
+    def tap(name: str, value: Array) -> Array:
+        if name not in replacements:
+            return value
+        new: Any = replacements[name]
+        if np.shape(new) != value.shape:
+            raise ValueError(f"{name} has shape {value.shape}, its replacement {np.shape(new)}")
+        return value.at[...].set(new)
+
+    return apply_tapped(model, params, ids, tap)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a PyTorch model shows an intermediate.
+
+    Attributes:
+        name: our name for it.
+        module: the module's path; "" is the model.
+        side: "input" or "output" of the module.
+        third: which third of the width, where queries, keys and values are one tensor.
+    """
+
+    name: str
+    module: str
+    side: str = "output"
+    third: int | None = None
+
+
+def course_taps(n_layers: int) -> list[Tap]:
+    """Those of a model with the course's modules, in forward order."""
+    taps = [Tap("tok_emb", "tok_emb"), Tap("pos_emb", "pos_emb"), Tap("embeddings", "drop_emb")]
+    for n in range(n_layers):
+        block = f"trf_blocks.{n}"
+        parts = ("norm1", "att.W_query", "att.W_key", "att.W_value")
+        taps += [Tap(f"{block}.{part}", f"{block}.{part}") for part in parts]
+        taps.append(Tap(f"{block}.att.scores", f"{block}.att", "scores"))
+        taps.append(Tap(f"{block}.att.weights", f"{block}.att", "weights"))
+        taps.append(Tap(f"{block}.att.context", f"{block}.att.out_proj", "input"))
+        taps.append(Tap(f"{block}.att.out_proj", f"{block}.att.out_proj"))
+        taps.append(Tap(f"{block}.residual", f"{block}.norm2", "input"))
+        parts = ("norm2", "ff.layers.0", "ff.layers.1", "ff.layers.2")
+        taps += [Tap(f"{block}.{part}", f"{block}.{part}") for part in parts]
+        taps.append(Tap(block, block))
+    return [*taps, Tap("final_norm", "final_norm"), Tap("logits", "")]
+
+
+def hugging_face_taps(n_layers: int) -> list[Tap]:
+    """Those of transformers' `GPT2LMHeadModel` with eager attention, in forward order."""
+    body = "transformer"
+    taps = [Tap("tok_emb", f"{body}.wte"), Tap("pos_emb", f"{body}.wpe")]
+    taps.append(Tap("embeddings", f"{body}.drop"))
+    for n in range(n_layers):
+        block, h = f"trf_blocks.{n}", f"{body}.h.{n}"
+        taps.append(Tap(f"{block}.norm1", f"{h}.ln_1"))
+        for third, part in enumerate(("W_query", "W_key", "W_value")):
+            taps.append(Tap(f"{block}.att.{part}", f"{h}.attn.c_attn", "output", third))
+        taps.append(Tap(f"{block}.att.scores", f"{h}.attn", "scores"))
+        taps.append(Tap(f"{block}.att.weights", f"{h}.attn", "weights"))
+        taps.append(Tap(f"{block}.att.context", f"{h}.attn.c_proj", "input"))
+        taps.append(Tap(f"{block}.att.out_proj", f"{h}.attn.c_proj"))
+        taps.append(Tap(f"{block}.residual", f"{h}.ln_2", "input"))
+        taps.append(Tap(f"{block}.norm2", f"{h}.ln_2"))
+        taps.append(Tap(f"{block}.ff.layers.0", f"{h}.mlp.c_fc"))
+        taps.append(Tap(f"{block}.ff.layers.1", f"{h}.mlp.act"))
+        taps.append(Tap(f"{block}.ff.layers.2", f"{h}.mlp.c_proj"))
+        taps.append(Tap(block, h))
+    return [*taps, Tap("final_norm", f"{body}.ln_f"), Tap("logits", "")]
+
+
+def capture_torch(
+    module: Any, ids: NDArray[Any], taps: list[Tap], keep: Keep | None = None
+) -> dict[str, NDArray[Any]]:
+    """The intermediates of a PyTorch model on ids (B, T), by name, in the order of `taps`.
+
+    The model runs in evaluation mode, without gradients, and is left as it was. Where it has not
+    the module that a tap names, that intermediate is not in the result. Scores and weights are no
+    module's: they are the last product with two axes of length T before the softmax of an attention
+    module, and what that softmax gives.
+    """
+    import torch
+
+    modules = dict(module.named_modules())
+    found: dict[str, NDArray[Any]] = {}
+
+    def see(tap: Tap, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple | list) else getattr(value, "logits", value)
+        if tap.third is not None:
+            value = value.chunk(3, dim=-1)[tap.third]
+        array = value.detach().numpy()
+        kept = array if keep is None else keep(tap.name, array)
+        found[tap.name] = kept.copy()  # the model may go on and write over it
+
+    was_training = module.training
+    with ExitStack() as stack:
+        stack.callback(module.train, was_training)
+        module.eval()
+        stack.enter_context(torch.no_grad())
+        inside: list[str] = []
+        for path in {tap.module for tap in taps if tap.side == "scores"} & modules.keys():
+            stack.enter_context(_entered(modules[path], path, inside))
+        attention = {(tap.module, tap.side): tap for tap in taps}
+        stack.enter_context(_attention_watch(ids.shape[-1], inside, attention, see))
+        for tap in taps:
+            if tap.module in modules and tap.side in ("input", "output"):
+                stack.enter_context(_hooked(modules[tap.module], tap, see))
+        module(torch.from_numpy(ids.astype(np.int64)))
+    return {tap.name: found[tap.name] for tap in taps if tap.name in found}
+
+
+@contextmanager
+def _hooked(module: Any, tap: Tap, see: Callable[[Tap, Any], None]) -> Iterator[None]:
+    if tap.side == "input":
+        handle = module.register_forward_pre_hook(lambda _, args: see(tap, args))
+    else:
+        handle = module.register_forward_hook(lambda _, args, out: see(tap, out))
+    with _removed(handle):
+        yield
+
+
+@contextmanager
+def _entered(module: Any, path: str, inside: list[str]) -> Iterator[None]:
+    """Keeps the path of the attention module that runs at the end of `inside`."""
+    first = module.register_forward_pre_hook(lambda *_: inside.append(path))
+    last = module.register_forward_hook(lambda *_: (inside.pop(), None)[1])
+    with _removed(first), _removed(last):
+        yield
+
+
+@contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _attention_watch(
+    length: int,
+    inside: list[str],
+    taps: Mapping[tuple[str, str], Tap],
+    see: Callable[[Tap, Any], None],
+) -> Any:
+    """A mode in which products and the softmax inside an attention module are seen."""
+    from torch.overrides import TorchFunctionMode
+
+    products = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
+
+    class Watch(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.softmaxed: set[str] = set()
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            name = getattr(func, "__name__", "")
+            if inside and inside[-1] not in self.softmaxed:
+                here = inside[-1]
+                scores = getattr(out, "ndim", 0) == 4 and out.shape[-2:] == (length, length)
+                if scores and name in products:
+                    see(taps[here, "scores"], out)
+                elif scores and name == "softmax":
+                    see(taps[here, "weights"], out)
+                    self.softmaxed.add(here)
+            return out
+
+    return Watch()

@@ -1,0 +1,29 @@
+"""Token ids on which two implementations of a GPT are likely to part, if they ever do."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+
+_SHORT = 24
+
+
+def hard_prompts(cfg: GPTConfig, seed: int = 0) -> dict[str, NDArray[np.int32]]:
+    """Prompts (B, T) by name, drawn with `seed`; three shapes in all, so three compilations.
+
+    The full context; one token again and again; the last 1/16 of the vocabulary, where rare tokens
+    are; the last token of all, GPT-2's `<|endoftext|>`, in the middle; random ids; a batch of 3.
+    """
+    rng = np.random.default_rng(seed)
+    vocab, length = cfg.vocab_size, min(_SHORT, cfg.context_length)
+    inside = rng.integers(0, vocab, (1, length))
+    inside[:, length // 2] = vocab - 1
+    prompts = {
+        "random ids": rng.integers(0, vocab, (1, length)),
+        "one repeated token": np.full((1, length), rng.integers(vocab)),
+        "rare tokens": rng.integers(vocab - max(vocab // 16, 1), vocab, (1, length)),
+        "<|endoftext|> inside": inside,
+        "batch of 3": rng.integers(0, vocab, (3, length)),
+        "full context": rng.integers(0, vocab, (1, cfg.context_length)),
+    }
+    return {name: ids.astype(np.int32) for name, ids in prompts.items()}

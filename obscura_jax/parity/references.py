@@ -1,0 +1,202 @@
+"""The PyTorch side of the lab: our reference, transformers' GPT-2, or a module of the user's."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.extras import require
+from obscura_jax.interop import tables
+from obscura_jax.interop.foreign_configs import to_hf_config
+from obscura_jax.parity.capture import course_taps, hugging_face_taps
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A PyTorch implementation, given the weights under test.
+
+    Attributes:
+        label: what to call it.
+        build: makes the module, in evaluation mode, its parameters of the named type.
+        taps: of a module, where its intermediates are seen.
+        course_names: a state dict of it, or the gradients in its place, under the course's names.
+        absent: parameters of the weights that it has no place for.
+    """
+
+    label: str
+    build: Callable[[str], Any]
+    taps: Callable[[Any], list[Any]]
+    course_names: Callable[[Arrays], Arrays]
+    absent: tuple[str, ...] = ()
+
+
+def logits_of(module: Any, ids: Any) -> Any:
+    """The logits tensor, which transformers' models give in a larger object."""
+    out = module(ids)
+    return getattr(out, "logits", out)
+
+
+def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") -> Reference:
+    """The reference that `against` names: "course", "hf" or "FILE.py:CLASS".
+
+    Args:
+        against: which.
+        cfg: the model.
+        params: its parameters, float32, by dotted name.
+        source: where they come from; a folder that transformers itself can read, it reads itself.
+
+    Raises:
+        ValueError: when torch or transformers is missing, or the user's module does not build or
+            does not take the weights.
+    """
+    require("torch", "torch", "obscura parity")
+    if against == "course":
+        return _course(cfg, params)
+    if against == "hf":
+        return _hugging_face(cfg, params, source)
+    return _users(against, cfg, params)
+
+
+def _course(cfg: GPTConfig, params: Arrays) -> Reference:
+    import torch
+
+    from obscura_jax.parity import torch_reference
+
+    def build(dtype: str) -> Any:
+        with torch.device("meta"):
+            module = torch_reference.GPTModel(cfg.to_dict())
+        state = _tensors(params, dtype)
+        if cfg.tie_weights:
+            state["out_head.weight"] = state["tok_emb.weight"]
+        masks = {name for name, _ in module.named_buffers()}
+        mask = torch_reference.causal_mask(cfg.context_length)
+        module.load_state_dict({**state, **dict.fromkeys(masks, mask)}, strict=True, assign=True)
+        for norm in (m for m in module.modules() if isinstance(m, torch_reference.LayerNorm)):
+            norm.eps = cfg.ln_eps
+        return _tied(module, cfg).requires_grad_(True).eval()
+
+    return Reference(
+        "obscura_jax.parity.torch_reference.GPTModel",
+        build,
+        lambda _: course_taps(cfg.n_layers),
+        lambda state: state,
+    )
+
+
+def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
+    transformers = require("transformers", "bench", "--against hf")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    known = {"tie_weights": cfg.tie_weights, "qkv_bias": True}
+    folder = Path(source) if (Path(source) / "config.json").is_file() else None
+    own = folder is not None and '"n_embd"' in (folder / "config.json").read_text("utf-8")
+
+    def build(dtype: str) -> Any:
+        import torch
+
+        if own:  # the very files, read by their own library: this checks our reading too
+            model = transformers.GPT2LMHeadModel.from_pretrained(
+                folder, local_files_only=True, attn_implementation="eager"
+            )
+        else:
+            config = transformers.GPT2Config(**to_hf_config(cfg), attn_implementation="eager")
+            model = transformers.GPT2LMHeadModel(config)
+            theirs = tables.as_theirs(tables.HUGGING_FACE, cfg, params)
+            if cfg.tie_weights:
+                theirs[tables.HEAD] = params["tok_emb.weight"]
+            model.load_state_dict(_tensors(theirs, "float32"), strict=True)
+        model.config.use_cache = False
+        return model.to(getattr(torch, dtype)).eval()
+
+    return Reference(
+        f"transformers {transformers.__version__} GPT2LMHeadModel",
+        build,
+        lambda _: hugging_face_taps(cfg.n_layers),
+        lambda state: tables.renamed(tables.HUGGING_FACE, state, known)[0],
+    )
+
+
+def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
+    import torch
+
+    file, colon, name = spec.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ValueError(f"--against takes course, hf or FILE.py:CLASS, not {spec!r}")
+    cls = _class_in(Path(file), name)
+
+    def make() -> Any:
+        try:
+            module = cls(cfg.to_dict())
+        except Exception as error:  # the user's code, with errors of any type
+            raise ValueError(f"{spec} does not build: {_said(error)}") from error
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"{spec} is not a torch.nn.Module")
+        return module
+
+    given = dict(params)
+    with torch.device("cpu"):
+        first = make()
+    shapes = {k: tuple(v.shape) for k, v in first.state_dict().items()}
+    needed = {k for k, _ in first.named_parameters()}
+    if cfg.tie_weights and "out_head.weight" in needed:
+        given["out_head.weight"] = params["tok_emb.weight"]
+    if lacking := needed - given.keys():
+        raise ValueError(f"{spec} has parameters that the weights lack: {tables.some(lacking)}")
+    for key in needed & given.keys():
+        if shapes[key] != given[key].shape:
+            raise ValueError(f"{spec}: {key} has shape {shapes[key]}, weights {given[key].shape}")
+    absent = tuple(sorted(given.keys() - shapes.keys()))
+    del first
+
+    def build(dtype: str) -> Any:
+        module = make()
+        held = {k: v for k, v in given.items() if k in shapes}
+        module.load_state_dict(_tensors(held, "float32"), strict=False)
+        return _tied(module, cfg).to(getattr(torch, dtype)).eval()
+
+    return Reference(spec, build, lambda _: course_taps(cfg.n_layers), lambda state: state, absent)
+
+
+def _class_in(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's code, with errors of any type
+        raise ValueError(f"{path} does not run: {_said(error)}") from error
+    if not hasattr(module, name):
+        classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
+        raise ValueError(f"{path} has no {name}; it has {', '.join(classes) or 'no class'}")
+    return getattr(module, name)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _tied(module: Any, cfg: GPTConfig) -> Any:
+    if cfg.tie_weights and hasattr(module, "out_head") and hasattr(module, "tok_emb"):
+        module.out_head.weight = module.tok_emb.weight
+    return module
+
+
+def _tensors(params: Arrays, dtype: str) -> dict[str, Any]:
+    """Tensors on the very memory of the arrays, where their type is right already."""
+    import torch
+
+    return {
+        name: torch.from_numpy(np.require(value.astype(dtype, copy=False), requirements=["C", "W"]))
+        for name, value in params.items()
+    }
