@@ -40,8 +40,6 @@ def cause(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Array
     at = np.unravel_index(np.abs(own).argmax(), own.shape)
     if own[at] and _close(own * (factor := target[at] / own[at]), target):
         return f"a scale: theirs is ours times {factor:.6g}"
-    if np.array_equal(target, target.astype(np.float32)):
-        return "computed in float32 there, whatever the input's type"
     return None
 
 
@@ -191,7 +189,7 @@ def _heads(x: Array, cfg: GPTConfig) -> Array:
 
 def _scores(block: str, x: Arrays, cfg: GPTConfig) -> Candidates:
     own, width = x[f"{block}.att.scores"], cfg.emb_dim // cfg.n_heads
-    yield "queries and keys exchanged", own.swapaxes(-1, -2)
+    yield "swapped projections: queries and keys are exchanged", own.swapaxes(-1, -2)
     yield f"divided by the root of {width} before the softmax", own / math.sqrt(width)
     queries, keys = (
         x[f"{block}.att.{part}"].reshape(*own.shape[:-3], own.shape[-1], width, cfg.n_heads)

@@ -66,7 +66,7 @@ def findings(runs: FourRuns, prompt: str = "") -> list[Finding]:
     """
     names = [name for name in runs.ours64 if name in runs.theirs64]
     largest = max((_largest(runs.theirs64[name]) for name in names), default=0.0)
-    return [_finding(name, runs, largest * 1e-9, prompt) for name in names]
+    return [_finding(name, runs, largest * 1e-6, prompt) for name in names]
 
 
 def worst(rows: list[Finding]) -> list[Finding]:
@@ -81,6 +81,8 @@ def worst(rows: list[Finding]) -> list[Finding]:
 def _finding(name: str, runs: FourRuns, least_scale: float, prompt: str) -> Finding:
     ours32, theirs32, ours64, theirs64 = (side[name] for side in runs)
     nan = float("nan")
+    if theirs64.shape[-ours64.ndim :] == ours64.shape and theirs64.size == ours64.size:
+        theirs32, theirs64 = (x.reshape(ours64.shape) for x in (theirs32, theirs64))
     if ours64.shape != theirs64.shape:
         note = f"shape {theirs64.shape}, ours {ours64.shape}"
         return Finding(name, nan, nan, nan, False, note, prompt)
@@ -99,10 +101,10 @@ def _finding(name: str, runs: FourRuns, least_scale: float, prompt: str) -> Find
 
 
 def _digits(ours: float, theirs: float) -> str:
-    """A word on a framework whose float32 is much worse than the other's."""
+    """A word on a framework whose float32 is much worse than the other's, of what is not 0."""
     least = float(np.finfo(np.float32).eps)
     for whose, one, other in (("ours", ours, theirs), ("theirs", theirs, ours)):
-        if one > 300 * max(other, least):
+        if 1e-3 > one > 300 * max(other, least):
             return f"{whose} loses {np.log10(one / max(other, least)):.0f} digits more in float32"
     return ""
 

@@ -6,6 +6,7 @@ among them: so the 124M model in float64 stays under 8 GiB.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.generate import generate
 from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import capture, capture_torch
 from obscura_jax.parity.causes import cause
-from obscura_jax.parity.compare import Arrays, FourRuns, findings, worst
+from obscura_jax.parity.compare import RATIO, Arrays, Finding, FourRuns, findings, worst
 from obscura_jax.parity.prompts import hard_prompts
 from obscura_jax.parity.references import Reference, logits_of
-from obscura_jax.parity.verdict import Report, Section, Tokens
+from obscura_jax.parity.verdict import FORWARD, Report, Section, Tokens
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import first_state, train_step
@@ -109,7 +111,8 @@ class _Lab:
             with jax.enable_x64(dtype == "float64"):
                 params = self._params(dtype)
                 runs[f"ours{bits}"] = {
-                    name: _on_host(_capture(self.model, params, x, keep)) for name, x in ids.items()
+                    name: _on_host(_capture(self.model, params, x, keep), self.cfg)
+                    for name, x in ids.items()
                 }
                 del params
             module = self.reference.build(dtype)
@@ -128,19 +131,21 @@ class _Lab:
         seen = runs["theirs64"][first_prompt].keys()
         unseen = [name for name in runs["ours64"][first_prompt] if name not in seen]
         del runs
-        section = Section("forward pass", worst(rows), note=_unseen(unseen))
+        section = Section(FORWARD, worst(rows), note=_unseen(unseen))
         if section.first is None:
             return section
-        short = next(row.prompt for row in rows if row.name == section.first.name and not row.equal)
-        why = self._why(section.first.name, prompts[short])
-        return Section(section.title, section.findings, why, section.note)
+        row = next(row for row in rows if row.name == section.first.name and not row.equal)
+        return replace(section, cause=self._why(row, prompts[row.prompt]))
 
-    def _why(self, name: str, ids: NDArray[Any]) -> str | None:
+    def _why(self, row: Finding, ids: NDArray[Any]) -> str | None:
         with jax.enable_x64(True):
-            ours = _on_host(_capture(self.model, self._params("float64"), ids, None))
+            ours = _on_host(_capture(self.model, self._params("float64"), ids, None), self.cfg)
         theirs = self._theirs(self.reference.build("float64"), ids)
         params = {k: np.asarray(v, np.float64) for k, v in self.flat.items()}
-        return cause(name, ours, theirs, self.cfg, params)
+        found = cause(row.name, ours, theirs, self.cfg, params)
+        if found is None and row.float64 <= 4 * row.expected64 * RATIO:
+            return "as if computed in float32 there, whatever the type of the input"
+        return found
 
     def gradients(self, ids: NDArray[Any]) -> Section:
         """Those of the mean next-token loss, for every parameter."""
@@ -149,13 +154,20 @@ class _Lab:
             bits = dtype.removeprefix("float")
             with jax.enable_x64(dtype == "float64"):
                 found = _gradient(self.model, self._params(dtype), ids[:, :-1], ids[:, 1:])
-                runs[f"ours{bits}"] = named_tensors(self.cfg, found)
-                del found
+                mine = named_tensors(self.cfg, found)
+                runs[f"ours{bits}"] = {name: mine[name] for name in self._backward()}
+                del found, mine
             module = self.reference.build(dtype)
             self._loss(module, ids).backward()
             runs[f"theirs{bits}"] = self._named(module, lambda p: p.grad)
             del module
         return Section("gradients", findings(FourRuns(**runs), "batch of 3"))
+
+    def _backward(self) -> list[str]:
+        """The parameters in the order in which the gradient reaches them, the head's first."""
+        place = {name: n for n, name in enumerate(names(self.cfg))}
+        last = len(place)
+        return sorted(self.flat, key=lambda x: -place.get(x.rpartition(".")[0], last))
 
     def optimizer(self, ids: NDArray[Any], steps: int) -> Section:
         """Parameters and moments after steps of AdamW with torch's defaults."""
@@ -205,16 +217,15 @@ class _Lab:
             return []
         module, found = self.reference.build("float32"), []
         params = self._params("float32")
-        names = [name for name in prompts if name != "full context"]
-        starts = {n: prompts[n][:1, : min(8, self.cfg.context_length - count)] for n in names}
-        ours = generate(self.model, params, [starts[n][0].tolist() for n in names], count).tokens
-        for name, mine in zip(names, ours, strict=True):
-            ids = starts[name]
-            for place in range(count):
+        length = min(8, self.cfg.context_length - count)
+        starts = {n: ids[:1, :length] for n, ids in prompts.items() if n != "full context"}
+        ours = generate(self.model, params, [s[0].tolist() for s in starts.values()], count).tokens
+        for (name, ids), mine in zip(starts.items(), ours, strict=True):
+            for at in range(count):
                 theirs32 = self._theirs(module, ids)["logits"][0, -1]
                 chosen = int(theirs32.argmax())
-                if chosen != mine[place]:
-                    found.append(self._parted(name, count, place, ids, mine[place], theirs32))
+                if chosen != mine[at]:
+                    found.append(self._parted(name, count, at, ids, mine[at], theirs32))
                     break
                 ids = np.append(ids, [[chosen]], axis=1)
             else:
@@ -287,8 +298,9 @@ def _slot(optimizer: Any, name: str, parameter: Any) -> Any:
     return optimizer.state[parameter][name]
 
 
-def _on_host(arrays: Mapping[str, jax.Array]) -> Arrays:
-    return {name: np.asarray(x) for name, x in arrays.items()}
+def _on_host(arrays: Mapping[str, jax.Array], cfg: GPTConfig) -> Arrays:
+    """In forward order, which jit does not keep."""
+    return {name: np.asarray(arrays[name]) for name in names(cfg)}
 
 
 def _unseen(names: list[str]) -> str:

@@ -178,7 +178,7 @@ def _class_in(path: Path, name: str) -> Any:
         raise ValueError(f"{path} does not run: {_said(error)}") from error
     if not hasattr(module, name):
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
-        raise ValueError(f"{path} has no {name}; it has {', '.join(classes) or 'no class'}")
+        raise ValueError(f"{path} has no {name}; it has {tables.some(classes or ['no class'])}")
     return getattr(module, name)
 
 

@@ -5,12 +5,12 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from obscura_jax.parity.compare import Finding
-from obscura_jax.parity.verdict import Report, Section
+from obscura_jax.parity.verdict import FORWARD, Report, Section
 
 SCHEMA = "obscura_jax.parity/1"
 EQUAL = "equal up to rounding"
@@ -28,7 +28,7 @@ def verdict(report: Report) -> str:
             f"theirs {parted.theirs}, margin {parted.margin:.1e}"
         )
     section, row = found
-    where = row.name if section.title == "forward pass" else f"{row.name} ({section.title})"
+    where = row.name if section.title == FORWARD else f"{row.name} ({section.title})"
     size = row.note if math.isnan(row.float64) else f"by {row.float64:.1e} in float64"
     return f"differs, first at {where}, {size}: {section.cause or 'the cause is not a known one'}"
 
@@ -39,22 +39,21 @@ def as_text(report: Report) -> str:
         f"{report.source} in JAX beside {report.against}",
         f"{'':<34}{'float32':>9}{'float64':>9}{'rounding':>10}",
     ]
+    sound = True  # up to here; what follows from an earlier difference is not listed
     for section in report.sections:
-        lines.append(f"{section.title}:")
-        for name, rows in _kinds(section.findings):
-            row = max(rows, key=lambda r: (not r.equal, r.excess))
-            count = f" x{len(rows)}" if len(rows) > 1 else ""
-            bad = [r for r in rows if not r.equal]
-            said = "equal" if not bad else f"DIFFERS, first at {bad[0].name}"
-            numbers = f"{row.float32:>9.1e}{row.float64:>9.1e}{row.expected64:>10.1e}"
-            lines.append(f"  {name + count:<32}{numbers}  {said}")
+        rows = section.findings
+        if section.title != FORWARD:
+            lines.append(_line(section.title, rows))
+            rows = [row for row in rows if sound and not row.equal]
+        lines += [_line(name, of) for name, of in _kinds(rows)]
+        sound = sound and section.first is None
     for parted in report.tokens:
         where = "the same" if parted.differs_at is None else f"part at token {parted.differs_at}"
         if parted.differs_at is not None:
             kind = "a near-tie" if parted.near_tie else "no near-tie"
             where += f": {parted.ours}, theirs {parted.theirs}; margin {parted.margin:.1e}, {kind}"
         lines.append(f"tokens after {parted.prompt!r}: {where}")
-    noted = sorted({row.note for s in report.sections for row in s.findings if row.note})
+    noted = [f"{r.name}: {r.note}" for s in report.sections for r in s.findings if r.note]
     lines += [f"note: {note}" for note in [*report.notes, *noted[:5]]]
     lines.append(f"verdict: {verdict(report)}")
     return "\n".join(lines)
@@ -123,7 +122,17 @@ def as_html(report: Report) -> str:
     return "\n".join(parts) + "</html>\n"
 
 
-def _kinds(rows: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
+def _line(name: str, rows: Sequence[Finding]) -> str:
+    """A line of the table: the worst of several findings."""
+    row = max(rows, key=lambda r: (not r.equal, r.excess))
+    count = f" x{len(rows)}" if len(rows) > 1 else ""
+    first = next((r for r in rows if not r.equal), None)
+    said = "equal" if first is None else f"DIFFERS, first at {first.name}"
+    numbers = f"{row.float32:>9.1e}{row.float64:>9.1e}{row.expected64:>10.1e}"
+    return f"{name + count:<34}{numbers}  {said}"
+
+
+def _kinds(rows: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
     """The rows of the same component in all blocks together, in order."""
     kinds: dict[str, list[Finding]] = {}
     for row in rows:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from obscura_jax.config import GPTConfig
 from obscura_jax.parity.compare import Finding
 
+FORWARD = "forward pass"
+
 
 @dataclass(frozen=True)
 class Section:

@@ -1,0 +1,164 @@
+"""Intermediates of both frameworks under the same names; and patching."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+
+from obscura_jax.interop.dialects import from_course
+from obscura_jax.nn.intermediates import names
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.parity.capture import (
+    apply,
+    capture,
+    capture_torch,
+    course_taps,
+    hugging_face_taps,
+)
+from tests import faults
+from tests.checkpoints import BIASED, IDS, course_model
+from tests.test_tables import hf_model
+
+MODEL = GPTModel(BIASED)
+ERROR = 4 * 9e-16  # measured: 8.9e-16 of the largest entry, in float64
+
+
+def params_of(reference, dtype=jnp.float32):
+    state = {name: x.float().numpy() for name, x in reference.state_dict().items()}
+    params, _ = from_course(state, BIASED)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def differences(ours, theirs):
+    assert list(ours) == list(theirs)
+    return {
+        name: np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in ours
+    }
+
+
+def test_the_same_names_and_numbers_as_torch(x64):
+    reference = course_model()
+    ours = capture(MODEL, params_of(reference, jnp.float64), IDS)
+    assert list(ours) == names(BIASED)
+    theirs = capture_torch(reference.double(), IDS, course_taps(2))
+    assert max(differences(ours, theirs).values()) <= ERROR
+    reference.trf_blocks[1].norm1.eps = 1.1e-5
+    apart = differences(ours, capture_torch(reference, IDS, course_taps(2)))
+    differing = [name for name, x in apart.items() if x > ERROR]
+    assert differing[0] == "trf_blocks.1.norm1"
+    assert "trf_blocks.1.att.scores" in differing
+    assert differing[-1] == "logits"
+
+
+def test_shapes():
+    found = capture(MODEL, params_of(course_model()), IDS)
+    shapes = {name.replace("trf_blocks.1.", ""): x.shape for name, x in found.items()}
+    assert shapes["pos_emb"] == (11, 12)
+    for name in ("tok_emb", "embeddings", "norm1", "att.W_key", "att.context", "residual"):
+        assert shapes[name] == (3, 11, 12), name
+    assert shapes["att.scores"] == shapes["att.weights"] == (3, 3, 11, 11)
+    assert shapes["ff.layers.0"] == shapes["ff.layers.1"] == (3, 11, 48)
+    assert shapes["logits"] == (3, 11, 17)
+
+
+def test_the_logits_are_the_models():
+    params = params_of(course_model())
+    plain = MODEL.apply({"params": params}, IDS)
+    np.testing.assert_array_equal(capture(MODEL, params, IDS)["logits"], plain)
+    jitted = jax.jit(capture, static_argnums=(0, 3))(MODEL, params, IDS, None)
+    assert np.abs(jitted["logits"] - plain).max() <= 4 * 2.4e-7  # measured: 2.4e-7, another fusion
+
+
+def test_what_is_kept_can_be_less():
+    found = capture(MODEL, params_of(course_model()), IDS, lambda name, x: x[..., -1, :])
+    assert found["logits"].shape == (3, 17)
+
+
+@pytest.mark.parametrize("attention", [faults.InPlace, faults.Plain])
+def test_a_module_of_the_users(attention):
+    """One masks its scores in place; the other has neither dropout nor scores nor weights."""
+    reference = course_model()
+    module = attention(BIASED.to_dict())
+    module.load_state_dict(reference.state_dict())
+    theirs = capture_torch(module, IDS, course_taps(2))
+    ours = capture(MODEL, params_of(reference), IDS)
+    unseen = [name for name in ours if name not in theirs]
+    blocks = [f"trf_blocks.{n}.att.{part}" for n in range(2) for part in ("scores", "weights")]
+    assert unseen == (["embeddings", *blocks] if attention is faults.Plain else [])
+    apart = differences({name: ours[name] for name in theirs}, theirs)
+    assert max(apart.values()) <= 4 * 6e-7  # measured: 6e-7
+
+
+def test_transformers():
+    theirs = hf_model(BIASED, attn_implementation="eager")
+    found = capture_torch(theirs, IDS, hugging_face_taps(2))
+    assert list(found) == names(BIASED)
+    body = theirs.transformer
+    with torch.no_grad():
+        queries = body.h[0].attn.c_attn(torch.tensor(found["trf_blocks.0.norm1"]))[..., :12]
+    np.testing.assert_array_equal(found["trf_blocks.0.att.W_query"], queries.numpy())
+    q, k = (
+        found[f"trf_blocks.0.att.{part}"].reshape(3, 11, 3, 4).swapaxes(1, 2)
+        for part in ("W_query", "W_key")
+    )
+    np.testing.assert_allclose(
+        found["trf_blocks.0.att.scores"], q @ k.swapaxes(2, 3), atol=1e-5, rtol=0
+    )
+
+
+def test_the_module_is_left_as_it_was():
+    module = course_model().train()
+    capture_torch(module, IDS, course_taps(2))
+    assert all(part.training for part in module.modules())
+    assert not any(p._forward_hooks or p._forward_pre_hooks for p in module.modules())
+    with pytest.raises(IndexError):
+        capture_torch(module, IDS + 17, course_taps(2))
+    assert not any(p._forward_hooks or p._forward_pre_hooks for p in module.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_patching_by_itself_changes_nothing():
+    params = params_of(course_model())
+    found = capture(MODEL, params, IDS)
+    for name in ("embeddings", "trf_blocks.0.att.weights", "trf_blocks.1", "logits"):
+        np.testing.assert_array_equal(apply(MODEL, params, IDS, found), found["logits"], name)
+
+
+def test_patching_a_block_makes_the_other_prompts_logits():
+    params = params_of(course_model())
+    here, there = (capture(MODEL, params, ids) for ids in (IDS, (IDS + 1) % 17))
+    for name in ("embeddings", "trf_blocks.0", "trf_blocks.1", "final_norm"):
+        patched = apply(MODEL, params, IDS, {name: there[name]})
+        np.testing.assert_array_equal(patched, there["logits"])
+        assert np.abs(patched - here["logits"]).max() > 0.1
+    key = "trf_blocks.1.att.context"
+    partly = apply(MODEL, params, IDS, {key: there[key]})
+    for logits in (here["logits"], there["logits"]):
+        assert np.abs(partly - logits).max() > 1e-3
+
+
+@pytest.mark.parametrize("part", ["scores", "weights", "context", "W_query", "out_proj"])
+def test_patching_reaches_what_follows_only(part):
+    """By the gradient: of what comes before the place it is 0, of the place itself it is not."""
+    params = params_of(course_model())
+    name = f"trf_blocks.0.att.{part}"
+    value = capture(MODEL, params, IDS)[name]
+
+    def score(params, value):
+        return apply(MODEL, params, IDS, {name: value}).sum()
+
+    of_params, of_value = jax.grad(score, argnums=(0, 1))(params, value)
+    assert np.abs(of_value).max() > 0
+    flat = flatten_dict(of_params, sep=".")
+    assert not np.any(flat["trf_blocks.0.att.W_query.weight"])
+    assert np.any(flat["trf_blocks.0.ff.layers.0.weight"])
+
+
+def test_bad_replacements():
+    params = params_of(course_model())
+    with pytest.raises(ValueError, match=r"called 'trf_blocks\.0\.att\.score'; near it: .*scores"):
+        apply(MODEL, params, IDS, {"trf_blocks.0.att.score": 1})
+    with pytest.raises(ValueError, match=r"norm2 has shape \(3, 11, 12\), its replacement \(2,\)"):
+        apply(MODEL, params, IDS, {"trf_blocks.0.norm2": np.zeros(2)})

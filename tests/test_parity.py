@@ -1,0 +1,294 @@
+"""`obscura parity`: equal models are called equal, and each planted fault is found and named."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from obscura_jax.cli.__main__ import main
+from obscura_jax.interop.dialects import from_course, named_tensors
+from obscura_jax.interop.files import save_hf, save_model
+from obscura_jax.parity.compare import FourRuns, findings
+from obscura_jax.parity.lab import examine
+from obscura_jax.parity.prompts import hard_prompts
+from obscura_jax.parity.references import reference
+from obscura_jax.parity.report import as_html, as_json, as_text, verdict
+from tests.checkpoints import BIASED, course_model
+from tests.test_tables import TIED, model_of, transformers
+
+FAULTS = Path(__file__).with_name("faults.py")
+
+
+@pytest.fixture
+def native(tmp_path):
+    save_model(tmp_path / "native", BIASED, model_of(BIASED))
+    return str(tmp_path / "native")
+
+
+def call(*words):
+    try:
+        main([str(word) for word in words])
+    except SystemExit as exit_:
+        return exit_.code
+    return 0
+
+
+def against(name, capsys, source, *more):
+    code = call("parity", source, "--against", f"{FAULTS}:{name}", *more)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_our_reference(native, tmp_path, capsys):
+    files = ("--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
+    assert call("parity", native, *files) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("verdict: equal up to rounding\n")
+    assert len(out.splitlines()) < 35
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["schema"] == "obscura_jax.parity/1"
+    assert (report["verdict"], report["first"]) == ("equal up to rounding", None)
+    titles = [section["title"] for section in report["sections"]]
+    assert titles == ["forward pass", "gradients", "optimizer after 3 steps"]
+    forward, gradients, optimizer = (section["tensors"] for section in report["sections"])
+    assert [row["name"] for row in forward][:4] == [
+        "tok_emb", "pos_emb", "embeddings", "trf_blocks.0.norm1"
+    ]  # fmt: skip
+    params = named_tensors(BIASED, model_of(BIASED))
+    assert {row["name"] for row in gradients} == params.keys()
+    assert len(optimizer) == 3 * len(params)
+    assert all(row["equal"] for rows in (forward, gradients, optimizer) for row in rows)
+    assert [row["differs_at"] for row in report["tokens"]] == [None] * 5
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(r"(src|href)=|@import|url\(", page)  # nothing from elsewhere
+
+
+@pytest.mark.parametrize("name", ["InPlace", "Plain"])
+def test_a_sound_module_of_the_users(native, capsys, name):
+    code, out, _ = against(name, capsys, native, "--steps", 1, "--tokens", 4)
+    assert (code, out.splitlines()[-1]) == (0, "verdict: equal up to rounding")
+    seen = "not seen in the PyTorch module: att.scores, att.weights, embeddings"
+    assert (seen in out) == (name == "Plain")
+
+
+# The smallest difference of all, 1e-7 in float64, is that of the norm in float32.
+@pytest.mark.parametrize(
+    ("name", "where", "why"),
+    [
+        ("TransposedMatrix", "trf_blocks.1.att.out_proj", "a transposed matrix"),
+        ("SwappedProjections", "trf_blocks.0.att.scores", "swapped projections: queries and keys"),
+        ("OtherEpsilon", "trf_blocks.0.norm2", "another epsilon: 1e-06, ours is 1e-05"),
+        ("ExactGelu", "trf_blocks.0.ff.layers.1", "the exact GELU"),
+        ("MissingBias", "trf_blocks.1.ff.layers.2", "a missing bias"),
+        ("WrongMask", "trf_blocks.0.att.weights", "a wrong mask: each token sees the next one"),
+        ("NoScale", "trf_blocks.0.att.weights", "a scale left out"),
+        ("WrongHeads", "trf_blocks.0.att.context", "heads joined without moving their axis back"),
+        ("UnbiasedVariance", "final_norm", "the unbiased variance"),
+        ("Float32Norm", "final_norm", "as if computed in float32 there"),
+        ("NoShortcut", "trf_blocks.1", "the shortcut is missing"),
+        ("PositionsFromOne", "embeddings", "positions start at 1"),
+        ("DetachedNorm", r"pos_emb.weight (gradients)", ""),
+        ("Nudged", "logits", ""),
+    ],
+)
+def test_a_planted_fault_is_found_and_named(native, capsys, tmp_path, name, where, why):
+    path = tmp_path / "r.json"
+    code, out, err = against(name, capsys, native, "--steps", 1, "--tokens", 4, "--json", path)
+    assert (code, err) == (1, "")
+    last = out.splitlines()[-1]
+    assert last.startswith(f"verdict: differs, first at {where}, by ")
+    assert f"in float64: {why}" in last
+    first = json.loads(path.read_text())["first"]
+    assert first["tensor"] == where.removesuffix(" (gradients)")
+    assert (first["cause"] or "").startswith(why)
+
+
+def swapped_heads(params):
+    """Rows ordered by width, then head, as a wrong split of fused weights leaves them."""
+    att = params["trf_blocks"]["1"]["att"]
+    order = np.arange(12).reshape(3, 4).T.reshape(-1)
+    att["W_value"] = {name: x[order] for name, x in att["W_value"].items()}
+    return params
+
+
+def other_block(params):
+    blocks = params["trf_blocks"]
+    blocks["1"]["ff"]["layers"]["0"] = blocks["0"]["ff"]["layers"]["0"]
+    return params
+
+
+def swapped_norms(params):
+    block = params["trf_blocks"]["0"]
+    block["norm1"], block["norm2"] = block["norm2"], block["norm1"]
+    return params
+
+
+def swapped_weights(params):
+    att = params["trf_blocks"]["0"]["att"]
+    att["W_key"] = att["W_value"]
+    return params
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "why"),
+    [
+        (swapped_heads, "trf_blocks.1.att.W_value", "heads interleaved"),
+        (other_block, "trf_blocks.1.ff.layers.0", "another block's weights: those of block 0"),
+        (swapped_norms, "trf_blocks.0.norm1", "swapped layer norms"),
+        (swapped_weights, "trf_blocks.0.att.W_key", "swapped projections: W_key has the weights"),
+    ],
+)
+def test_weights_that_went_astray(change, where, why):
+    """The reference holds weights that a conversion has put into the wrong places."""
+    wrong = named_tensors(BIASED, change(model_of(BIASED)))
+    report = examine("x", BIASED, model_of(BIASED), reference("course", BIASED, wrong), steps=1)
+    section, row = report.first
+    assert (row.name, section.title) == (where, "forward pass")
+    assert section.cause.startswith(why)
+    assert where in verdict(report)
+
+
+def test_transformers(tmp_path, capsys):
+    """On files of its own it reads them itself, so that our reading is under test too."""
+    transformers()
+    save_hf(tmp_path, TIED, model_of(TIED))
+    assert call("parity", tmp_path, "--against", "hf", "--steps", 1) == 0
+    out, _ = capsys.readouterr()
+    assert "beside transformers 5" in out
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace("1e-05", "2e-05"))
+    assert call("parity", tmp_path, "--against", "hf", "--steps", 1) == 0
+    capsys.readouterr()
+    params = named_tensors(TIED, model_of(TIED, seed=1))
+    beside = reference("hf", TIED, params, str(tmp_path))
+    report = examine("x", TIED, model_of(TIED, seed=1), beside, steps=1, new_tokens=0)
+    assert report.first[1].name == "tok_emb"
+
+
+def test_a_near_tie_is_called_one(tmp_path, capsys):
+    state = {name: x.numpy() for name, x in course_model().state_dict().items()}
+    # Every hidden state is nearly the shift, and two rows of the head, nearly one, point along it.
+    state["final_norm.scale"] *= 0.01
+    head = state["out_head.weight"]
+    head[3] = head[5] = 3 * state["final_norm.shift"]
+    head[3, 0] = np.nextafter(head[3, 0], np.float32(9))
+    params, _ = from_course(state, BIASED)
+    save_model(tmp_path / "m", BIASED, params)
+    code, out, _ = against("TurnedTie", capsys, tmp_path / "m", "--steps", 1)
+    parted = [line for line in out.splitlines() if "part at token" in line]
+    assert parted
+    assert all(line.endswith("a near-tie") for line in parted)
+    assert (code, out.splitlines()[-1]) == (0, "verdict: equal up to rounding")
+    code, out, _ = against("Nudged", capsys, tmp_path / "m", "--steps", 1)
+    assert code == 1
+    assert any(line.endswith("no near-tie") for line in out.splitlines() if "part at" in line)
+
+
+def test_rounding_and_bugs_are_told_apart():
+    """One tensor: a difference of any size that does not fall with the precision is a bug."""
+    rng = np.random.default_rng(0)
+    exact = rng.normal(size=(3, 5))
+
+    def off(scale, size, dtype):
+        return (exact + scale * size * rng.normal(size=exact.shape)).astype(dtype)
+
+    def equal(bug, noise=1.0):
+        runs = FourRuns(
+            {"x": off(1, 1e-7 * noise, np.float32)},
+            {"x": off(1, 1e-7 * noise, np.float32) + np.float32(bug)},
+            {"x": off(1, 2e-16 * noise, np.float64)},
+            {"x": off(1, 2e-16 * noise, np.float64) + bug},
+        )
+        return findings(runs)[0].equal
+
+    assert equal(0)
+    assert equal(0, noise=1e4)  # a badly conditioned tensor is no bug
+    for bug in (1e-1, 1e-4, 1e-7, 1e-10, 1e-12):
+        assert not equal(bug), bug
+    nan = np.full((2, 2), np.nan)
+    x = np.ones((2, 2))
+    assert findings(FourRuns({"x": x}, {"x": nan}, {"x": x}, {"x": nan}))[0].note == (
+        "NaN or infinite in theirs"
+    )
+    assert "shape (2,)" in findings(FourRuns({"x": x}, {"x": x[0]}, {"x": x}, {"x": x[0]}))[0].note
+
+
+def test_prompts_are_hard():
+    prompts = hard_prompts(BIASED)
+    assert prompts["full context"].shape == (1, 11)
+    assert prompts["batch of 3"].shape == (3, 11)
+    assert len(set(prompts["one repeated token"][0].tolist())) == 1
+    assert prompts["rare tokens"].min() >= 17 - 2
+    assert 16 in prompts["<|endoftext|> inside"]
+    assert {p.shape for p in prompts.values()} == {(1, 11), (3, 11)}
+    again = hard_prompts(BIASED)
+    assert all(np.array_equal(again[name], prompts[name]) for name in prompts)
+
+
+def test_the_default_precision_is_reported(native):
+    flat = named_tensors(BIASED, model_of(BIASED))
+    report = examine(
+        "x", BIASED, model_of(BIASED), reference("course", BIASED, flat), steps=1, new_tokens=0,
+        default_precision_too=True,
+    )  # fmt: skip
+    assert any("default matrix products of cpu" in note for note in report.notes)
+    assert "default matrix" in as_text(report) + as_html(report)
+    assert json.loads(as_json(report))["tokens"] == []
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("Extra", "has parameters that the weights lack: extra"),
+        ("Wide", r"tok_emb\.weight has shape \(18, 12\), weights \(17, 12\)"),
+        ("Unbuildable", "Unbuildable does not build: KeyError: 'n_embd'"),
+        ("Failing", "Failing fails on a prompt: RuntimeError: shapes do not fit"),
+        ("NoModule", "NoModule is not a torch.nn.Module"),
+        ("Nothing", r"faults\.py has no Nothing; it has Attention and \d+ more"),
+    ],
+)
+def test_modules_that_do_not_serve(native, capsys, what, words):
+    code, out, err = against(what, capsys, native)
+    assert (code, out) == (2, "")
+    assert re.search(words, err)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nobody", "--against takes course, hf or FILE.py:CLASS, not 'nobody'"),
+        ("no.py:Model", "there is no file no.py"),
+        ("BROKEN:Model", "does not run: SyntaxError"),
+    ],
+)
+def test_specs_that_are_none(native, capsys, tmp_path, spec, words):
+    (tmp_path / "broken.py").write_text("class Model(:\n")
+    spec = spec.replace("BROKEN", str(tmp_path / "broken.py"))
+    assert call("parity", native, "--against", spec) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("package", "kind"), [("torch", "course"), ("transformers", "hf")])
+def test_without_the_packages(native, capsys, monkeypatch, package, kind):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert call("parity", native, "--against", kind) == 2
+    err = capsys.readouterr().err
+    assert f"needs {package}: pip install 'obscura-jax[" in err
+    assert err.count("\n") == 1
+
+
+def test_a_nan_in_the_weights_is_refused(tmp_path, capsys):
+    state = course_model().state_dict()
+    state["final_norm.scale"][2] = np.nan
+    torch.save(state, tmp_path / "x.pth")
+    assert call("parity", tmp_path / "x.pth", "--n-heads", 3) == 2
+    assert "final_norm.scale holds NaN" in capsys.readouterr().err

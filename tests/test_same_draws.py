@@ -1,0 +1,240 @@
+"""PyTorch with JAX's draws: the same values dropped, the same losses, the same tokens sampled."""
+
+from dataclasses import replace
+from unittest import mock
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+
+from obscura_jax import GPTModel, MultiHeadAttentionWrapper, generate
+from obscura_jax.interop.dialects import from_course
+from obscura_jax.parity import same_draws, threefry, torch_reference
+from obscura_jax.parity.same_draws import linen_key, same_dropout, sample_tokens
+from tests import test_training
+from tests.test_training import relative
+
+CFG = replace(test_training.CFG, drop_rate=0.1)
+MODEL = GPTModel(CFG)
+SEED = 123
+IDS = np.random.default_rng(0).integers(0, CFG.vocab_size, (3, CFG.context_length))
+
+
+class Keys(nn.Module):
+    """The dropout keys of the first `count` calls of the module at the path `names`."""
+
+    names: tuple[str, ...]
+    count: int
+
+    @nn.compact
+    def __call__(self):
+        if self.names:
+            return Keys(self.names[1:], self.count, name=self.names[0])()
+        return [jax.random.key_data(self.make_rng("dropout")) for _ in range(self.count)]
+
+
+@pytest.mark.parametrize("separator", [False, True])
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_keys_are_linens(seed, separator):
+    key = jax.random.key(np.uint32(seed))
+    paths = [(), ("drop_emb",), ("trf_blocks", "0", "att"), ("trf_blocks", "1", "drop_shortcut")]
+    paths += [("a", "bc"), ("ab", "c"), ("ü", *"abcdefghijklm")]
+    with flax.config.temp_flip_flag("fix_rng_separator", separator):
+        for path in paths:
+            theirs = Keys(path, 300).apply({}, rngs={"dropout": key})  # beyond one byte
+            ours = [linen_key(threefry.key(seed), path, count) for count in range(1, 301)]
+            np.testing.assert_array_equal(theirs, ours)
+            assert len({tuple(own.tolist()) for own in ours}) == 300
+        ends = [linen_key(threefry.key(seed), path, 1).tolist() for path in paths[4:6]]
+        assert (ends[0] == ends[1]) is not separator
+
+
+def torch_model(dtype=torch.float32):
+    torch.manual_seed(3)
+    return torch_reference.GPTModel(CFG.to_dict()).to(dtype).train()
+
+
+def our_params(model, cfg=CFG):
+    params, _ = from_course({k: v.numpy() for k, v in model.state_dict().items()}, cfg)
+    return params
+
+
+def difference(model, ours, ids=IDS, seed=SEED, dtype=None):
+    """The largest, beside logits of size 1.7."""
+    with same_dropout(model, threefry.key(seed), dtype):
+        first, second = (model(torch.tensor(ids)).detach().numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)  # a call is an `apply`: it starts anew
+    return np.abs(ours - first).max()
+
+
+def our_logits(model, **kwargs):
+    rngs = {"dropout": jax.random.key(SEED)}
+    variables = {"params": jax.tree.map(jnp.asarray, our_params(model))}
+    return np.asarray(MODEL.apply(variables, IDS, deterministic=False, rngs=rngs, **kwargs))
+
+
+def test_the_same_values_are_dropped(monkeypatch):
+    model = torch_model()
+    ours = our_logits(model)
+    assert difference(model, ours) <= 1.5e-6  # measured: 3.6e-7
+    assert difference(model, ours, seed=SEED + 1) > 0.1
+    assert difference(model, ours, dtype=np.float64) > 0.1
+    assert difference(model, our_logits(model.eval())) > 0.1  # eval drops nothing
+    model.train()
+    for path, count in (
+        (("drop_emb",), 1),
+        (("trf_blocks", "1", "att"), 1),
+        (("trf_blocks", "0", "drop_shortcut"), 2),
+    ):
+        for wrong in ((path, count + 1), ((*path, "dropout"), count)):
+
+            def one_wrong(key, own_path, own_count, call=(path, count), wrong=wrong):
+                chosen = wrong if (own_path, own_count) == call else (own_path, own_count)
+                return linen_key(key, *chosen)
+
+            monkeypatch.setattr(same_draws, "linen_key", one_wrong)
+            assert difference(model, ours) > 0.01, wrong
+
+
+def test_the_same_values_are_dropped_in_float64(x64):
+    model = torch_model(torch.float64)
+    ours = our_logits(model)
+    assert difference(model, ours) <= 3e-15  # measured: 7.8e-16
+    assert difference(model, ours, seed=SEED + 1) > 0.1
+    assert difference(model, ours, dtype=np.float32) > 0.1
+
+
+def test_float32_values_are_drawn_in_float64_where_x64_is_on(x64):
+    model = torch_model()
+    ours = our_logits(model)
+    assert difference(model, ours, dtype=np.float64) <= 1.5e-6  # measured: 3.6e-7
+    assert difference(model, ours) > 0.1
+
+
+def test_outside_torch_drops_its_own():
+    model = torch_model()
+
+    def logits():
+        torch.manual_seed(5)
+        return model(torch.tensor(IDS)).detach()
+
+    before = logits()
+    with same_dropout(model, threefry.key(SEED)):
+        assert (logits() != before).any()
+    assert (logits() == before).all()
+
+
+def test_a_part_alone_and_heads_side_by_side():
+    args = {"d_in": 7, "d_out": 5, "context_length": 11, "dropout": 0.3, "num_heads": 2}
+    torch.manual_seed(0)
+    theirs = torch_reference.MultiHeadAttentionWrapper(**args)
+    state = {name: w.numpy() for name, w in theirs.state_dict().items() if "mask" not in name}
+    leaves = {tuple(n.split(".")): w for n, w in state.items()}
+    params = flax.traverse_util.unflatten_dict(leaves)
+    x = np.random.default_rng(1).normal(size=(3, 11, 7)).astype(np.float32)
+    rngs = {"dropout": jax.random.key(SEED)}
+    ours = MultiHeadAttentionWrapper(**args).apply(
+        {"params": params}, jnp.asarray(x), deterministic=False, rngs=rngs
+    )
+    assert difference(theirs, ours, x) <= 1e-6  # measured: 0
+    assert difference(theirs, ours, x, seed=SEED + 1) > 0.1
+
+
+class Dropping(torch_reference.GPTModel):
+    """Its n-th call in training drops as batch n % 2 of step n // 2 of `train_step`."""
+
+    def forward(self, in_idx):
+        step, batch = divmod(self.calls, 2)
+        self.calls += 1
+        key = threefry.fold_in(threefry.fold_in(threefry.key(SEED), step), batch)
+        with same_dropout(self, key):
+            return super().forward(in_idx)
+
+
+def losses_with_dropout(of, *args, module=Dropping, **kwargs):
+    """`torch_losses` or `jax_losses` of tests/test_training.py, with dropout."""
+
+    def build(dtype=torch.float32):
+        torch.manual_seed(3)
+        model = module(CFG.to_dict()).to(dtype)
+        model.calls = 0
+        return model
+
+    with mock.patch.multiple(test_training, CFG=CFG, MODEL=MODEL, torch_model=build):
+        return of(*args, **kwargs)
+
+
+def torch_losses(dtype, module=Dropping):
+    return losses_with_dropout(test_training.torch_losses, dtype, module=module)
+
+
+def jax_losses(dtype, seed=SEED):
+    key = jax.random.key(seed)
+    return losses_with_dropout(test_training.jax_losses, dtype, key=key)
+
+
+def test_100_steps_with_dropout_beside_torch():
+    theirs = torch_losses(torch.float32)
+    assert theirs[-1] < 0.9 * theirs[0]  # there is something to follow
+    assert relative(jax_losses(jnp.float32), theirs) <= 1e-5
+    assert relative(jax_losses(jnp.float32, seed=SEED + 1), theirs) > 0.01
+    own = torch_losses(torch.float32, module=torch_reference.GPTModel)
+    assert relative(own, theirs) > 0.01
+
+
+def test_100_steps_with_dropout_in_float64(x64):
+    theirs = torch_losses(torch.float64)
+    assert relative(jax_losses(jnp.float64), theirs) <= 1e-14
+    assert relative(jax_losses(jnp.float64, seed=SEED + 1), theirs) > 0.01
+    own = torch_losses(torch.float64, module=torch_reference.GPTModel)
+    assert relative(own, theirs) > 0.01
+
+
+@pytest.fixture(scope="module")
+def talker():
+    """A model that looks back: fresh weights leave all but everything to the noise."""
+    cfg = replace(CFG, vocab_size=131, context_length=37)  # more than one line of noise
+    torch.manual_seed(0)
+    model = torch_reference.GPTModel(cfg.to_dict()).eval()
+    with torch.no_grad():
+        for weight in [*model.trf_blocks.parameters(), model.out_head.weight]:
+            weight *= 4
+    return model, GPTModel(cfg), our_params(model, cfg)
+
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [53], [130, 0, 7]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_same_tokens_are_sampled(talker, temperature):
+    theirs, model, params = talker
+    key = jax.random.key(SEED)
+    ours = generate(model, params, PROMPTS, 29, temperature=temperature, key=key).tokens
+    assert sample_tokens(theirs, PROMPTS, 29, threefry.key(SEED), temperature) == ours
+    others = (
+        sample_tokens(theirs, PROMPTS, 29, threefry.key(SEED + 1), temperature),
+        sample_tokens(theirs, PROMPTS, 29, threefry.key(SEED), temperature * 1.5),
+        sample_tokens(theirs, [[0, *p[1:]] for p in PROMPTS], 29, threefry.key(SEED), temperature),
+        generate(model, params, PROMPTS, 29).tokens,  # greedy
+    )
+    for other in others:
+        assert all(a != b for a, b in zip(other, ours, strict=True))
+
+
+def test_each_row_may_have_a_key(talker):
+    theirs, model, params = talker
+    keys = jax.random.split(jax.random.key(SEED), 3)
+    ours = generate(model, params, PROMPTS, 29, temperature=1.0, key=keys).tokens
+    words = threefry.split(threefry.key(SEED), 3)
+    assert sample_tokens(theirs, PROMPTS, 29, words) == ours
+    assert sample_tokens(theirs, PROMPTS, 29, words[::-1]) != ours
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
+def test_no_temperature_no_sample(talker, temperature):
+    with pytest.raises(ValueError, match="temperature above 0"):
+        sample_tokens(talker[0], PROMPTS, 1, threefry.key(0), temperature)
