@@ -171,7 +171,7 @@ def test_transformers(tmp_path, capsys):
     assert report.first[1].name == "tok_emb"
 
 
-def test_a_near_tie_is_called_one(tmp_path, capsys):
+def test_a_near_tie_is_called_one(tmp_path, native, capsys):
     state = {name: x.numpy() for name, x in course_model().state_dict().items()}
     # Every hidden state is nearly the shift, and two rows of the head, nearly one, point along it.
     state["final_norm.scale"] *= 0.01
@@ -185,7 +185,7 @@ def test_a_near_tie_is_called_one(tmp_path, capsys):
     assert parted
     assert all(line.endswith("a near-tie") for line in parted)
     assert (code, out.splitlines()[-1]) == (0, "verdict: equal up to rounding")
-    code, out, _ = against("Nudged", capsys, tmp_path / "m", "--steps", 1)
+    code, out, _ = against("Nudged", capsys, native, "--steps", 1)
     assert code == 1
     assert any(line.endswith("no near-tie") for line in out.splitlines() if "part at" in line)
 

@@ -12,6 +12,7 @@ import torch
 from obscura_jax import GPTConfig, GPTModel
 from obscura_jax.interop.dialects import from_course
 from obscura_jax.parity import torch_reference
+from obscura_jax.parity.budgets import BUDGETS
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
 from obscura_jax.training.step import first_state, train_step
@@ -101,21 +102,23 @@ def relative(ours, theirs):
 def test_100_steps_beside_torch():
     theirs = torch_losses(torch.float32)
     assert theirs[-1] < 0.9 * theirs[0]  # there is something to follow
-    assert relative(jax_losses(), theirs) <= 1e-4  # measured: 1.1e-6
+    allowed = BUDGETS["losses of 100 steps", "float32"].allowed
+    assert relative(jax_losses(), theirs) <= allowed
     for wrong in (
         replace(OPTIMIZER, decay_vectors=True),
         replace(OPTIMIZER, clip_norm=0.51),
         replace(OPTIMIZER, warmup_steps=11),
         replace(OPTIMIZER, weight_decay=0.0),
     ):
-        assert relative(jax_losses(config=wrong), theirs) > 1e-4, wrong
+        assert relative(jax_losses(config=wrong), theirs) > allowed, wrong
 
 
 def test_100_steps_in_float64(x64):
     theirs = torch_losses(torch.float64)
-    assert relative(jax_losses(jnp.float64), theirs) <= 1e-9  # measured: 4.4e-16
-    assert relative(jax_losses(jnp.float32), theirs) > 1e-9
-    assert relative(jax_losses(jnp.float64, replace(OPTIMIZER, epsilon=2e-8)), theirs) > 1e-9
+    allowed = BUDGETS["losses of 100 steps", "float64"].allowed
+    assert relative(jax_losses(jnp.float64), theirs) <= allowed
+    assert relative(jax_losses(jnp.float32), theirs) > allowed
+    assert relative(jax_losses(jnp.float64, replace(OPTIMIZER, epsilon=2e-8)), theirs) > allowed
 
 
 def test_one_compilation_for_a_run():

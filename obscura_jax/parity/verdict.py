@@ -34,7 +34,7 @@ class Tokens:
         ours: the token of ours there.
         theirs: theirs.
         margin: by how much the two tokens' logits differ there, in float64.
-        rounding: how far the frameworks' float32 logits lie apart there.
+        rounding: how far their float32 logits lie from their float64 ones there.
     """
 
     prompt: str
