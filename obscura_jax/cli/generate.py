@@ -15,9 +15,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("generate", help="continue prompts with a model")
     add = parser.add_argument
     add("prompt", nargs="*", help="text to continue; none: one a line from stdin")
-    add(
-        "--model", default="tiny", help="folder, file, tiny or torch-seed:N[:PRESET]; default: tiny"
-    )
+    add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
     add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")

@@ -9,7 +9,7 @@ from obscura_jax.cli.arguments import size
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
-    parser.add_argument("source", help="a model folder or file, or torch-seed:N[:PRESET]")
+    parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
     parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
     parser.set_defaults(run=run)
 

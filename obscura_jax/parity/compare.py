@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
 RATIO = 2.0**29  # of the two precisions
-# How far beyond its estimate rounding may lie. Measured: at most 5.7 times (36 reports on small models
-# with random parameters, 2.8 for the 124M model); the smallest fault of the tests lies at 3e7.
+# How far beyond its estimate rounding may lie. Measured: at most 5.7 times, in 36 reports on small
+# models with random parameters (the 124M model: 2.8); the smallest fault of the tests is at 3e7.
 MARGIN = 64.0
 _FLOOR = 16 * float(np.finfo(np.float64).eps)  # rounding where float32 happens to be exact
 
