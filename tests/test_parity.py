@@ -77,6 +77,12 @@ def test_a_sound_module_of_the_users(native, capsys, name):
     assert (seen in out) == (name == "Plain")
 
 
+def test_a_trained_model(capsys):
+    """Its gradients are small, and its activations are not those of random weights."""
+    assert call("parity", "tiny", "--tokens", 4) == 0
+    assert capsys.readouterr().out.endswith("verdict: equal up to rounding\n")
+
+
 # The smallest difference of all, 1e-7 in float64, is that of the norm in float32.
 @pytest.mark.parametrize(
     ("name", "where", "why"),

@@ -21,7 +21,7 @@ BUDGETS: dict[tuple[str, str], Budget] = {
     ("logits", "bfloat16"): Budget(1.3e-2, 5e-2),
     ("gradients", "float64"): Budget(3.3e-14, 1.3e-13),
     ("gradients", "float32"): Budget(2.2e-5, 9e-5),
-    ("optimizer slots after 3 steps", "float64"): Budget(3.5e-14, 1.4e-13),
+    ("optimizer slots after 3 steps", "float64"): Budget(1.6e-14, 6e-14),
     ("optimizer slots after 3 steps", "float32"): Budget(1.1e-5, 4.4e-5),
     ("losses of 100 steps", "float64"): Budget(4.4e-16, 2e-15),
     ("losses of 100 steps", "float32"): Budget(1.1e-6, 4.4e-6),

@@ -170,11 +170,15 @@ class _Lab:
         return sorted(self.flat, key=lambda x: -place.get(x.rpartition(".")[0], last))
 
     def optimizer(self, ids: NDArray[Any], steps: int) -> Section:
-        """Parameters and moments after steps of AdamW with torch's defaults."""
+        """Parameters and moments after steps of AdamW.
+
+        Its epsilon is 1e-4, not torch's 1e-8: where a gradient is near epsilon, the step multiplies
+        what rounding leaves in it by rate / epsilon, and float32 no longer tells how much that is.
+        """
         import torch
 
         runs: dict[str, Arrays] = {}
-        config = OptimizerConfig()
+        config = OptimizerConfig(epsilon=1e-4)
         for dtype in _DTYPES:
             bits = dtype.removeprefix("float")
             with jax.enable_x64(dtype == "float64"):
@@ -193,7 +197,8 @@ class _Lab:
                     for name, x in named_tensors(self.cfg, tree).items()
                 }
             module = self.reference.build(dtype)
-            adamw = torch.optim.AdamW(module.parameters(), lr=config.learning_rate)
+            rates = {"lr": config.learning_rate, "eps": config.epsilon}
+            adamw = torch.optim.AdamW(module.parameters(), **rates)
             for _ in range(steps):
                 adamw.zero_grad()
                 self._loss(module, ids).backward()
