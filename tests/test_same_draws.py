@@ -14,6 +14,7 @@ from flax import linen as nn
 from obscura_jax import GPTModel, MultiHeadAttentionWrapper, generate
 from obscura_jax.interop.dialects import from_course
 from obscura_jax.parity import same_draws, threefry, torch_reference
+from obscura_jax.parity.budgets import BUDGETS
 from obscura_jax.parity.same_draws import linen_key, same_dropout, sample_tokens
 from tests import test_training
 from tests.test_training import relative
@@ -73,7 +74,9 @@ def difference(model, ours, ids=IDS, seed=SEED, dtype=None):
 
 def our_logits(model, **kwargs):
     rngs = {"dropout": jax.random.key(SEED)}
-    variables = {"params": jax.tree.map(jnp.asarray, our_params(model))}
+    dtype = model.tok_emb.weight.detach().numpy().dtype
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), our_params(model))
+    variables = {"params": params}
     return np.asarray(MODEL.apply(variables, IDS, deterministic=False, rngs=rngs, **kwargs))
 
 
@@ -133,7 +136,7 @@ def test_a_part_alone_and_heads_side_by_side():
     torch.manual_seed(0)
     theirs = torch_reference.MultiHeadAttentionWrapper(**args)
     state = {name: w.numpy() for name, w in theirs.state_dict().items() if "mask" not in name}
-    leaves = {tuple(n.split(".")): w for n, w in state.items()}
+    leaves = {tuple(n.split(".")): jnp.asarray(w) for n, w in state.items()}
     params = flax.traverse_util.unflatten_dict(leaves)
     x = np.random.default_rng(1).normal(size=(3, 11, 7)).astype(np.float32)
     rngs = {"dropout": jax.random.key(SEED)}
@@ -179,8 +182,9 @@ def jax_losses(dtype, seed=SEED):
 
 def test_100_steps_with_dropout_beside_torch():
     theirs = torch_losses(torch.float32)
-    assert theirs[-1] < 0.9 * theirs[0]  # there is something to follow
-    assert relative(jax_losses(jnp.float32), theirs) <= 1e-5
+    assert theirs[-10:].mean() < 0.95 * theirs[:10].mean()  # there is something to follow
+    allowed = BUDGETS["losses of 100 steps", "float32"].allowed
+    assert relative(jax_losses(jnp.float32), theirs) <= allowed  # measured: 8.6e-7
     assert relative(jax_losses(jnp.float32, seed=SEED + 1), theirs) > 0.01
     own = torch_losses(torch.float32, module=torch_reference.GPTModel)
     assert relative(own, theirs) > 0.01
@@ -188,7 +192,8 @@ def test_100_steps_with_dropout_beside_torch():
 
 def test_100_steps_with_dropout_in_float64(x64):
     theirs = torch_losses(torch.float64)
-    assert relative(jax_losses(jnp.float64), theirs) <= 1e-14
+    allowed = BUDGETS["losses of 100 steps", "float64"].allowed
+    assert relative(jax_losses(jnp.float64), theirs) <= allowed  # measured: 4.4e-16
     assert relative(jax_losses(jnp.float64, seed=SEED + 1), theirs) > 0.01
     own = torch_losses(torch.float64, module=torch_reference.GPTModel)
     assert relative(own, theirs) > 0.01
