@@ -189,6 +189,21 @@ class DetachedNorm(reference.GPTModel):
         norm.forward = lambda x: reference.LayerNorm.forward(norm, x.detach())
 
 
+class Frozen(reference.GPTModel):
+    """The second block's bias is used, but nothing can flow back into it."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        layer = self.trf_blocks[1].ff.layers[2]
+        layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.bias.detach())
+
+
+class NoGradient(reference.GPTModel):
+    @torch.no_grad()
+    def forward(self, ids):
+        return super().forward(ids)
+
+
 class Extra(reference.GPTModel):
     def __init__(self, cfg):
         super().__init__(cfg)

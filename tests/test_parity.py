@@ -100,6 +100,7 @@ def test_a_trained_model(capsys):
         ("NoShortcut", "trf_blocks.1", "the shortcut is missing"),
         ("PositionsFromOne", "embeddings", "positions start at 1"),
         ("DetachedNorm", r"pos_emb.weight (gradients)", ""),
+        ("Frozen", "trf_blocks.1.ff.layers.2.bias (gradients)", ""),
         ("Nudged", "logits", ""),
     ],
 )
@@ -255,6 +256,7 @@ def test_the_default_precision_is_reported(native):
         ("Wide", r"tok_emb\.weight has shape \(18, 12\), weights \(17, 12\)"),
         ("Unbuildable", "Unbuildable does not build: KeyError: 'n_embd'"),
         ("Failing", "Failing fails on a prompt: RuntimeError: shapes do not fit"),
+        ("NoGradient", "NoGradient fails on a prompt: RuntimeError: element 0 of tensors does not"),
         ("NoModule", "NoModule is not a torch.nn.Module"),
         ("Nothing", r"faults\.py has no Nothing; it has Attention and \d+ more"),
     ],

@@ -5,7 +5,8 @@ is forked. Of prompts longer than 128 positions 128 are compared, spread evenly,
 among them: so the 124M model in float64 stays under 8 GiB.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,10 +99,32 @@ class _Lab:
         return unflatten_dict(leaves)
 
     def _theirs(self, module: Any, ids: NDArray[Any], keep: Any = None) -> Arrays:
+        with self._users_code():
+            return capture_torch(module, ids, self.reference.taps, keep)
+
+    def _their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
+        """Those of the last position, (V,)."""
+        taps = [tap for tap in self.reference.taps if tap.name == "logits"]
+        with self._users_code():
+            return capture_torch(module, ids, taps)["logits"][0, -1]
+
+    def _backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+        import torch
+
+        rows = torch.from_numpy(ids.astype(np.int64))
+        with self._users_code():
+            logits = logits_of(module, rows[:, :-1])
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            loss.backward()
+
+    @contextmanager
+    def _users_code(self) -> Iterator[None]:
         try:
-            return capture_torch(module, ids, self.reference.taps(module), keep)
-        except Exception as error:  # the user's code, with errors of any type
-            raise _failed(self.reference, error) from error
+            yield
+        except Exception as error:  # of any type
+            raise ValueError(
+                f"{self.reference.label} fails on a prompt: {type(error).__name__}: {error}"
+            ) from error
 
     def _both(self, ids: Prompts, keep: Any) -> dict[str, dict[str, Arrays]]:
         """For each run of `FourRuns`, by its name, and each prompt: the intermediates."""
@@ -158,7 +181,7 @@ class _Lab:
                 runs[f"ours{bits}"] = {name: mine[name] for name in self._backward()}
                 del found, mine
             module = self.reference.build(dtype)
-            self._loss(module, ids).backward()
+            self._backpropagate(module, ids)
             runs[f"theirs{bits}"] = self._named(module, lambda p: p.grad)
             del module
         return Section("gradients", findings(FourRuns(**runs), "batch of 3"))
@@ -197,11 +220,11 @@ class _Lab:
                     for name, x in named_tensors(self.cfg, tree).items()
                 }
             module = self.reference.build(dtype)
-            rates = {"lr": config.learning_rate, "eps": config.epsilon}
-            adamw = torch.optim.AdamW(module.parameters(), **rates)
+            lr, eps = config.learning_rate, config.epsilon
+            adamw = torch.optim.AdamW(module.parameters(), lr=lr, eps=eps)
             for _ in range(steps):
                 adamw.zero_grad()
-                self._loss(module, ids).backward()
+                self._backpropagate(module, ids)
                 adamw.step()
             slots: tuple[tuple[str, Callable[[Any], Any]], ...] = (
                 ("mean gradient of", partial(_slot, adamw, "exp_avg")),
@@ -227,7 +250,7 @@ class _Lab:
         ours = generate(self.model, params, [s[0].tolist() for s in starts.values()], count).tokens
         for (name, ids), mine in zip(starts.items(), ours, strict=True):
             for at in range(count):
-                theirs32 = self._theirs(module, ids)["logits"][0, -1]
+                theirs32 = self._their_logits(module, ids)
                 chosen = int(theirs32.argmax())
                 if chosen != mine[at]:
                     found.append(self._parted(name, count, at, ids, mine[at], theirs32))
@@ -241,7 +264,7 @@ class _Lab:
         self, name: str, count: int, at: int, ids: NDArray[Any], mine: int, theirs32: NDArray[Any]
     ) -> Tokens:
         chosen = int(theirs32.argmax())
-        exact = self._theirs(self.reference.build("float64"), ids)["logits"][0, -1]
+        exact = self._their_logits(self.reference.build("float64"), ids)
         rounding = float(np.abs(theirs32 - exact).max())
         margin = abs(float(exact[chosen] - exact[mine]))
         return Tokens(name, count, at, mine, chosen, margin, rounding)
@@ -259,19 +282,14 @@ class _Lab:
             f"would move by {apart:.1e}"
         )
 
-    def _loss(self, module: Any, ids: NDArray[Any]) -> Any:
-        import torch
-
-        rows = torch.from_numpy(ids.astype(np.int64))
-        logits = logits_of(module, rows[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-
     def _named(self, module: Any, of: Callable[[Any], Any]) -> Arrays:
-        """What `of` gives for each parameter of a module, under our names, where ours has it."""
+        """What `of` gives for each parameter of a module, under our names, where ours has it.
+
+        None, as the gradient of a parameter that the loss does not reach, is 0.
+        """
         arrays = {
-            name: value.detach().numpy()
+            name: np.zeros(p.shape) if (value := of(p)) is None else value.detach().numpy()
             for name, p in module.named_parameters()
-            if (value := of(p)) is not None
         }
         named = self.reference.course_names(arrays)
         return {name: value for name, value in named.items() if name in self.flat}
@@ -299,7 +317,7 @@ def _some_positions(name: str, value: Any) -> Any:
 
 
 def _slot(optimizer: Any, name: str, parameter: Any) -> Any:
-    return optimizer.state[parameter][name]
+    return optimizer.state[parameter].get(name)
 
 
 def _on_host(arrays: Mapping[str, jax.Array], cfg: GPTConfig) -> Arrays:
@@ -312,7 +330,3 @@ def _unseen(names: list[str]) -> str:
         return ""
     parts = sorted({name.split(".", 2)[-1] for name in names})
     return f"not seen in the PyTorch module: {', '.join(parts)}"
-
-
-def _failed(reference: Reference, error: Exception) -> ValueError:
-    return ValueError(f"{reference.label} fails on a prompt: {type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
 from obscura_jax.interop import tables
 from obscura_jax.interop.foreign_configs import to_hf_config
-from obscura_jax.parity.capture import course_taps, hugging_face_taps
+from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -26,14 +26,14 @@ class Reference:
     Attributes:
         label: what to call it.
         build: makes the module, in evaluation mode, its parameters of the named type.
-        taps: of a module, where its intermediates are seen.
+        taps: where its intermediates are seen.
         course_names: a state dict of it, or the gradients in its place, under the course's names.
         absent: parameters of the weights that it has no place for.
     """
 
     label: str
     build: Callable[[str], Any]
-    taps: Callable[[Any], list[Any]]
+    taps: list[Tap]
     course_names: Callable[[Arrays], Arrays]
     absent: tuple[str, ...] = ()
 
@@ -57,7 +57,7 @@ def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") ->
         ValueError: when torch or transformers is missing, or the user's module does not build or
             does not take the weights.
     """
-    require("torch", "torch", "obscura parity")
+    require("torch", "parity", "obscura parity")
     if against == "course":
         return _course(cfg, params)
     if against == "hf":
@@ -86,13 +86,13 @@ def _course(cfg: GPTConfig, params: Arrays) -> Reference:
     return Reference(
         "obscura_jax.parity.torch_reference.GPTModel",
         build,
-        lambda _: course_taps(cfg.n_layers),
+        course_taps(cfg.n_layers),
         lambda state: state,
     )
 
 
 def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
-    transformers = require("transformers", "bench", "--against hf")
+    transformers = require("transformers", "parity", "--against hf")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     known = {"tie_weights": cfg.tie_weights, "qkv_bias": True}
@@ -119,7 +119,7 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
     return Reference(
         f"transformers {transformers.__version__} GPT2LMHeadModel",
         build,
-        lambda _: hugging_face_taps(cfg.n_layers),
+        hugging_face_taps(cfg.n_layers),
         lambda state: tables.renamed(tables.HUGGING_FACE, state, known)[0],
     )
 
@@ -162,7 +162,7 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
         module.load_state_dict(_tensors(held, "float32"), strict=False)
         return _tied(module, cfg).to(getattr(torch, dtype)).eval()
 
-    return Reference(spec, build, lambda _: course_taps(cfg.n_layers), lambda state: state, absent)
+    return Reference(spec, build, course_taps(cfg.n_layers), lambda state: state, absent)
 
 
 def _class_in(path: Path, name: str) -> Any:
