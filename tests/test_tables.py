@@ -14,8 +14,9 @@ from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
 
 from obscura_jax import generate
+from obscura_jax.config import PRESETS
 from obscura_jax.interop import tables
-from obscura_jax.interop.dialects import from_course
+from obscura_jax.interop.dialects import from_course, parameter_shapes
 from obscura_jax.interop.files import (
     load_model,
     read_checkpoint,
@@ -278,6 +279,22 @@ def test_all_round_trips_are_bit_for_bit(tmp_path):
     model, found = load_model(tmp_path / "c.safetensors", n_heads=3)
     assert (model.cfg, same_bits(found, model_of(BIASED))) == (BIASED, True)
     assert not same_bits(found, model_of(BIASED, seed=1))
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "124M"])
+@pytest.mark.parametrize("table", [tables.HUGGING_FACE, tables.NANOGPT, tables.FLAX])
+def test_every_size_is_covered(preset, table):
+    """Each parameter has one place in a tensor of theirs, and each place is a parameter's."""
+    cfg = PRESETS[preset]
+    shapes = parameter_shapes(cfg)
+    names = [ours for row in table.rows for ours in row.ours]
+    of_block = [name.format(n) for name in names if "{}" in name for n in range(cfg.n_layers)]
+    whole = [name for name in names if "{}" not in name]
+    assert len({*of_block, *whole}) == len(of_block) + len(whole)
+    assert shapes.keys() <= {*of_block, *whole}
+    assert {*of_block, *whole} - shapes.keys() <= {"out_head.weight"} | {
+        name for name in of_block if ".W_" in name and not cfg.qkv_bias
+    }
 
 
 def state_of(cfg=TIED, table=tables.HUGGING_FACE):

@@ -77,7 +77,8 @@ class Tap:
 
 def course_taps(n_layers: int) -> list[Tap]:
     """Those of a model with the course's modules, in forward order."""
-    taps = [Tap("tok_emb", "tok_emb"), Tap("pos_emb", "pos_emb"), Tap("embeddings", "drop_emb")]
+    taps = [Tap("tok_emb", "tok_emb"), Tap("pos_emb", "pos_emb")]
+    taps.append(Tap("embeddings", "trf_blocks.0", "input"))
     for n in range(n_layers):
         block = f"trf_blocks.{n}"
         parts = ("norm1", "att.W_query", "att.W_key", "att.W_value")
