@@ -150,8 +150,8 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
         given["out_head.weight"] = params["tok_emb.weight"]
     if lacking := needed - given.keys():
         raise ValueError(f"{spec} has parameters that the weights lack: {tables.some(lacking)}")
-    for key in needed & given.keys():
-        if shapes[key] != given[key].shape:
+    for key in shapes:
+        if key in given and shapes[key] != given[key].shape:
             raise ValueError(f"{spec}: {key} has shape {shapes[key]}, weights {given[key].shape}")
     absent = tuple(sorted(given.keys() - shapes.keys()))
     del first
