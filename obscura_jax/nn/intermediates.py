@@ -25,8 +25,6 @@ _IN_BLOCK = (
     *(".att.context", ".att.out_proj", ".residual", ".norm2"),
     *(".ff.layers.0", ".ff.layers.1", ".ff.layers.2", ""),
 )
-# What enters a module and has a name of its own.
-_INPUTS = {"att.out_proj": "att.context", "norm2": "residual"}
 
 
 def names(cfg: GPTConfig) -> list[str]:
@@ -46,14 +44,14 @@ def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Arra
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         name = ".".join(context.module.path)
-        if context.method_name != "__call__" or not (name in known or name == "drop_emb"):
-            return call(*args, **kwargs)
-        block, _, part = name.partition(".")[2].partition(".")
-        if part in _INPUTS:
-            first, *rest = args
-            args = (tap(f"trf_blocks.{block}.{_INPUTS[part]}", first), *rest)
+        if context.method_name != "__call__":
+            name = f"{name}.{context.method_name}"  # a block's residual
+        if name == "drop_emb":
+            name = "embeddings"
+        if name.endswith(".out_proj"):
+            args = (tap(f"{name.removesuffix('out_proj')}context", *args),)
         out = call(*args, **kwargs)
-        return tap("embeddings" if name == "drop_emb" else name, out)
+        return tap(name, out) if name in known else out
 
     def attend(block: int, queries: Array, keys: Array, values: Array) -> Array:
         """`scaled_dot_product_attention` with a causal mask, in the steps that it has."""

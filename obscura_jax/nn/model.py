@@ -73,9 +73,15 @@ class TransformerBlock(ConfiguredModule):
         attend: Attend | None = None,
     ) -> Float[Array, "*batch t d"]:
         """One step of the residual stream; `attend` as in `MultiHeadAttention`."""
-        y = self.att(self.norm1(x), deterministic=deterministic, attend=attend)
-        x = x + self.drop_shortcut(y, deterministic=deterministic)
+        x = self.residual(x, deterministic=deterministic, attend=attend)
         y = self.ff(self.norm2(x))
+        return x + self.drop_shortcut(y, deterministic=deterministic)
+
+    def residual(
+        self, x: Float[Array, "*batch t d"], *, deterministic: bool, attend: Attend | None
+    ) -> Float[Array, "*batch t d"]:
+        """The stream after attention, before the feed-forward layers."""
+        y = self.att(self.norm1(x), deterministic=deterministic, attend=attend)
         return x + self.drop_shortcut(y, deterministic=deterministic)
 
 

@@ -1,9 +1,11 @@
 """Named intermediates of both frameworks, under the names of `nn.intermediates`; and patching."""
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ def capture(
         return value
 
     apply_tapped(model, params, ids, tap)
-    return {name: found[name] for name in names(model.cfg)}
+    # Of a plain dictionary jit would sort the names.
+    return OrderedDict((name, found[name]) for name in names(model.cfg))
 
 
 def apply(
@@ -129,7 +132,7 @@ def capture_torch(
     """
     import torch
 
-    modules = dict(module.named_modules())
+    modules = dict(module.named_modules(remove_duplicate=False))
     found: dict[str, NDArray[Any]] = {}
 
     def see(tap: Tap, value: Any) -> None:
@@ -140,37 +143,63 @@ def capture_torch(
         kept = array if keep is None else keep(tap.name, array)
         found[tap.name] = kept.copy()  # the model may go on and write over it
 
-    was_training = module.training
+    # By module and side, the taps of each of its paths: one module may stand in several places.
+    places: dict[tuple[Any, str], dict[str, list[Tap]]] = {}
+    for tap in taps:
+        if tap.module in modules:
+            of_module = places.setdefault((modules[tap.module], tap.side), {})
+            of_module.setdefault(tap.module, []).append(tap)
     with ExitStack() as stack:
-        stack.callback(module.train, was_training)
-        module.eval()
+        stack.enter_context(_evaluation(module))
         stack.enter_context(torch.no_grad())
         inside: list[str] = []
-        for path in {tap.module for tap in taps if tap.side == "scores"} & modules.keys():
-            stack.enter_context(_entered(modules[path], path, inside))
         attention = {(tap.module, tap.side): tap for tap in taps}
         stack.enter_context(_attention_watch(ids.shape[-1], inside, attention, see))
-        for tap in taps:
-            if tap.module in modules and tap.side in ("input", "output"):
-                stack.enter_context(_hooked(modules[tap.module], tap, see))
+        for (part, side), paths in places.items():
+            if side == "scores":
+                stack.enter_context(_entered(part, list(paths), inside))
+            elif side in ("input", "output"):
+                stack.enter_context(_hooked(part, side, list(paths.values()), see))
         module(torch.from_numpy(ids.astype(np.int64)))
     return {tap.name: found[tap.name] for tap in taps if tap.name in found}
 
 
 @contextmanager
-def _hooked(module: Any, tap: Tap, see: Callable[[Tap, Any], None]) -> Iterator[None]:
-    if tap.side == "input":
-        handle = module.register_forward_pre_hook(lambda _, args: see(tap, args))
+def _evaluation(module: Any) -> Iterator[None]:
+    """Every part in evaluation mode, and afterwards each in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
+def _hooked(
+    module: Any, side: str, places: list[list[Tap]], see: Callable[[Tap, Any], None]
+) -> Iterator[None]:
+    """Shows the n-th call of a module to the taps of the n-th place in which it stands."""
+    turns = cycle(places)
+
+    def show(value: Any) -> None:
+        for tap in next(turns):
+            see(tap, value)
+
+    if side == "input":
+        handle = module.register_forward_pre_hook(lambda _, args: show(args))
     else:
-        handle = module.register_forward_hook(lambda _, args, out: see(tap, out))
+        handle = module.register_forward_hook(lambda _, args, out: show(out))
     with _removed(handle):
         yield
 
 
 @contextmanager
-def _entered(module: Any, path: str, inside: list[str]) -> Iterator[None]:
+def _entered(module: Any, paths: list[str], inside: list[str]) -> Iterator[None]:
     """Keeps the path of the attention module that runs at the end of `inside`."""
-    first = module.register_forward_pre_hook(lambda *_: inside.append(path))
+    turns = cycle(paths)
+    first = module.register_forward_pre_hook(lambda *_: inside.append(next(turns)))
     last = module.register_forward_hook(lambda *_: (inside.pop(), None)[1])
     with _removed(first), _removed(last):
         yield
@@ -193,7 +222,7 @@ def _attention_watch(
     """A mode in which products and the softmax inside an attention module are seen."""
     from torch.overrides import TorchFunctionMode
 
-    products = {"matmul", "__matmul__", "bmm", "baddbmm", "einsum"}
+    products = {"matmul", "__matmul__", "einsum"}
 
     class Watch(TorchFunctionMode):
         def __init__(self) -> None:

@@ -61,8 +61,8 @@ class Sides:
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, params, ids, keep)  # jit sorts the names
-                ours[name] = {key: np.asarray(found[key]) for key in names(self.cfg)}
+                found = _capture(self.model, params, ids, keep)
+                ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
         module = self.reference.build(dtype)
         with self._users_code():
