@@ -2,6 +2,8 @@
 #                     what the shipped model says
 # make test           set up, then prove every component equal to its PyTorch twin
 # make check          lint and types
+# make notebooks      set up, then run them from a clean kernel: the outputs must be the committed ones
+# make notebooks-write  the same, keeping the new outputs
 # make parity-table   the README's table of differences, measured here
 # make tiny           train the shipped model again (about 15 minutes on two cores), and score it
 # make clean          remove the environment
@@ -20,7 +22,7 @@ CREATE := $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install -q
 endif
 
-.PHONY: demo test check parity-table tiny clean
+.PHONY: demo test check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -33,6 +35,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: $(VENV)/.test
+	$(BIN)/python tools/run_notebooks.py
+
+notebooks-write: $(VENV)/.test
+	$(BIN)/python tools/run_notebooks.py --write
 
 parity-table: $(VENV)/.test
 	@$(BIN)/python tools/parity_table.py

@@ -248,11 +248,11 @@ def _sampler(model: Any, key: Any) -> Any:
 def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
     """The loss curves, where matplotlib is installed."""
     from obscura_jax.extras import MissingExtraError
-    from obscura_jax.plots import save_loss_curves
+    from obscura_jax.plots import loss_curves
 
     if rows:
         try:
-            save_loss_curves(rows, folder / "loss.png")
+            loss_curves(rows).savefig(folder / "loss.png", dpi=120)
         except (MissingExtraError, OSError) as error:
             print(f"no loss.png: {error}", file=sys.stderr)
 

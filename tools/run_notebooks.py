@@ -1,0 +1,201 @@
+"""Run the notebooks from a clean kernel, and hold their outputs against the committed ones.
+
+    python tools/run_notebooks.py [NAME ...] [--write]
+
+A notebook fails when a cell raises or warns, when an output's words, numbers or picture differ from
+the committed ones, when it is larger than 400 KB, or when it defines a class or function that the
+package has. With --write the new outputs are kept. Numbers are equal up to a unit in the last place
+that is printed, 1e-4 of their size, or 1e-6: between machines, float32 rounds no better. Of a cell
+with the tag "varies" (times, devices, versions) only the existence of an output is compared.
+"""
+
+import argparse
+import ast
+import base64
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nbformat
+import numpy as np
+from matplotlib.image import imread
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+ORDER = (
+    *("ch01_setup", "ch02_text", "ch03_attention", "ch04_model", "ch04_generation"),
+    *("ch05_training", "parity", "functional_jax"),
+)
+LARGEST = 400_000  # bytes of a notebook with its outputs
+_METADATA = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3"},
+    "language_info": {"name": "python"},
+}
+_NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
+_PICTURE = "image/png"
+_PIXELS = 0.01  # mean difference of two pictures of the same thing, of 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, report a line a notebook, return 1 when one fails."""
+    parser = argparse.ArgumentParser(description="run the notebooks and compare their outputs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; by default all")
+    parser.add_argument("--write", action="store_true", help="keep the new outputs")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in ORDER]:
+        parser.error(f"no notebook is called {unknown[0]!r}: there are {', '.join(ORDER)}")
+    failed = False
+    for name in options.names or ORDER:
+        begin = time.perf_counter()
+        found = check(NOTEBOOKS / f"{name}.ipynb", write=options.write)
+        seconds = time.perf_counter() - begin
+        well = "written" if options.write else "the same"
+        print(f"{name:<16}{seconds:5.0f} s   {'FAILS' if found else well}", flush=True)
+        for line in found:
+            print(f"  {line}", flush=True)
+        failed = failed or bool(found)
+    return int(failed)
+
+
+def check(path: Path, *, write: bool = False) -> list[str]:
+    """What is wrong with the notebook at `path`, a line each; with `write` its outputs are kept."""
+    committed = nbformat.read(path, as_version=4)
+    found = [f"it defines {name}, which the package has" for name in redefined(committed)]
+    try:
+        executed = execute(committed)
+    except CellExecutionError as error:
+        return [*found, f"a cell raises {error.ename}: {error.evalue}"]
+    for number, cell in enumerate(executed.cells):
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                found.append(f"cell {number} warns: {output.text.strip().splitlines()[-1]}")
+    if write:
+        nbformat.write(executed, path)
+    else:
+        found += differences(committed, executed)
+    size = len(nbformat.writes(executed))
+    return [*found, f"it has {size} bytes, {LARGEST} are allowed"] if size > LARGEST else found
+
+
+def execute(notebook: Any) -> Any:
+    """The notebook, run from the first cell to the last in a kernel of its own."""
+    fresh = nbformat.from_dict(
+        {
+            "cells": [dict(cell) for cell in notebook.cells],
+            "metadata": _METADATA,
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+    )
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    client = NotebookClient(
+        fresh, timeout=600, kernel_name="python3", record_timing=False, resources=resources
+    )
+    with TemporaryDirectory() as folder:
+        if sys.platform != "win32":  # sockets in a folder; no port is opened
+            kernel = client.create_kernel_manager()
+            kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"
+        client.execute()
+    fresh.metadata = nbformat.from_dict(_METADATA)  # without the version of Python
+    return fresh
+
+
+def redefined(notebook: Any) -> list[str]:
+    """Classes and functions that a notebook defines and the package has."""
+    theirs: set[str] = set()
+    for file in (ROOT / "obscura_jax").rglob("*.py"):
+        body = ast.parse(file.read_text("utf-8")).body
+        theirs |= {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    sources = (cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return sorted({name for source in sources for name in _defined(source)} & theirs)
+
+
+def _defined(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def differences(committed: Any, executed: Any) -> list[str]:
+    """Where the outputs of one run differ from those of another, a line each."""
+    found = []
+    for number, (old, new) in enumerate(zip(committed.cells, executed.cells, strict=True)):
+        if old.cell_type != "code":
+            continue
+        if "varies" in old.metadata.get("tags", []):
+            if bool(old.outputs) != bool(new.outputs):
+                found.append(f"cell {number}: one of the two runs has no output")
+            continue
+        for before, after in zip_longest(_shown(old), _shown(new)):
+            if before is None or after is None:
+                found.append(f"cell {number} has more or fewer outputs")
+            elif difference := _difference(before, after):
+                found.append(f"cell {number}: {difference}")
+    return found
+
+
+def _shown(cell: Any) -> list[dict[str, str]]:
+    """The cell's outputs as kind -> text, neighbouring pieces of printed text joined."""
+    shown: list[dict[str, str]] = []
+    for output in cell.outputs:
+        if output.output_type != "stream":
+            shown.append(dict(output.get("data", {})))
+        elif shown and shown[-1].keys() == {"printed"}:
+            shown[-1]["printed"] += output.text
+        else:
+            shown.append({"printed": output.text})
+    return shown
+
+
+def _difference(old: dict[str, str], new: dict[str, str]) -> str:
+    """What sets two outputs apart; nothing where they are equal."""
+    if old.keys() != new.keys():
+        return f"an output of {', '.join(old)} is now one of {', '.join(new)}"
+    for kind in sorted(old):
+        if kind == _PICTURE:
+            before, after = (imread(io.BytesIO(base64.b64decode(x[kind]))) for x in (old, new))
+            if before.shape != after.shape or np.abs(before - after).mean() > _PIXELS:
+                return "another picture"
+        elif difference := text_difference(old[kind], new[kind]):
+            return difference
+    return ""
+
+
+def text_difference(old: str, new: str) -> str:
+    """The first number or word in which two texts differ; nothing where they are equal."""
+    numbers = _NUMBER.findall(old), _NUMBER.findall(new)
+    words = (" ".join(_NUMBER.sub(" # ", text).split()) for text in (old, new))
+    for before, after in zip(*numbers, strict=False):
+        if not _same_number(before, after):
+            return f"{before} is now {after}"
+    before, after = words
+    if before == after:
+        return ""
+    pairs = zip_longest(before.split(), after.split(), fillvalue="(nothing)")
+    return next(f"{a!r} is now {b!r}" for a, b in pairs if a != b)
+
+
+def _same_number(old: str, new: str) -> bool:
+    if old == new or not re.search(r"[.eE]", old + new):
+        return old == new  # whole numbers are counts and ids
+    unit = max(_last_place(old), _last_place(new))
+    return abs(float(old) - float(new)) <= max(1.001 * unit, 1e-4 * abs(float(old)), 1e-6)
+
+
+def _last_place(number: str) -> float:
+    digits, _, exponent = number.lower().partition("e")
+    return float(10.0 ** (int(exponent or 0) - len(digits.partition(".")[2])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
