@@ -232,13 +232,15 @@ def test_a_run_is_compared_with_itself_and_with_others(executed):
 
 def test_errors_and_warnings_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(runner, "ORDER", ("raises", "warns"))
+    monkeypatch.setattr(runner, "ORDER", ("raises", "dies", "warns"))
     nbformat.write(notebook("1 / 0"), tmp_path / "raises.ipynb")
+    nbformat.write(notebook("import os\nos._exit(1)"), tmp_path / "dies.ipynb")
     nbformat.write(notebook("import sys\nprint('oh', file=sys.stderr)"), tmp_path / "warns.ipynb")
     before = (tmp_path / "warns.ipynb").read_bytes()
     assert runner.main([]) == 1
     out = capsys.readouterr().out
     assert "a cell raises ZeroDivisionError: division by zero" in out
+    assert "the kernel gave up: Kernel died" in out
     assert "cell 0 warns: oh" in out
     assert (tmp_path / "warns.ipynb").read_bytes() == before
 

@@ -26,7 +26,7 @@ import nbformat
 import numpy as np
 from matplotlib.image import imread
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -73,6 +73,8 @@ def check(path: Path, *, write: bool = False) -> list[str]:
         executed = execute(committed)
     except CellExecutionError as error:
         return [*found, f"a cell raises {error.ename}: {error.evalue}"]
+    except (CellTimeoutError, DeadKernelError) as error:
+        return [*found, f"the kernel gave up: {str(error).splitlines()[0]}"]
     for number, cell in enumerate(executed.cells):
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
