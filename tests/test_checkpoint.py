@@ -1,7 +1,9 @@
 """Checkpoints: exact, whole or not there, of this run or refused."""
 
 import resource
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -107,8 +109,10 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-def test_a_full_disk_leaves_the_good_one(tmp_path):
+def test_a_full_disk_leaves_the_good_one(tmp_path, monkeypatch):
     """No file may grow beyond 4 KiB: the process meets EFBIG where a full disk gives ENOSPC."""
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(unraisable))
     checkpoints = Checkpoints(tmp_path, RUN)
     checkpoints.save(state_after(3))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -118,6 +122,13 @@ def test_a_full_disk_leaves_the_good_one(tmp_path):
             checkpoints.save(state_after(5))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    # A write that ends late is not told of; what else goes wrong out of sight still is.
+    late, other = (
+        SimpleNamespace(exc_value=RuntimeError(x)) for x in ("Event loop is closed", "x")
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert heard == [other]
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
     assert equal(checkpoints.restore(like()), state_after(3))
     checkpoints.save(state_after(5))

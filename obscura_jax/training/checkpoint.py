@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +189,22 @@ def _quiet() -> Iterator[None]:
             yield
         except Exception:
             gc.collect()  # what it left unfinished complains when it is collected: now
+            hooks = hooks[0], _deaf_to_late_writes(hooks[1])
             raise
     finally:
         threading.excepthook, sys.unraisablehook = hooks
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
+
+
+def _deaf_to_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`hook` without the writes of a failed save that end after orbax has closed its event loop."""
+
+    def heard(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return heard
 
 
 def _orbax() -> Any:
