@@ -7,7 +7,8 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, generate_text_simple
 from obscura_jax.decoding.cache import bucket
-from obscura_jax.decoding.plan import plan, programs_compiled, run
+from obscura_jax.decoding.engine import HERE
+from obscura_jax.decoding.plan import plan, run
 from obscura_jax.interop.torch_random import initial_parameters
 
 CFG = GPTConfig(
@@ -160,7 +161,7 @@ def test_a_key_for_each_row():
 def test_compile_budget():
     """Within a bucket nothing that a caller can change, but the batch size, compiles anew."""
     generate(MODEL, PARAMS, prompts(17, 20), 20)
-    before = programs_compiled()
+    before = HERE.compiled()
     for n, lengths in enumerate([(17, 17), (32, 18), (20, 31), (1, 30)]):
         for settings in ({}, SAMPLED, {"temperature": [0.0, 0.7], "top_k": [1, None], "key": KEY}):
             stops = [[3], [4, 5, 6]] if n % 2 else ()
@@ -169,7 +170,7 @@ def test_compile_budget():
                 MODEL, PARAMS, prompts(*lengths, seed=n), new, stop_ids=stops, **settings
             )
             assert out.stats.compiled == 0
-    assert programs_compiled() == before
+    assert HERE.compiled() == before
     another_batch_size = prompts(*[17] * 11)
     assert generate(MODEL, PARAMS, another_batch_size, 20).stats.compiled == 2
 

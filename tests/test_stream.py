@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax import GPTConfig, GPTModel, generate
-from obscura_jax.decoding.plan import programs_compiled
+from obscura_jax.decoding.engine import HERE
 from obscura_jax.decoding.stream import TextStream, stream, stream_text, text_until
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.text.tokenizers import gpt2_tokenizer
@@ -46,7 +46,7 @@ def test_a_stream_adds_up_to_what_generate_gives(options):
     stops = [[free[0][4]], [], [free[2][11], free[2][20]]]
     ended = generate(MODEL, PARAMS, ROWS, 30, stop_ids=stops, **options).tokens
     assert ended != free
-    before = programs_compiled()
+    before = HERE.compiled()
     for chunk in (1, 3, 100):
         assert joined(stream(MODEL, PARAMS, ROWS, 30, chunk=chunk, **options)) == free
         chunks = list(stream(MODEL, PARAMS, ROWS, 30, chunk=chunk, stop_ids=stops, **options))
@@ -55,7 +55,7 @@ def test_a_stream_adds_up_to_what_generate_gives(options):
         assert sizes[0] == 1
         assert all(size == chunk for size in sizes[1:-1])
         assert sum(sizes) == 30
-    assert programs_compiled() == before
+    assert HERE.compiled() == before
     other = [[(token + 1) % 61 for token in row] for row in ROWS]
     assert joined(stream(MODEL, PARAMS, other, 30, **options)) != free
 

@@ -8,7 +8,6 @@ which its mask hides; positions are counted without it.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -20,17 +19,19 @@ from obscura_jax.nn.attention import (
     scaled_dot_product_attention,
 )
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.target import on_one_cpu
 
 
 class KVCache(NamedTuple):
-    """One array of keys and one of values for each block, each (B * H, T, K).
+    """One array of keys and one of values for each block, each (B, H, T, K).
 
-    Rows and heads share an axis: XLA:CPU then updates the arrays where they lie. With two axes it
-    copies them at every step: 36 against 21 ms a token for the 124M model at T = 1024.
+    On one CPU (B * H, T, K): where rows and heads share an axis, XLA:CPU updates the arrays where
+    they lie. With two axes it copies them at every step: 36 against 21 ms a token for the 124M
+    model at T = 1024. Two axes can be split over two axes of a mesh.
     """
 
-    keys: tuple[Float[Array, "bh t k"], ...]
-    values: tuple[Float[Array, "bh t k"], ...]
+    keys: tuple[Float[Array, "*bh t k"], ...]
+    values: tuple[Float[Array, "*bh t k"], ...]
 
 
 def bucket(size: int, limit: int | None = None) -> int:
@@ -49,13 +50,14 @@ def bucket(size: int, limit: int | None = None) -> int:
 def empty_cache(model: GPTModel, rows: int, length: int, dtype: Any) -> KVCache:
     """A cache of zeros for `rows` rows of `length` slots, of the model's number type `dtype`.
 
-    On the CPU it is of float32 at least: bfloat16 keys would be converted, all of them, for every
+    On one CPU it is of float32 at least: bfloat16 keys would be converted, all of them, for every
     product, and 12 blocks of 128 slots then cost 4 ms a token more.
     """
     cfg = model.cfg
-    if jax.default_backend() == "cpu":
-        dtype = jnp.promote_types(dtype, jnp.float32)
-    shape = (rows * cfg.n_heads, length, cfg.emb_dim // cfg.n_heads)
+    heads: tuple[int, ...] = (rows, cfg.n_heads)
+    if on_one_cpu():
+        dtype, heads = jnp.promote_types(dtype, jnp.float32), (rows * cfg.n_heads,)
+    shape = (*heads, length, cfg.emb_dim // cfg.n_heads)
     layers = range(cfg.n_layers)
     return KVCache(
         tuple(jnp.zeros(shape, dtype) for _ in layers),
@@ -89,6 +91,8 @@ def _attend_causally(
     """
     length = queries.shape[-2]
     mask = causal_mask(length)
+    if not isinstance(length, int):  # an exported program's is a symbol
+        return scaled_dot_product_attention(queries, keys, values, mask)
     parts = []
     for start in range(0, length, 128):
         end = min(start + 128, length)
@@ -128,23 +132,24 @@ def read_one(
 
 def _attend_one(
     queries: Float[Array, "b h 1 k"],
-    keys: Float[Array, "bh t k"],
-    values: Float[Array, "bh t k"],
+    keys: Float[Array, "*bh t k"],
+    values: Float[Array, "*bh t k"],
     visible: Bool[Array, "b t"],
 ) -> Float[Array, "b h 1 k"]:
     """`scaled_dot_product_attention` of one query a row, its products in the fast form.
 
     On XLA:CPU a batched product of vectors and matrices runs at memory speed; as products of
-    matrices with one row, or through a four-axis cache, it is several times slower.
+    matrices with one row it is several times slower.
     """
     b, h, _, k = queries.shape
     accumulate = jnp.promote_types(keys.dtype, jnp.float32)
-    flat = queries.reshape(b * h, k).astype(keys.dtype)
-    scores = jnp.einsum("nk,ntk->nt", flat, keys, preferred_element_type=accumulate)
-    scores = mask_scores(scores, jnp.repeat(visible, h, axis=0))
-    weights = attention_weights(scores, k).astype(values.dtype)
-    context = jnp.einsum("nt,ntk->nk", weights, values, preferred_element_type=accumulate)
-    if jax.default_backend() == "cpu":
+    heads = keys.shape[:-2]
+    flat = queries.reshape(*heads, k).astype(keys.dtype)
+    scores = jnp.einsum("...k,...tk->...t", flat, keys, preferred_element_type=accumulate)
+    visible = jnp.repeat(visible[:, None], h, axis=1).reshape(scores.shape)
+    weights = attention_weights(mask_scores(scores, visible), k).astype(values.dtype)
+    context = jnp.einsum("...t,...tk->...k", weights, values, preferred_element_type=accumulate)
+    if on_one_cpu():
         # Else the product that follows reads it, converted, through its two axes: 280 us a block
         # in place of 40, in bfloat16.
         context = lax.optimization_barrier(context.reshape(b, h * k))
@@ -160,8 +165,10 @@ class _Writer:
     def write(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
         """Put (B, H, T, K) keys and values at the slot; all keys and values of the block."""
         for store, new in ((self._keys, keys), (self._values, values)):
-            flat = new.reshape(-1, *new.shape[-2:]).astype(store[layer].dtype)
-            store[layer] = lax.dynamic_update_slice(store[layer], flat, (0, self._slot, 0))
+            heads = store[layer].shape[:-2]
+            new = new.reshape(*heads, *new.shape[-2:]).astype(store[layer].dtype)
+            at = (*(0 for _ in heads), self._slot, 0)
+            store[layer] = lax.dynamic_update_slice(store[layer], new, at)
         return self._keys[layer], self._values[layer]
 
     @property

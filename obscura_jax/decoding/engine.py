@@ -1,11 +1,12 @@
 """The compiled programs of generation: read the prompts, decode in a loop, slide past the end.
 
-Each is one pure function of parameters, an immutable `State` and traced settings, compiled once for
-a model, a number of rows and a few array lengths; `generate` and `stream` call nothing else.
+Each is one pure function of parameters, an immutable `State` and traced settings. As one of
+`Programs` it is compiled once for a model, a number of rows and a few array lengths; `generate` and
+`stream` call nothing else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from obscura_jax.decoding.cache import KVCache, empty_cache, read_one, read_prompts
 from obscura_jax.decoding.sampling import Settings, log_probability, sample
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.target import on_one_cpu
 
 NO_CACHE = KVCache((), ())
 
@@ -79,7 +81,6 @@ def _draw(state: State, request: Request, logits: Float[Array, "b v"], cache: KV
     )
 
 
-@partial(jax.jit, static_argnames=("model", "slots", "room"))
 def prefill(
     model: GPTModel, params: Any, ids: Int[Array, "b t"], request: Request, slots: int, room: int
 ) -> State:
@@ -87,18 +88,23 @@ def prefill(
 
     The cache gets `slots` slots, at least T, and the state room for `room` drawn tokens.
     """
-    rows = ids.shape[0]
     dtype = jax.tree.leaves(params)[0].dtype
-    cache = empty_cache(model, rows, slots, dtype)
-    logits, cache = read_prompts(model, params, ids, request.lengths, cache)
-    return _draw(nothing_drawn(rows, room, cache), request, logits, cache)
+    cache = empty_cache(model, ids.shape[0], slots, dtype)
+    return read(model, params, ids, request, nothing_drawn(ids.shape[0], room, cache))
 
 
-@partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
+def read(
+    model: GPTModel, params: Any, ids: Int[Array, "b t"], request: Request, state: State
+) -> State:
+    """The state after the first token, from one with an empty cache."""
+    logits, cache = read_prompts(model, params, ids, request.lengths, state.cache)
+    return _draw(state, request, logits, cache)
+
+
 def decode(model: GPTModel, params: Any, state: State, request: Request, until: Array) -> State:
     """Draw tokens until `until` of them stand in every row, or all rows have ended."""
     width = request.lengths.max()
-    slots = jnp.arange(state.cache.keys[0].shape[1])[None]
+    slots = jnp.arange(state.cache.keys[0].shape[-2])[None]
 
     def more(state: State) -> Array:
         return (state.count < until) & ~state.done.all() & ~state.broken
@@ -114,7 +120,6 @@ def decode(model: GPTModel, params: Any, state: State, request: Request, until: 
     return lax.while_loop(more, draw_one, state)
 
 
-@partial(jax.jit, static_argnames=("model", "window"), donate_argnames=("state",))
 def slide(
     model: GPTModel,
     params: Any,
@@ -147,6 +152,28 @@ def slide(
     return lax.while_loop(more, draw_one, state)
 
 
+@dataclass(frozen=True)
+class Programs:
+    """`prefill`, `decode` and `slide`, compiled: here, over a mesh, or in a file."""
+
+    prefill: Callable[..., State]
+    decode: Callable[..., State]
+    slide: Callable[..., State]
+
+    def compiled(self) -> int:
+        """How many programs they have become so far in this process."""
+        programs: tuple[Any, ...] = (self.prefill, self.decode, self.slide)
+        return sum(program._cache_size() for program in programs)
+
+
+STATIC = {"prefill": ("model", "slots", "room"), "decode": ("model",), "slide": ("model", "window")}
+HERE = Programs(
+    jax.jit(prefill, static_argnames=STATIC["prefill"]),
+    jax.jit(decode, static_argnames=STATIC["decode"], donate_argnames=("state",)),
+    jax.jit(slide, static_argnames=STATIC["slide"], donate_argnames=("state",)),
+)
+
+
 def nothing_drawn(rows: int, room: int, cache: KVCache = NO_CACHE) -> State:
     """The state before the first token."""
     return State(
@@ -171,8 +198,4 @@ def _tied_to_step(params: Any, step: Any) -> tuple[Any, Any]:
     XLA:CPU would convert bfloat16 weights to float32 once before the loop, which doubles what each
     step reads: 16.8 against 7.8 ms a token.
     """
-    return (
-        lax.optimization_barrier((params, step))
-        if jax.default_backend() == "cpu"
-        else (params, step)
-    )
+    return lax.optimization_barrier((params, step)) if on_one_cpu() else (params, step)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from obscura_jax.decoding.plan import PerRow, PerRowInt, check_whole, plan, programs_compiled, run
+from obscura_jax.decoding.engine import HERE, Programs
+from obscura_jax.decoding.plan import PerRow, PerRowInt, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
 
 
@@ -62,6 +63,7 @@ def generate(
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     dtype: DTypeLike | None = None,
     sliding: bool = False,
+    programs: Programs = HERE,
 ) -> Generation:
     """Continue each prompt with a key-value cache, in one compiled loop.
 
@@ -85,12 +87,13 @@ def generate(
             Logits and softmax are float32 at least.
         sliding: go on beyond `context_length`, where each step re-reads the last `context_length`
             tokens with fresh positions, as the course does. Without it that is an error.
+        programs: what to run: by default compiled for one device, or as `scale` makes them.
 
     Raises:
         ValueError: for an empty batch or prompt, ids outside the vocabulary, settings out of range,
             sampling without a key, too many tokens, or logits that are NaN or infinite.
     """
-    before = programs_compiled()
+    before = programs.compiled()
     start = time.perf_counter()
     call = plan(
         model,
@@ -105,6 +108,7 @@ def generate(
         stop_ids=stop_ids,
         dtype=dtype,
         sliding=sliding,
+        programs=programs,
     )
     states = run(call, chunk=call.max_new_tokens)
     state = next(states)
@@ -123,7 +127,7 @@ def generate(
         new_tokens=int(made.sum()),
         prefill_seconds=first - start,
         decode_seconds=end - first,
-        compiled=programs_compiled() - before,
+        compiled=programs.compiled() - before,
     )
     return Generation(
         tokens=tokens,

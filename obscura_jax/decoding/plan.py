@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig, check_size
 from obscura_jax.decoding.cache import bucket
 from obscura_jax.decoding.engine import (
+    HERE,
     NO_CACHE,
+    Programs,
     Request,
     State,
-    decode,
     nothing_drawn,
-    prefill,
-    slide,
 )
 from obscura_jax.decoding.sampling import settings
 from obscura_jax.nn.model import GPTModel, check_ids
@@ -42,6 +41,7 @@ class Options(TypedDict, total=False):
     stop_ids: Sequence[int] | Sequence[Sequence[int]]
     dtype: DTypeLike | None
     sliding: bool
+    programs: Programs
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Plan:
     request: Request
     max_new_tokens: int
     longest: int  # tokens in the longest prompt
+    programs: Programs
 
 
 def plan(
@@ -70,6 +71,7 @@ def plan(
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     dtype: DTypeLike | None = None,
     sliding: bool = False,
+    programs: Programs = HERE,
 ) -> Plan:
     """Check the arguments of `generate` and lay them out as arrays."""
     cfg = model.cfg
@@ -92,7 +94,13 @@ def plan(
         stop_ids=_stop_ids(stop_ids, rows, cfg.vocab_size),
     )
     return Plan(
-        model, computed_in(dtype, params), jnp.asarray(padded), request, max_new_tokens, longest
+        model,
+        computed_in(dtype, params),
+        jnp.asarray(padded),
+        request,
+        max_new_tokens,
+        longest,
+        programs,
     )
 
 
@@ -102,14 +110,14 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
     A state's arrays are gone once the next one is asked for.
     """
     model, params, request, new = plan.model, plan.params, plan.request, plan.max_new_tokens
-    context = model.cfg.context_length
+    context, programs = model.cfg.context_length, plan.programs
     rows = len(request.lengths)
     cached = min(new, context - plan.longest + 1)  # so many tokens the cache can serve
     if cached > 0:
         width = plan.prompts.shape[1]
         slots = max(bucket(plan.longest + cached - 1, context), width)
         room = slots if cached == new else bucket(new)
-        state = prefill(model, params, plan.prompts, request, slots, room)
+        state = programs.prefill(model, params, plan.prompts, request, slots, room)
         yield state
     else:
         state = nothing_drawn(rows, bucket(new))
@@ -117,10 +125,10 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
     while count < new and not _ended(state):
         if count < cached:
             count = min(count + chunk, cached)
-            state = decode(model, params, state, request, jnp.asarray(count))
+            state = programs.decode(model, params, state, request, jnp.asarray(count))
         else:
             count = min(count + chunk, new)
-            state = slide(
+            state = programs.slide(
                 model,
                 params,
                 plan.prompts,
@@ -168,12 +176,6 @@ def computed_in(dtype: DTypeLike | None, params: Any) -> Any:
     except TypeError:
         pass
     raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
-
-
-def programs_compiled() -> int:
-    """How many programs of generation this process has compiled so far."""
-    programs: tuple[Any, ...] = (prefill, decode, slide)
-    return sum(program._cache_size() for program in programs)
 
 
 def check_whole(broken: Any) -> None:

@@ -39,8 +39,8 @@ def stream(
         max_new_tokens: how many tokens a row gets at most.
         chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
             small one returns to Python more often.
-        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype and sliding, as in
-            `generate`.
+        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
+            programs, as in `generate`.
 
     Returns:
         For the first token, and then for every `chunk` more, the new ids of each of the B rows: []
@@ -163,8 +163,8 @@ def stream_text(
         max_new_tokens: how many tokens a row gets at most.
         chunk: how many tokens of a row to wait for.
         stop: strings that end a row; its text ends before the first of them.
-        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype and sliding, as in
-            `generate`.
+        options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
+            programs, as in `generate`.
 
     Returns:
         For each chunk a piece of text, maybe empty, for each of the B rows. It ends once every row

@@ -7,7 +7,8 @@ Names are the course's, in forward order: `tok_emb`, `pos_emb`, `embeddings`, th
 output); then `final_norm` and `logits`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax.linen as nn
@@ -33,25 +34,35 @@ def names(cfg: GPTConfig) -> list[str]:
     return ["tok_emb", "pos_emb", "embeddings", *blocks, "final_norm", "logits"]
 
 
+@contextmanager
+def tapped(tap: Tap) -> Iterator[None]:
+    """Within, what modules give goes through `tap`: all but what is in the attention.
+
+    A block that is run alone has names without `trf_blocks.N.`, itself that of its class.
+    """
+
+    def intercept(
+        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        name = ".".join(context.module.path) or type(context.module).__name__
+        if context.method_name != "__call__":
+            name = f"{name}.{context.method_name}"  # a block's residual
+        name = {"drop_emb": "embeddings", "GPTModel.output_head": "logits"}.get(name, name)
+        if name.endswith("att.out_proj"):
+            args = (tap(f"{name.removesuffix('out_proj')}context", *args),)
+        out = call(*args, **kwargs)
+        return tap(name, out)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
 def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Array:
     """`model.apply({"params": params}, ids)`, each intermediate going through `tap`.
 
     `tap(name, value)` gives the value to go on with: the same one, or another of its shape.
     """
-    known = set(names(model.cfg)) - {"logits"}
-
-    def intercept(
-        call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        name = ".".join(context.module.path)
-        if context.method_name != "__call__":
-            name = f"{name}.{context.method_name}"  # a block's residual
-        if name == "drop_emb":
-            name = "embeddings"
-        if name.endswith(".out_proj"):
-            args = (tap(f"{name.removesuffix('out_proj')}context", *args),)
-        out = call(*args, **kwargs)
-        return tap(name, out) if name in known else out
+    known = set(names(model.cfg))
 
     def attend(block: int, queries: Array, keys: Array, values: Array) -> Array:
         """`scaled_dot_product_attention` with a causal mask, in the steps that it has."""
@@ -61,6 +72,6 @@ def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Arra
         weights = attention.attention_weights(masked, queries.shape[-1])
         return attention.context_vectors(tap(f"{here}.weights", weights), values)
 
-    with nn.intercept_methods(intercept):
+    with tapped(lambda name, value: tap(name, value) if name in known else value):
         logits: Any = model.apply({"params": params}, ids, attend=attend)
-    return tap("logits", logits)
+    return logits

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from obscura_jax.config import check_sizes
+from obscura_jax.nn.target import on_one_cpu
 
 
 def check_floating(x: Array) -> None:
@@ -34,8 +35,8 @@ def linear(
     check_floating(x)
     *batch, width = x.shape
     rows = x.reshape(-1, width)  # with one axis the weight's gradient is a plain product: 1.2x
-    one_row_on_cpu = len(rows) == 1 and jax.default_backend() == "cpu"
-    if one_row_on_cpu and x.dtype == jnp.bfloat16:
+    on_cpu, count = on_one_cpu(), rows.shape[0]  # an exported program's is a symbol
+    if on_cpu and isinstance(count, int) and count == 1 and x.dtype == jnp.bfloat16:
         # Of all forms the one in which XLA:CPU does not convert the weight first: 7 against 48 ms
         # for all products of one token through the 124M model.
         y = _dot(rows, weight.T, 1, 0)
@@ -44,7 +45,8 @@ def linear(
     else:
         y = _dot(rows, weight, 1, 1)
     if bias is not None:
-        if one_row_on_cpu:  # else XLA:CPU fuses the sum into a plain loop at 2.6 GB/s
+        # Else XLA:CPU fuses the sum into a plain loop at 2.6 GB/s, if there is one row.
+        if on_cpu and not (isinstance(count, int) and count > 1):
             y = lax.optimization_barrier(y)
         y += jnp.broadcast_to(bias, y.shape)
     return y.astype(dtype or x.dtype).reshape(*batch, len(weight))
@@ -76,7 +78,7 @@ def _short_product_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
     x, weight = saved
     gradient = gradient.astype(x.dtype)
     columns = gradient.T
-    if jax.default_backend() == "cpu":  # laid out in memory so, or XLA:CPU widens: 2.2x
+    if on_one_cpu():  # laid out in memory so, or XLA:CPU widens: 2.2x
         columns = with_layout_constraint(columns, Layout((0, 1)))
     return (
         _dot(gradient, weight, 1, 0).astype(x.dtype),

@@ -86,7 +86,7 @@ class TransformerBlock(ConfiguredModule):
 
 
 Recompute = Literal["elementwise", "blocks"]
-_KEPT = {
+KEPT = {
     "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
@@ -156,18 +156,28 @@ class GPTModel(ConfiguredModule):
         memory, `recompute` names what of a block is computed once more instead of being kept:
         "elementwise" keeps the products with weights, "blocks" only what enters each block.
         """
-        ids = check_ids(ids, self.cfg.vocab_size)
-        check_length(ids.shape[-1], self.cfg.context_length)
-        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
-        x = self.drop_emb(x, deterministic=deterministic)
+        x = self.embeddings(ids, deterministic=deterministic, positions=positions)
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
             run: Any = TransformerBlock.__call__
             run = partial(run, deterministic=deterministic, attend=attend_here)
             if recompute is not None:
-                run = nn.remat(run, policy=_KEPT[recompute])
+                run = nn.remat(run, policy=KEPT[recompute])
             x = run(block, x)
         return x
+
+    def embeddings(
+        self,
+        ids: ArrayLike,
+        *,
+        deterministic: bool = True,
+        positions: Integer[Array, "*batch t"] | None = None,
+    ) -> Float[Array, "*batch t d"]:
+        """What the first block is given, with the arguments of a call."""
+        ids = check_ids(ids, self.cfg.vocab_size)
+        check_length(ids.shape[-1], self.cfg.context_length)
+        x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
+        return self.drop_emb(x, deterministic=deterministic)
 
     def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
         """Logits of hidden states, after the final layer norm."""

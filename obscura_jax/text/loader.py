@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -63,11 +63,14 @@ class DataLoader:
         """Start pass n, counted from 0."""
         return BatchIterator(self, check_size("epoch", n, 0))
 
-    def steps(self, start: int = 0) -> Iterator[Batch]:
-        """Batches without end, pass after pass, from the one that step `start` trains on."""
+    def steps(self, start: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Batches without end, pass after pass, from the one that step `start` trains on.
+
+        With `rows` only those of every batch are read, (len(rows), L): the part of one process.
+        """
         epoch, batch = divmod(check_size("start", start, 0), len(self))
         while True:
-            with BatchIterator(self, epoch, batch) as rest:
+            with BatchIterator(self, epoch, batch, rows) as rest:
                 yield from rest
             epoch, batch = epoch + 1, 0
 
@@ -117,13 +120,16 @@ class BatchIterator(Iterator[Batch]):
     raised where that batch is due, and raised again by another `next`.
     """
 
-    def __init__(self, loader: DataLoader, epoch: int, batch: int = 0) -> None:
+    def __init__(
+        self, loader: DataLoader, epoch: int, batch: int = 0, part: Sequence[int] | None = None
+    ) -> None:
         """Stand before batch `batch` of pass `epoch`. Threads start at the first `next`."""
         self._loader = loader
         self._epoch = epoch
         self._batch = batch  # batches handed out
         self._submitted = batch  # batches handed out or under way
         self._order = loader._order(epoch)
+        self._part = slice(None) if part is None else list(part)
         self._pending: deque[Future[Batch]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
@@ -167,7 +173,7 @@ class BatchIterator(Iterator[Batch]):
 
     def _rows(self, batch: int) -> npt.NDArray[np.int64]:
         size = self._loader.batch_size
-        return self._order[batch * size : (batch + 1) * size]
+        return self._order[batch * size : (batch + 1) * size][self._part]
 
     def _prefetch(self) -> None:
         """Keep two batches per worker under way."""

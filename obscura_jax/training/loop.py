@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from obscura_jax.config import check_size
 from obscura_jax.nn.model import GPTModel, Recompute
 from obscura_jax.text.loader import DataLoader
-from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import TrainState, train_step
+from obscura_jax.training.placement import ONE_DEVICE, Placement
+from obscura_jax.training.step import TrainState
 
 Row = dict[str, float]
 
@@ -46,6 +45,7 @@ def train(
     compute_dtype: DTypeLike | None = None,
     chunk: int | None = None,
     recompute: Recompute | None = None,
+    placement: Placement = ONE_DEVICE,
 ) -> Iterator[tuple[TrainState, Row]]:
     """Train until `steps` steps are taken, from the one at which `state` stands.
 
@@ -62,6 +62,7 @@ def train(
         compute_dtype: as in `train_step`.
         chunk: as in `train_step`.
         recompute: as in `train_step`.
+        placement: where `state` lies, as its `put` gave it.
 
     Returns:
         For each step the state after it, whose arrays the next step uses up, and a row of metrics:
@@ -75,12 +76,12 @@ def train(
 
     def rows(state: TrainState) -> Iterator[tuple[TrainState, Row]]:
         start = int(state.step)
-        for step, batch in zip(range(start, steps), loader.steps(start), strict=False):
+        size = loader.batch_size
+        batches = loader.steps(start, placement.rows(size, accumulate))
+        for step, batch in zip(range(start, steps), batches, strict=False):
             begin = time.perf_counter()
-            inputs, targets = (
-                jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1])) for ids in batch
-            )
-            state, report = train_step(
+            inputs, targets = (placement.batch(ids, accumulate, size) for ids in batch)
+            state, report = placement.step(
                 model,
                 config,
                 state,
@@ -111,10 +112,18 @@ def train(
     return rows(state)
 
 
-def validation_loss(model: GPTModel, params: Any, loader: DataLoader, *, most: int = 20) -> float:
+def validation_loss(
+    model: GPTModel,
+    params: Any,
+    loader: DataLoader,
+    *,
+    most: int = 20,
+    placement: Placement = ONE_DEVICE,
+) -> float:
     """The mean loss over the first batches of pass 0, at most `most` of them, without dropout."""
-    batches = [batch for _, batch in zip(range(most), loader.epoch(0), strict=False)]
-    return float(np.mean([_loss(model, params, *batch) for batch in batches]))
-
-
-_loss = jax.jit(next_token_loss, static_argnames=("model", "chunk"))
+    size, losses = loader.batch_size, []
+    batches = loader.steps(0, placement.rows(size, 1))
+    for _, batch in zip(range(min(most, len(loader))), batches, strict=False):
+        inputs, targets = (placement.batch(ids, 1, size) for ids in batch)
+        losses.append(float(placement.loss(model, params, inputs, targets)))
+    return float(np.mean(losses))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from obscura_jax.nn.depth import hidden_states
 from obscura_jax.nn.model import GPTModel, Recompute
 
 
@@ -30,7 +31,7 @@ def next_token_loss(
 
     Args:
         model: the model.
-        params: its parameters.
+        params: its parameters, or those with stacked blocks (`nn.depth`).
         inputs: token ids, (B, T).
         targets: the id that follows each of them, (B, T).
         key: a typed key for dropout; without one nothing is dropped.
@@ -40,10 +41,7 @@ def next_token_loss(
         recompute: what the gradient computes once more instead of keeping it, as in
             `GPTModel.hidden_states`.
     """
-    how: dict[str, Any] = {"deterministic": True, "recompute": recompute}
-    if key is not None:
-        how |= {"deterministic": False, "rngs": {"dropout": key}}
-    hidden: Any = model.apply({"params": params}, inputs, method="hidden_states", **how)
+    hidden = hidden_states(model, params, inputs, key=key, recompute=recompute)
     length = targets.shape[1]
     size = min(chunk or length, length)
 

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from obscura_jax.config import check_size
 
+_VECTORS = ("bias", "scale", "shift")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -78,7 +80,10 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it, clipping before it."""
 
     def decayed(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: config.decay_vectors or leaf.ndim > 1, params)
+        def decays(path: tuple[Any, ...], _: Any) -> bool:  # by name: stacked vectors have two axes
+            return config.decay_vectors or path[-1].key not in _VECTORS
+
+        return jax.tree_util.tree_map_with_path(decays, params)
 
     adamw = optax.adamw(
         lambda step: learning_rate(config, step),

@@ -19,6 +19,7 @@ from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import Checkpoints
 from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.placement import ONE_DEVICE, Placement
 from obscura_jax.training.step import TrainState, first_state
 
 METRICS = "metrics.jsonl"
@@ -90,6 +91,7 @@ def fit(
     stop: Callable[[], object] = lambda: False,
     sample: Callable[[Any], str] | None = None,
     show: Callable[[Mapping[str, Any]], object] = lambda row: None,
+    placement: Placement = ONE_DEVICE,
 ) -> TrainState:
     """Go on where the folder's newest checkpoint stands, or begin, until the run's end or a stop.
 
@@ -105,9 +107,10 @@ def fit(
         stop: asked after each step; stops where true.
         sample: text from parameters, for each validation's row.
         show: called with each row of the metrics.
+        placement: where the state lies; it may be another at each start of a run.
 
     Returns:
-        The state at the end; it is saved.
+        The state at the end, whole and on the host; it is saved.
 
     Raises:
         DivergedError: for a NaN or infinite loss; the last good state is saved.
@@ -118,7 +121,9 @@ def fit(
     state = checkpoints.restore(run.shape_of_state())
     if state is None:
         state = first_state(run.config, params())
-    _cut_metrics(folder / METRICS, int(state.step))
+    state = placement.put(state)
+    if placement.writes:
+        _cut_metrics(folder / METRICS, int(state.step))
     states = train(
         run.model,
         run.config,
@@ -130,8 +135,18 @@ def fit(
         compute_dtype=run.compute_dtype,
         chunk=run.chunk,
         recompute=run.recompute,
+        placement=placement,
     )
-    with open(folder / METRICS, "a", encoding="utf-8") as metrics:
+
+    def save(state: TrainState) -> TrainState:
+        state = placement.take(state)
+        if placement.writes:
+            checkpoints.save(state)
+        return state
+
+    with open(
+        folder / METRICS if placement.writes else os.devnull, "a", encoding="utf-8"
+    ) as metrics:
 
         def note(row: Mapping[str, Any]) -> None:
             print(json.dumps(row), file=metrics, flush=True)
@@ -142,19 +157,18 @@ def fit(
                 note(row)
                 done = int(row["step"]) + 1
                 if done % validate_every == 0 or done == run.steps:
-                    loss = validation_loss(run.model, state.params, validation)
-                    text = {"sample": sample(state.params)} if sample else {}
+                    loss = validation_loss(run.model, state.params, validation, placement=placement)
+                    text = {"sample": sample(placement.params(state))} if sample else {}
                     note({"step": row["step"], "val_loss": loss, **text})
                 late = max_seconds is not None and time.perf_counter() - begin > max_seconds
-                if late or stop():
+                if placement.agree(late or stop()):
                     break
                 if done % save_every == 0:
-                    checkpoints.save(state)
+                    save(state)
         except DivergedError as error:
-            checkpoints.save(error.state)
+            save(error.state)
             raise
-    checkpoints.save(state)
-    return state
+    return save(state)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

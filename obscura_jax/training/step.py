@@ -1,7 +1,7 @@
 """One step of training: a pure function of the state and a batch, compiled once for a run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -48,18 +48,7 @@ def first_state(config: OptimizerConfig, params: Any) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer(config).init(params))
 
 
-# XLA:CPU otherwise orders a step for parallelism, and keeps what it need not: of the 124M model
-# with `recompute` and `chunk`, 1196 against 1665 MiB beside the state, at the same speed.
-_IN_ORDER = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-
-
-@partial(
-    jax.jit,
-    static_argnames=("model", "config", "compute_dtype", "chunk", "recompute"),
-    donate_argnames=("state",),
-    compiler_options=_IN_ORDER,
-)
-def train_step(
+def take_step(
     model: GPTModel,
     config: OptimizerConfig,
     state: TrainState,
@@ -70,6 +59,7 @@ def train_step(
     compute_dtype: DTypeLike | None = None,
     chunk: int | None = None,
     recompute: Recompute | None = None,
+    view: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, StepReport]:
     """Take one step along the mean gradient of A batches, read one after the other.
 
@@ -88,6 +78,7 @@ def train_step(
             as they are. By default that of the parameters.
         chunk: as in `next_token_loss`.
         recompute: as in `next_token_loss`.
+        view: the parameters that the model runs on, made from the state's; by default the same.
     """
 
     def loss_of(params: Any, number: Any, inputs: Array, targets: Array) -> Array:
@@ -96,6 +87,8 @@ def train_step(
             own_key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
         if compute_dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
+        if view is not None:
+            params = view(params)
         return next_token_loss(
             model, params, inputs, targets, key=own_key, chunk=chunk, recompute=recompute
         )
@@ -120,3 +113,14 @@ def train_step(
 
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     return lax.cond(finite, taken, lambda state, _: state, state, gradients), report
+
+
+# XLA:CPU otherwise orders a step for parallelism, and keeps what it need not: of the 124M model
+# with `recompute` and `chunk`, 1196 against 1665 MiB beside the state, at the same speed.
+JIT: Any = {
+    "static_argnames": ("model", "config", "compute_dtype", "chunk", "recompute", "view"),
+    "donate_argnames": ("state",),
+    "compiler_options": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+}
+train_step = jax.jit(take_step, **JIT)
+"""`take_step`, compiled once for a run: the state's arrays are used up."""

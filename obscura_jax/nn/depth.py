@@ -1,0 +1,96 @@
+"""A model's blocks as one block in a loop: a program that does not grow with their number.
+
+The course's tree has a branch `trf_blocks.N` for each block. Stacked, `trf_blocks` is the branch of
+one block whose arrays have a first axis more, over the blocks. It exists in memory only.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
+
+from obscura_jax.nn.model import KEPT, GPTModel, Recompute, TransformerBlock
+
+_BLOCKS = "trf_blocks"
+
+
+def stacked(tree: Any) -> Any:
+    """`tree` with the blocks of each parameter tree in it stacked, such as an optimizer's."""
+
+    def stack(*leaves: Any) -> Any:
+        if isinstance(leaves[0], jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), leaves[0].dtype)
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)
+
+    def of_params(params: dict[str, Any]) -> dict[str, Any]:
+        blocks = [params[_BLOCKS][str(n)] for n in range(len(params[_BLOCKS]))]
+        return {**params, _BLOCKS: jax.tree.map(stack, *blocks)}
+
+    return _in_params(of_params, tree)
+
+
+def unstacked(tree: Any) -> Any:
+    """The inverse of `stacked`: the course's tree."""
+
+    def of_params(params: dict[str, Any]) -> dict[str, Any]:
+        count = len(jax.tree.leaves(params[_BLOCKS])[0])
+        blocks = {
+            str(n): jax.tree.map(lambda leaf, n=n: leaf[n], params[_BLOCKS]) for n in range(count)
+        }
+        return {**params, _BLOCKS: blocks}
+
+    return _in_params(of_params, tree)
+
+
+def hidden_states(
+    model: GPTModel,
+    params: Any,
+    ids: ArrayLike,
+    *,
+    key: Array | None = None,
+    recompute: Recompute | None = None,
+) -> Float[Array, "*batch t d"]:
+    """`GPTModel.hidden_states`, with dropout if there is a key, of either kind of tree.
+
+    The loop over stacked blocks drops with keys of its own: block n with fold_in(key, n).
+    """
+    how: dict[str, Any] = {"deterministic": key is None}
+
+    def rngs(key: Array | None) -> Any:
+        return {} if key is None else {"rngs": {"dropout": key}}
+
+    if "0" in params[_BLOCKS]:
+        method = "hidden_states"
+        out: Any = model.apply(
+            {"params": params}, ids, method=method, recompute=recompute, **how, **rngs(key)
+        )
+        return out
+    blocks = params[_BLOCKS]
+    numbers = jnp.arange(len(jax.tree.leaves(blocks)[0]))
+
+    def run(x: Array, block: tuple[Any, Array]) -> tuple[Array, None]:
+        weights, number = block
+        own = None if key is None else jax.random.fold_in(key, number)
+        y: Any = TransformerBlock(model.cfg).apply({"params": weights}, x, **how, **rngs(own))
+        return y, None
+
+    if recompute is not None:
+        run = jax.checkpoint(run, policy=KEPT[recompute], prevent_cse=False)
+    first = None if key is None else jax.random.fold_in(key, len(numbers))
+    x: Any = model.apply({"params": params}, ids, method="embeddings", **how, **rngs(first))
+    x, _ = lax.scan(run, x, (blocks, numbers))
+    return x
+
+
+def _in_params(change: Callable[[dict[str, Any]], Any], tree: Any) -> Any:
+    """`tree` with each parameter tree in it changed."""
+
+    def is_params(part: Any) -> bool:
+        return isinstance(part, dict) and _BLOCKS in part
+
+    return jax.tree.map(lambda x: change(x) if is_params(x) else x, tree, is_leaf=is_params)

@@ -1,0 +1,67 @@
+"""Where the state of a run lies while it runs, and what takes its steps: here, on one device.
+
+On disk a state is whole: the course's parameters and an optimizer's numbers for each of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import NDArray
+
+from obscura_jax.nn.depth import stacked, unstacked
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.step import StepReport, TrainState, train_step
+
+loss_jit = jax.jit(next_token_loss, static_argnames=("model", "chunk", "recompute"))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One device. What lies elsewhere is a class with the same methods: see `scale.mesh`.
+
+    Attributes:
+        scan: whether the blocks are stacked and run as one block in a loop (`nn.depth`).
+        writes: whether this process writes what a run leaves behind.
+    """
+
+    scan: bool = False
+    writes: bool = True
+
+    def put(self, state: TrainState) -> TrainState:
+        """A whole state, laid out for `step`; its arrays may be used up."""
+        return stacked(state) if self.scan else state
+
+    def take(self, state: TrainState) -> TrainState:
+        """The inverse of `put`, on the host; `state` stays."""
+        state = jax.device_get(state)
+        return unstacked(state) if self.scan else state
+
+    def params(self, state: TrainState) -> Any:
+        """The course's parameters, where the state lies."""
+        return unstacked(state.params) if self.scan else state.params
+
+    def rows(self, batch_size: int, accumulate: int) -> Sequence[int] | None:
+        """Which rows of a batch this process reads; None is all."""
+        return None
+
+    def batch(self, ids: NDArray[Any], accumulate: int, batch_size: int) -> jax.Array:
+        """The rows read, (R, T), as the (A, B / A, T) that `step` takes."""
+        return jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1]))
+
+    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepReport]:
+        """`train_step`."""
+        return train_step(*args, **how)
+
+    def loss(self, model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
+        """`next_token_loss` of one batch, (1, B, T) each."""
+        return loss_jit(model, params, inputs[0], targets[0])
+
+    def agree(self, flag: object) -> bool:
+        """Whether `flag` is true in any process."""
+        return bool(flag)
+
+
+ONE_DEVICE = Placement()
