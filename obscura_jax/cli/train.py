@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,12 @@ def add_to(commands: Any) -> None:
     add("--dtype", help="compute in it", choices=("float32", "bfloat16"))
     add("--chunk", "N", "positions that have logits at once, for less memory", type=size)
     add("--recompute", help="rather than keep it, for less memory", choices=_RECOMPUTE)
+    add("--scan", help="compile one block, for a deep model", action="store_true")
+    add("--mesh", "SIZES", "split over all devices, such as data=4,fsdp=1,model=2")
+    add("--coordinator", "HOST:PORT", "of many processes, where process 0 runs")
+    add("--processes", "N", "how many there are", type=size)
+    add("--process-id", "I", "which one this is, from 0", type=seed)
+    add("--join-timeout", "S", "to wait for all of them; default: 60", type=size, default=60)
     parser.set_defaults(run=run)
 
 
@@ -115,28 +122,95 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{one} and --{other} cannot both be given")
     if args.max_seconds is not None and not args.max_seconds > 0:
         raise ValueError(f"--max-seconds must be above 0, got {args.max_seconds}")
-    with owned(args.out) as folder, warnings.catch_warnings():
+    many = {args.coordinator, args.processes, args.process_id} != {None}
+    if many and None in (args.coordinator, args.processes, args.process_id):
+        raise ValueError("--coordinator, --processes and --process-id belong together")
+    with _joined(args) if many else nullcontext(), warnings.catch_warnings():
         warnings.showwarning = _warn
-        settings = settle(folder, given, _DEFAULTS, args.resume)
-        _train(args, folder, settings)
+        if args.process_id:
+            warnings.simplefilter("ignore")  # process 0 tells of it
+            _follow(args)
+            return
+        with owned(args.out) as folder:
+            settings = settle(folder, given, _DEFAULTS, args.resume)
+            try:
+                run, validation = _prepare(folder, settings, _mesh(args))
+                placement = _placement(args, run)
+            except (ValueError, FileNotFoundError):
+                if not args.resume:
+                    forget(folder)
+                raise
+            if many:
+                _meet("prepared")
+            _train(args, folder, settings, run, validation, placement)
 
 
-def _train(args: argparse.Namespace, folder: Path, settings: dict[str, Any]) -> None:
+def _joined(args: argparse.Namespace) -> AbstractContextManager[None]:
+    from obscura_jax.scale.processes import joined
+
+    return joined(args.coordinator, args.processes, args.process_id, args.join_timeout)
+
+
+def _follow(args: argparse.Namespace) -> None:
+    """Take part in the training of process 0, with the settings that it has written."""
+    _meet("prepared")
+    folder = Path(args.out)
+    settings = settle(folder, {}, _DEFAULTS, resume=True)
+    run, validation = _prepare(folder, settings, _mesh(args))
+    _train(args, folder, settings, run, validation, _placement(args, run))
+
+
+def _meet(where: str) -> None:
+    from jax.experimental.multihost_utils import sync_global_devices
+
+    sync_global_devices(where)
+
+
+def _mesh(args: argparse.Namespace) -> Any:
+    """What --mesh names, over all devices of all processes; None where there is one device."""
+    if args.mesh is None and args.coordinator is None:
+        return None
+    import jax
+
+    from obscura_jax.scale.mesh import make_mesh, parse_mesh
+
+    return make_mesh(parse_mesh(args.mesh) if args.mesh else {"data": jax.device_count()})
+
+
+def _placement(args: argparse.Namespace, run: Any) -> Any:
+    import jax
+
+    from obscura_jax.training.placement import Placement
+
+    mesh = _mesh(args)
+    if mesh is None:
+        return Placement(scan=args.scan)
+    from obscura_jax.scale.mesh import check_batch
+    from obscura_jax.scale.training import OnMesh
+
+    check_batch(run.loader.batch_size // run.accumulate, mesh, "a batch, or its part,")
+    writes = jax.process_index() == 0
+    return OnMesh(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg)
+
+
+def _train(
+    args: argparse.Namespace,
+    folder: Path,
+    settings: dict[str, Any],
+    run: Any,
+    validation: Any,
+    placement: Any,
+) -> None:
     import jax
 
     from obscura_jax.interop.files import save_model
     from obscura_jax.training.initial import gpt2_parameters
     from obscura_jax.training.run import METRICS, fit, read_metrics
 
-    try:
-        run, validation = _prepare(folder, settings)
-    except (ValueError, FileNotFoundError):
-        if not args.resume:
-            forget(folder)
-        raise
     cfg, key = run.model.cfg, jax.random.key(settings["seed"])
     try:
-        with stopping() as stop, Display(run.steps) as show:
+        quiet = nullcontext(lambda row: None)
+        with stopping() as stop, Display(run.steps) if placement.writes else quiet as show:
             state = fit(
                 run,
                 folder,
@@ -147,19 +221,25 @@ def _train(args: argparse.Namespace, folder: Path, settings: dict[str, Any]) -> 
                 keep=args.keep,
                 max_seconds=args.max_seconds,
                 stop=stop,
-                sample=_sampler(run.model, key),
+                sample=_sampler(run.model, key) if _mesh(args) is None else None,
                 show=show,
+                placement=placement,
             )
+            stopped_by = placement.agree(stop())
     finally:
-        _draw(read_metrics(folder / METRICS), folder)
-    if number := stop():
-        print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+        if placement.writes:
+            _draw(read_metrics(folder / METRICS), folder)
+    if number := stopped_by:
+        if placement.writes:
+            print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
         sys.exit(128 + number)
-    save_model(folder / "model", cfg, jax.device_get(state.params))
+    if not placement.writes:
+        return
+    save_model(folder / "model", cfg, state.params)
     print(f"obscura generate --model {folder / 'model'} ...")
 
 
-def _prepare(folder: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+def _prepare(folder: Path, settings: dict[str, Any], mesh: Any) -> tuple[Any, Any]:
     """The run that the settings describe, and the batches it is validated on."""
     from obscura_jax.nn.model import GPTModel
     from obscura_jax.text.loader import DataLoader
@@ -191,7 +271,11 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
         chunk=settings["chunk"],
         recompute=settings["recompute"],
     )
-    return run, DataLoader(held_out, min(size, len(held_out)), shuffle=False)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    rows = min(size, len(held_out)) // ways * ways
+    if not rows:
+        raise ValueError(f"the held-out text has {len(held_out)} windows for a mesh of {ways} rows")
+    return run, DataLoader(held_out, rows, shuffle=False)
 
 
 def _config(settings: Mapping[str, Any]) -> GPTConfig:

@@ -14,6 +14,11 @@ def on_one_cpu() -> bool:
     return (_target.get() or jax.default_backend()) == "cpu"
 
 
+def over_mesh() -> bool:
+    """Whether the program now traced is for many devices."""
+    return _target.get() == "mesh"
+
+
 @contextmanager
 def traced_for(target: str) -> Iterator[None]:
     """Within, programs are traced for "cpu", "cuda", "tpu" or "mesh", whatever runs here.

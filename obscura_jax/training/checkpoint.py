@@ -29,19 +29,22 @@ class Checkpoints:
     CRC-32 of every array.
     """
 
-    def __init__(self, folder: str | Path, run: Mapping[str, Any], *, keep: int = 2) -> None:
+    def __init__(
+        self, folder: str | Path, run: Mapping[str, Any], *, keep: int = 2, writes: bool = True
+    ) -> None:
         """Look into `folder`, which is made at the first save.
 
         Args:
             folder: where the checkpoints lie. What a killed process left half-written is removed.
             run: what must be the same for a run to go on, as JSON: sizes, optimizer, data, seed.
             keep: how many checkpoints are kept, the newest ones.
+            writes: False leaves the writing to another process. All make every call, together.
         """
         self.folder = Path(folder).absolute()
         self.run = json.loads(json.dumps(run))
-        self.keep = check_size("keep", keep)
+        self.keep, self.writes = check_size("keep", keep), writes
         for path in self._entries():
-            if "tmp" in path.name:
+            if writes and "tmp" in path.name:
                 shutil.rmtree(path, ignore_errors=True)
 
     @property
@@ -75,7 +78,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.folder} "
                 f"({_first_line(error)}){good}"
             ) from error
-        for old in self.steps[: -self.keep]:
+        for old in self.steps[: -self.keep] if self.writes else ():
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def restore(self, like: TrainState) -> TrainState | None:
@@ -105,7 +108,7 @@ class Checkpoints:
                     stacklevel=2,
                 )
                 continue
-            for bad in damaged:
+            for bad in damaged if self.writes else ():
                 aside = self.folder / f"{bad}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(bad)).rename(aside)

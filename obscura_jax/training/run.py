@@ -117,7 +117,9 @@ def fit(
         ValueError: for checkpoints of another run, all damaged, or not written.
     """
     folder, begin = Path(folder), time.perf_counter()
-    checkpoints = Checkpoints(folder / "checkpoints", run.identity(), keep=keep)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", run.identity(), keep=keep, writes=placement.writes
+    )
     state = checkpoints.restore(run.shape_of_state())
     if state is None:
         state = first_state(run.config, params())
@@ -140,8 +142,7 @@ def fit(
 
     def save(state: TrainState) -> TrainState:
         state = placement.take(state)
-        if placement.writes:
-            checkpoints.save(state)
+        checkpoints.save(state)
         return state
 
     with open(
@@ -161,7 +162,7 @@ def fit(
                     text = {"sample": sample(placement.params(state))} if sample else {}
                     note({"step": row["step"], "val_loss": loss, **text})
                 late = max_seconds is not None and time.perf_counter() - begin > max_seconds
-                if placement.agree(late or stop()):
+                if placement.agree(int(bool(late or stop()))):
                     break
                 if done % save_every == 0:
                     save(state)

@@ -1,0 +1,83 @@
+"""What a compiled program sends between devices, read from its HLO text."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+_OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+_CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+_BITS = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One operation.
+
+    Attributes:
+        kind: "all-reduce", "all-gather", ...
+        arrays: the type and shape of each array that it gives, on each device.
+        times: how often a run of the program comes by; once for a loop of unknown length.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all its arrays, each time."""
+        return sum(math.prod(shape) * _bits(dtype) for dtype, shape in self.arrays) // 8
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """All of a program's collectives, of `compiled.as_text()`."""
+    bodies = dict(_computations(hlo))
+    times = _times(bodies)
+    found = []
+    for name, lines in bodies.items():
+        for line in lines:
+            if match := _OP.search(line):
+                arrays = tuple(
+                    (dtype, tuple(int(n) for n in dims.split(",") if n))
+                    for dtype, dims in _ARRAY.findall(match[1])
+                )
+                if f"{match[2]}-start(" in line:  # it gives its operands, then its results
+                    arrays = arrays[len(arrays) // 2 :]
+                found.append(Collective(match[2], arrays, times.get(name, 1)))
+    return found
+
+
+def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
+    """Each computation's name and lines."""
+    name, lines = "", list[str]()
+    for line in hlo.splitlines():
+        if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name, lines = match[1], []
+        elif line.startswith("}"):
+            yield name, lines
+        else:
+            lines.append(line)
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation that a loop or another calls is run."""
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for name, lines in bodies.items():
+        for line in lines:
+            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            for callee in _CALLEE.findall(line):
+                calls.setdefault(callee, []).append((name, int(count[1]) if count else 1))
+
+    def of(name: str) -> int:
+        return sum(of(caller) * times for caller, times in calls[name]) if name in calls else 1
+
+    return {name: of(name) for name in bodies}
+
+
+def _bits(dtype: str) -> int:
+    """Of a number of type "f32", "bf16", "pred", ..."""
+    bits = _BITS.search(dtype)
+    return int(bits[0]) if bits else 8

@@ -1,0 +1,59 @@
+"""Generation over a mesh: the programs of `generate`, with rows, heads and cache split."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from obscura_jax.decoding import engine
+from obscura_jax.decoding.engine import STATIC, Programs, Request, State
+from obscura_jax.scale.mesh import (
+    BATCH,
+    as_the_model_has_them,
+    check_batch,
+    check_model,
+    traced_over,
+)
+
+
+def programs(mesh: Mesh) -> Programs:
+    """For `generate(model, place(mesh, params), prompts, programs=programs(mesh))`.
+
+    Raises:
+        ValueError: in `generate`, when an axis of the mesh does not divide what it splits.
+    """
+
+    def over_mesh(program: Callable[..., State]) -> Callable[..., State]:
+        @wraps(program)  # jit reads the names of its arguments
+        def run(model: Any, params: Any, *args: Any) -> State:
+            (request,) = (part for part in args if isinstance(part, Request))
+            check_model(model.cfg, mesh)
+            check_batch(request.lengths.shape[0], mesh, "a batch")
+            with traced_over(mesh):
+                params = as_the_model_has_them(mesh, model.cfg, params)
+                return split(mesh, program(model, params, *split(mesh, args)))
+
+        return run
+
+    given_up: Any = {"donate_argnames": ("state",)}
+    return Programs(
+        jax.jit(over_mesh(engine.prefill), static_argnames=STATIC["prefill"]),
+        jax.jit(over_mesh(engine.decode), static_argnames=STATIC["decode"], **given_up),
+        jax.jit(over_mesh(engine.slide), static_argnames=STATIC["slide"], **given_up),
+    )
+
+
+def split(mesh: Mesh, tree: Any) -> Any:
+    """What belongs to rows split over the batch axes, (B, H, T, K) caches over `model` too."""
+
+    def constrain(leaf: Any) -> Any:
+        if not getattr(leaf, "ndim", 0):
+            return leaf
+        axes = (BATCH, "model") if leaf.ndim == 4 else (BATCH,)
+        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
+
+    return jax.tree.map(constrain, tree)

@@ -1,0 +1,222 @@
+"""A mesh of devices, and the table that says which of its axes split what.
+
+Three axes: `data` splits the batch; `fsdp` splits the batch, the parameters and the optimizer's
+numbers (Rajbhandari et al. 2020); `model` splits heads, feed-forward width and vocabulary (Shoeybi
+et al. 2019). The model knows of none of it: XLA's partitioner writes the communication.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.nn.intermediates import tapped
+from obscura_jax.nn.target import traced_for
+
+AXES = ("data", "fsdp", "model")
+BATCH = ("data", "fsdp")
+
+# Parameter, without the number of its block -> the mesh axis of each of its dimensions. What is not
+# named here lies whole on every device: norms, and biases of the residual stream.
+PARAMETERS: dict[str, tuple[str | None, ...]] = {
+    "tok_emb.weight": ("model", "fsdp"),
+    "pos_emb.weight": (None, "fsdp"),
+    "att.W_query.weight": ("model", "fsdp"),
+    "att.W_query.bias": ("model",),
+    "att.W_key.weight": ("model", "fsdp"),
+    "att.W_key.bias": ("model",),
+    "att.W_value.weight": ("model", "fsdp"),
+    "att.W_value.bias": ("model",),
+    "att.out_proj.weight": ("fsdp", "model"),
+    "ff.layers.0.weight": ("model", "fsdp"),
+    "ff.layers.0.bias": ("model",),
+    "ff.layers.2.weight": ("fsdp", "model"),
+    "out_head.weight": ("model", "fsdp"),
+}
+# What a module gives, (B, T, ...) -> the mesh axis of its last dimension; the rows go with BATCH.
+ACTIVATIONS: dict[str, str | None] = {
+    "tok_emb": None,
+    "embeddings": None,
+    "att.W_query": "model",
+    "att.W_key": "model",
+    "att.W_value": "model",
+    "att.context": "model",
+    "att.out_proj": None,
+    "ff.layers.0": "model",
+    "ff.layers.2": None,
+    "TransformerBlock": None,
+    "logits": "model",
+}
+_VOCABULARY = ("tok_emb.weight", "out_head.weight")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The sizes in "data=4,model=2"; ValueError for another axis, one named twice, or no size."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)=([0-9]{1,6})\s*", part)
+        if not match or match[1] not in AXES or match[1] in sizes or not int(match[2]):
+            raise ValueError(
+                f"a mesh is written data=4,model=2, with sizes of {', '.join(AXES)}: got {text!r}"
+            )
+        sizes[match[1]] = int(match[2])
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or those given; an axis without a size has size 1.
+
+    Raises:
+        ValueError: when the sizes do not multiply to the number of devices.
+    """
+    found = jax.devices() if devices is None else devices
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    if math.prod(shape) != len(found):
+        raise ValueError(
+            f"the mesh {show(sizes)} has {math.prod(shape)} places, and there are {len(found)} "
+            f"devices ({found[0].device_kind})"
+        )
+    return Mesh(np.asarray(found).reshape(shape), AXES)
+
+
+def show(sizes: Mapping[str, int]) -> str:
+    """As `parse_mesh` reads it."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
+    """Raise ValueError where an axis does not divide what it splits, saying what would."""
+    for axis, what, size in (
+        ("model", "n_heads", cfg.n_heads),
+        ("model", "emb_dim", cfg.emb_dim),
+        ("fsdp", "emb_dim", cfg.emb_dim),
+    ):
+        if size % mesh.shape[axis]:
+            would = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
+            raise ValueError(
+                f"{axis}={mesh.shape[axis]} does not divide {what}={size}: "
+                f"{', '.join(map(str, would))} would"
+            )
+
+
+def check_batch(rows: int, mesh: Mesh, what: str = "the batch") -> None:
+    """Raise ValueError unless `data` times `fsdp` divides so many rows."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise ValueError(
+            f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']} does not divide {what} of "
+            f"{rows}: a multiple of {ways} would fit"
+        )
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """Where each array of a tree lies: parameters, stacked or not, and what mirrors them."""
+
+    def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
+        axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in _axes(path)]
+        while axes and axes[-1] is None:  # as JAX spells what programs give
+            axes.pop()
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """A tree of whole arrays, the vocabulary filled up with zeros, as arrays over the mesh.
+
+    A process keeps what lies on its devices.
+    """
+
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    tree = padded(mesh, jax.device_get(tree))
+    return jax.tree.map(put, tree, shardings(mesh, tree))
+
+
+def padded(mesh: Mesh, tree: Any) -> Any:
+    """`tree`, of arrays or shapes, with a vocabulary that `model` divides: 50257 is 29 * 1733."""
+
+    def pad(path: tuple[Any, ...], leaf: Any) -> Any:
+        if _name(path) not in _VOCABULARY:
+            return leaf
+        rows = -leaf.shape[0] % mesh.shape["model"]
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((leaf.shape[0] + rows, *leaf.shape[1:]), leaf.dtype)
+        return np.pad(leaf, ((0, rows), (0, 0)))
+
+    return jax.tree_util.tree_map_with_path(pad, tree)
+
+
+def trimmed(cfg: GPTConfig, tree: Any) -> Any:
+    """The inverse of `padded`."""
+
+    def trim(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf[: cfg.vocab_size] if _name(path) in _VOCABULARY else leaf
+
+    return jax.tree_util.tree_map_with_path(trim, tree)
+
+
+def as_the_model_has_them(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
+    """Placed parameters within a program: trimmed; what is looked up in is whole over `fsdp`."""
+
+    def whole(path: tuple[Any, ...], leaf: Any) -> Any:
+        if _name(path) not in (*_VOCABULARY, "pos_emb.weight"):
+            return leaf
+        axes = [axis if axis == "model" else None for axis in PARAMETERS[_name(path)]]
+        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
+
+    return jax.tree_util.tree_map_with_path(whole, trimmed(cfg, params))
+
+
+@contextmanager
+def traced_over(mesh: Mesh) -> Iterator[None]:
+    """Within, programs are traced with the activations of the table split over the mesh."""
+
+    def constrain(name: str, value: Any) -> Any:
+        name = re.sub(r"^trf_blocks\.\d+$", "TransformerBlock", name)
+        name = re.sub(r"^trf_blocks\.\d+\.", "", name)
+        if name not in ACTIVATIONS:
+            return value
+        spec = P(BATCH, *[None] * (value.ndim - 2), ACTIVATIONS[name])
+        return lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+
+    with traced_for("mesh"), tapped(constrain):
+        yield
+
+
+def bytes_per_device(mesh: Mesh, tree: Any) -> int:
+    """What a tree of shapes, as `padded` gives, takes on each device of the mesh."""
+
+    def of(leaf: Any, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings(mesh, tree))))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """A parameter's name without its block's number."""
+    keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+    return ".".join(keys[_block_keys(keys) :])
+
+
+def _axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
+    keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+    axes = PARAMETERS.get(_name(path), ())
+    return (None, *axes) if axes and _block_keys(keys) == 1 else axes
+
+
+def _block_keys(keys: Sequence[str]) -> int:
+    """How many of a path's keys say which block: 2 in the course's tree, 1 in a stacked one."""
+    if keys[:1] != ["trf_blocks"]:
+        return 0
+    return 2 if keys[1].isdecimal() else 1

@@ -1,0 +1,143 @@
+"""Training over a mesh: a run's `Placement` whose state lies on many devices, of many processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, wraps
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from numpy.typing import NDArray
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.nn.depth import stacked, unstacked
+from obscura_jax.scale.mesh import (
+    BATCH,
+    as_the_model_has_them,
+    check_batch,
+    check_model,
+    padded,
+    place,
+    shardings,
+    traced_over,
+    trimmed,
+)
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.placement import Placement
+from obscura_jax.training.step import JIT, StepReport, TrainState, take_step
+
+
+@dataclass(frozen=True)
+class OnMesh(Placement):
+    """A run's state over a mesh; where it is of many processes, each calls every method.
+
+    Attributes:
+        mesh: as `make_mesh` makes it.
+        cfg: the model's config.
+
+    Raises:
+        ValueError: when an axis of the mesh does not divide what it splits.
+    """
+
+    mesh: Mesh = field(kw_only=True)
+    cfg: GPTConfig = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_model(self.cfg, self.mesh)
+
+    def put(self, state: TrainState) -> TrainState:
+        state = jax.device_get(state)
+        if jax.process_count() > 1:
+            steps = set(multihost_utils.process_allgather(np.asarray(state.step)).tolist())
+            if len(steps) > 1:
+                raise ValueError(f"the processes see checkpoints of other steps: {sorted(steps)}")
+        return place(self.mesh, stacked(state) if self.scan else state)
+
+    def shapes(self, state: TrainState) -> TrainState:
+        """What `put` would give of a state of shapes, to be compiled for."""
+        state = padded(self.mesh, stacked(state) if self.scan else state)
+
+        def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(of, state, shardings(self.mesh, state))
+
+    def take(self, state: TrainState) -> TrainState:
+        whole = jax.tree.map(_whole, state)
+        return trimmed(self.cfg, unstacked(whole) if self.scan else whole)
+
+    def params(self, state: TrainState) -> Any:
+        return self.take(replace(state, moments=())).params
+
+    def rows(self, batch_size: int, accumulate: int) -> Sequence[int] | None:
+        if jax.process_count() == 1:
+            return None
+        part = batch_size // accumulate
+        own = self._own_rows(part)
+        return [a * part + row for a in range(accumulate) for row in own]
+
+    def batch(self, ids: NDArray[Any], accumulate: int, batch_size: int) -> jax.Array:
+        shape = (accumulate, batch_size // accumulate, ids.shape[1])
+        check_batch(shape[1], self.mesh, "a batch, or its part,")
+        own = range(shape[1]) if jax.process_count() == 1 else self._own_rows(shape[1])
+        place_of = {row: n for n, row in enumerate(own)}
+        read = ids.reshape(accumulate, len(own), -1)
+
+        def at(index: Any) -> NDArray[Any]:
+            return read[:, [place_of[row] for row in range(shape[1])[index[1]]]]
+
+        return jax.make_array_from_callback(shape, self.batch_sharding, at)
+
+    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepReport]:
+        return self.jitted_step(*args, **how)
+
+    def loss(self, model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
+        return self._jitted_loss(model, params, inputs, targets)
+
+    def agree(self, number: int) -> int:
+        if jax.process_count() == 1:
+            return number
+        return int(multihost_utils.process_allgather(np.array(number)).max())
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Where (A, B, T) token ids lie."""
+        return NamedSharding(self.mesh, P(None, BATCH, None))
+
+    @cached_property
+    def jitted_step(self) -> Any:
+        """`train_step` over the mesh."""
+
+        @wraps(take_step)  # jit reads the names of its arguments
+        def step(*args: Any, **how: Any) -> tuple[TrainState, StepReport]:
+            with traced_over(self.mesh):
+                state, report = take_step(*args, view=self._view, **how)
+            return lax.with_sharding_constraint(state, shardings(self.mesh, state)), report
+
+        return jax.jit(step, **JIT)
+
+    @cached_property
+    def _jitted_loss(self) -> Any:
+        def loss(model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
+            with traced_over(self.mesh):
+                return next_token_loss(model, self._view(params), inputs[0], targets[0])
+
+        return jax.jit(loss, static_argnames=("model",))
+
+    def _view(self, params: Any) -> Any:
+        return as_the_model_has_them(self.mesh, self.cfg, params)
+
+    def _own_rows(self, rows: int) -> list[int]:
+        """Which of so many rows lie on the devices of this process."""
+        indices: Any = self.batch_sharding.addressable_devices_indices_map((1, rows, 1)).values()
+        return sorted({row for index in indices for row in range(rows)[index[1]]})
+
+
+def _whole(array: jax.Array) -> NDArray[Any]:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
