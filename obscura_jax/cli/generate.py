@@ -26,6 +26,7 @@ def add_to(commands: Any) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
     add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
+    add("--mesh", metavar="SIZES", help="split over all devices, such as data=4,model=2")
     add("--json", action="store_true", help="print one JSON object a prompt")
     add("--no-compile-cache", action="store_true", help="keep no compiled programs for next time")
     parser.set_defaults(run=run)
@@ -40,10 +41,9 @@ def run(args: argparse.Namespace) -> None:
 
     from obscura_jax.decoding.plan import computed_in
     from obscura_jax.interop.files import load_model
+    from obscura_jax.scale.artifact import is_artifact, load_artifact
 
-    model, params = load_model(args.model, n_heads=args.n_heads)
-    params = computed_in(args.dtype, params)
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": args.temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
@@ -51,6 +51,22 @@ def run(args: argparse.Namespace) -> None:
         "key": jax.random.key(args.seed),
         "sliding": args.sliding,
     }
+    if is_artifact(args.model):
+        for option in ("n_heads", "dtype", "mesh", "sliding"):
+            if getattr(args, option):
+                name = option.replace("_", "-")
+                raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
+        model, params, settings["programs"] = load_artifact(args.model)
+    else:
+        model, params = load_model(args.model, n_heads=args.n_heads)
+        params = computed_in(args.dtype, params)
+    if args.mesh is not None:
+        from obscura_jax.scale import generation, mesh
+
+        over = mesh.make_mesh(mesh.parse_mesh(args.mesh))
+        mesh.check_model(model.cfg, over)
+        mesh.check_batch(len(prompts), over, "a batch")
+        params, settings["programs"] = mesh.place(over, params), generation.programs(over)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     show = _stream if terminal and not args.json else _batch
     show(args, model, params, prompts, settings)

@@ -223,7 +223,7 @@ def _threshold(
         reached = jnp.where(ranks >= tried[:, None], weights, 0).sum(axis=1, dtype=jnp.uint32)
         return jnp.where(reached >= enough, tried, found)
 
-    found = lax.fori_loop(0, 32, set_bit, jnp.zeros(len(logits), jnp.uint32))
+    found = lax.fori_loop(0, 32, set_bit, jnp.zeros(logits.shape[0], jnp.uint32))
     return lax.bitcast_convert_type(jnp.where(found >= sign, found ^ sign, ~found), jnp.float32)
 
 

@@ -6,6 +6,7 @@ the batch, are carried along untouched, so every function works on one sequence 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,8 @@ from jaxtyping import Array, Bool, Float
 from obscura_jax.config import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
 from obscura_jax.nn.linear import Linear, check_floating
+
+DimSize = Any  # a number, or its symbol in a program to be exported
 
 # Queries, keys and values of all heads, (..., H, T, K), to context vectors (..., H, T, K).
 Attend = Callable[[Array, Array, Array], Array]
@@ -66,13 +69,13 @@ def simple_attention(x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t d"
     return context_vectors(softmax(attention_scores(x, x)), x)
 
 
-def causal_mask(context_length: int) -> Bool[Array, "t t"]:
+def causal_mask(context_length: DimSize) -> Bool[Array, "t t"]:
     """True where a query (row) may look at a key (column): on and below the diagonal."""
     return jnp.tril(jnp.ones((context_length, context_length), bool))
 
 
 def mask_scores(
-    scores: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
+    scores: Float[Array, "*batch t s"], mask: Bool[Array, "*mask s"]
 ) -> Float[Array, "*batch t s"]:
     """Masked scores become the lowest finite number, so that softmax gives them exactly 0.
 
@@ -122,7 +125,7 @@ def merge_heads(x: Float[Array, "*batch h t k"]) -> Float[Array, "*batch t d"]:
     return heads_last.reshape(*heads_last.shape[:-2], -1)
 
 
-def check_length(length: int, context_length: int) -> None:
+def check_length(length: DimSize, context_length: int) -> None:
     """Raise ValueError when a sequence is longer than the context."""
     if length > context_length:
         raise ValueError(f"{length} positions do not fit into context_length={context_length}")

@@ -1,0 +1,36 @@
+"""`obscura export`: a model as programs that run without this package."""
+
+import argparse
+from typing import Any
+
+from obscura_jax.cli.arguments import size
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command's words."""
+    parser = commands.add_parser("export", help="write programs that run without this package")
+    add = parser.add_argument
+    add("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
+    add("destination", help="the folder")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    add("--platforms", default="cpu,cuda,tpu", metavar="P,...", help="default: cpu,cuda,tpu")
+    add("--n-heads", type=size, metavar="H", help="if the source does not say")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, then print the files."""
+    from obscura_jax.interop.files import load_model
+    from obscura_jax.scale.export import export_model
+
+    model, params = load_model(args.source, n_heads=args.n_heads)
+    files = export_model(
+        args.destination,
+        model.cfg,
+        params,
+        dtype=args.dtype,
+        platforms=args.platforms.split(","),
+    )
+    for name, count in files.items():
+        print(f"{count:>13,}  {name}")
+    print(f"obscura generate --model {args.destination} ...")

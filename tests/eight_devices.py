@@ -1,0 +1,326 @@
+"""What `tests/test_mesh.py` runs in a process with eight CPU devices."""
+
+import json
+import math
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel, create_dataloader_v1, generate
+from obscura_jax.cli.__main__ import main
+from obscura_jax.decoding.plan import plan
+from obscura_jax.nn.depth import stacked
+from obscura_jax.scale.collectives import collectives
+from obscura_jax.scale.generation import programs
+from obscura_jax.scale.mesh import bytes_per_device, make_mesh, padded, parse_mesh, place, trimmed
+from obscura_jax.scale.training import OnMesh
+from obscura_jax.text import sample_text
+from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.loop import train
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.placement import ONE_DEVICE, Placement
+from obscura_jax.training.step import first_state
+
+V, C, D, H, N = 509, 16, 32, 4, 3  # a prime vocabulary: 50257 has no small divisor either
+CFG = GPTConfig(
+    vocab_size=V,
+    context_length=C,
+    emb_dim=D,
+    n_heads=H,
+    n_layers=N,
+    drop_rate=0.0,
+    qkv_bias=True,
+    tie_weights=True,
+)
+LAYOUTS = ["data=8", "fsdp=8", "data=2,model=4", "data=2,fsdp=2,model=2"]
+OPTIMIZER = OptimizerConfig(
+    learning_rate=3e-3, warmup_steps=3, clip_norm=1.0, weight_decay=0.1, decay_vectors=False
+)
+STEPS = 20
+
+
+def first(cfg):
+    return first_state(OPTIMIZER, gpt2_parameters(cfg, jax.random.key(0)))
+
+
+def run(placement, cfg=CFG, seed=0, accumulate=1):
+    """The losses of 20 steps, and the state after them, whole."""
+    loader = create_dataloader_v1(
+        sample_text(), 8, max_length=C, stride=C, seed=seed, tokenizer=tokenizer_for(V)
+    )
+    state = placement.put(first(cfg))
+    losses = []
+    key = jax.random.key(7) if cfg.drop_rate else None
+    how = {"steps": STEPS, "accumulate": accumulate, "key": key, "placement": placement}
+    states = train(GPTModel(cfg), OPTIMIZER, state, loader, **how)
+    for state, row in states:  # noqa: B007 - the last one counts
+        losses.append(row["loss"])
+    return np.array(losses), placement.take(state)
+
+
+@cache
+def alone(tie_weights, drop_rate=0.0):
+    return run(ONE_DEVICE, replace(CFG, tie_weights=tie_weights, drop_rate=drop_rate))
+
+
+def test_there_are_eight_devices():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize("tie_weights", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_of_each_layout(layout, tie_weights):
+    cfg = replace(CFG, tie_weights=tie_weights)
+    placement = OnMesh(mesh=make_mesh(parse_mesh(layout)), cfg=cfg, scan=tie_weights)
+    losses, state = run(placement, cfg, accumulate=1)
+    want, whole = alone(tie_weights)
+    assert np.abs(losses / want - 1).max() < 1e-5  # 5.4e-07 measured
+    assert placement.jitted_step._cache_size() == 1  # the state keeps its layout
+    assert jax.tree.structure(state) == jax.tree.structure(whole)
+    for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        assert got.shape == expected.shape
+    for got, expected in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True
+    ):
+        assert np.abs(got - expected).max() < 1e-3  # 1e-4 measured: AdamW divides tiny by tiny
+
+
+def test_another_order_of_the_batches_is_noticed():
+    losses, _ = run(ONE_DEVICE, seed=1)
+    assert np.abs(losses / alone(True)[0] - 1).max() > 1e-3
+
+
+def test_accumulation_and_dropout_over_a_mesh():
+    """Unrolled, the masks are those of one device."""
+    cfg = replace(CFG, drop_rate=0.1)
+    mesh = make_mesh(parse_mesh("data=2,fsdp=2,model=2"))
+    losses, _ = run(OnMesh(mesh=mesh, cfg=cfg), cfg, accumulate=2)
+    want, _ = run(ONE_DEVICE, cfg, accumulate=2)
+    assert np.abs(losses / want - 1).max() < 1e-5
+    assert np.abs(losses / alone(True)[0] - 1).max() > 1e-4
+
+
+# Collectives.
+
+
+UNTIED = replace(CFG, tie_weights=False)  # a tied table's gradient is summed in two parts
+
+
+def step_program(layout, scan=False):
+    placement = OnMesh(mesh=make_mesh(parse_mesh(layout)), cfg=UNTIED, scan=scan)
+    state = placement.shapes(jax.eval_shape(lambda: first(UNTIED)))
+    batch = jax.ShapeDtypeStruct((1, 8, C), jnp.int32, sharding=placement.batch_sharding)
+    lowered = placement.jitted_step.lower(GPTModel(UNTIED), OPTIMIZER, state, batch, batch)
+    return collectives(lowered.compile().as_text())
+
+
+def parameters():
+    """Shape of each parameter, a block's once a block."""
+    shapes = jax.eval_shape(lambda: gpt2_parameters(UNTIED, jax.random.key(0)))
+    return [leaf.shape for leaf in jax.tree.leaves(shapes)]
+
+
+def arrays(found, kind):
+    return [array for c in found if c.kind == kind for array in c.arrays * c.times]
+
+
+def size(found, kind):
+    return sum(c.bytes * c.times for c in found if c.kind == kind)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_data_parallel_sums_gradients_and_no_more(scan):
+    found = step_program("data=8", scan)
+    assert {c.kind for c in found} == {"all-reduce"}
+    gradients = 4 * sum(map(math.prod, parameters()))
+    assert gradients <= size(found, "all-reduce") <= gradients + 64  # and the loss
+
+
+def test_fully_sharded_gathers_each_parameter_before_its_use():
+    found = step_program("fsdp=8")
+    gathered = sorted(shape for _, shape in arrays(found, "all-gather"))
+    assert gathered == sorted(shape for shape in parameters() if len(shape) == 2)
+    gradients = 4 * sum(map(math.prod, parameters()))
+    summed = size(found, "all-reduce")
+    assert gradients <= summed <= gradients + 512  # and the loss, the norm of shared gradients
+    assert {c.kind for c in found} == {"all-gather", "all-reduce"}
+
+
+@pytest.mark.parametrize("layout", ["data=2,model=4", "model=4,data=2"])
+def test_tensor_parallel_sends_activations_only(layout):
+    found = step_program(layout)
+    assert {c.kind for c in found} == {"all-reduce"}  # nothing is gathered
+    rows = 8 // 2 * C
+    summed = [shape for _, shape in arrays(found, "all-reduce")]
+    # Two sums a block forwards and two backwards, one of the embedding, two of the head.
+    activations = [shape for shape in summed if math.prod(shape) == rows * D]
+    assert len(activations) >= 4 * N
+    logits = [shape for shape in summed if math.prod(shape) >= rows * V // 4]
+    assert not logits
+
+
+def test_the_control_of_the_inspection():
+    """A matrix split by its input, and an activation that is not, must be gathered."""
+    mesh = make_mesh({"model": 8})
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x = jax.ShapeDtypeStruct((16, 24), jnp.float32, sharding=split)
+    text = jax.jit(lambda x: x + 1, out_shardings=whole).lower(x).compile().as_text()
+    (found,) = collectives(text)
+    assert (found.kind, found.arrays, found.bytes) == ("all-gather", (("f32", (16, 24)),), 1536)
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_on_each_device(layout, scan):
+    sizes = {"data": 1, "fsdp": 1, "model": 1} | parse_mesh(layout)
+    f, m = sizes["fsdp"], sizes["model"]
+    vocabulary = -(-V // m) * m
+    split = vocabulary * D + N * 12 * D * D  # tables and matrices, over both axes
+    over_model = N * (3 * D + 4 * D)  # biases of what model splits
+    whole = N * (2 * D + 4 * D) + 2 * D  # biases of the residual stream, norms
+    parameters = split // (f * m) + C * D // f + over_model // m + whole
+    placement = OnMesh(mesh=make_mesh(sizes), cfg=CFG, scan=scan)
+    state = placement.put(first(CFG))
+    counts = jax.tree.leaves((state.step, state.moments))
+    counters = sum(leaf.nbytes for leaf in counts if leaf.ndim == 0)
+    for device in jax.devices():
+        there = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(state)
+            for shard in leaf.addressable_shards
+            if shard.device == device
+        )
+        assert there == 3 * 4 * parameters + counters  # weights and AdamW's two moments
+    shapes = jax.eval_shape(lambda: first(CFG))
+    shapes = padded(placement.mesh, stacked(shapes) if scan else shapes)
+    assert bytes_per_device(placement.mesh, shapes) == 3 * 4 * parameters + counters
+
+
+def test_padding_is_zero_and_goes_again():
+    mesh = make_mesh({"model": 4, "data": 2})
+    params = gpt2_parameters(CFG, jax.random.key(0))
+    placed = place(mesh, params)
+    assert placed["tok_emb"]["weight"].shape == (512, D)
+    assert not np.asarray(placed["tok_emb"]["weight"])[V:].any()
+    back = trimmed(CFG, placed)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+# Generation.
+
+
+PROMPTS = [[1, 2, 3], [4, 5], [6] * 7, [8, 9, 10, 11], [500], [12, 13], [3, 1, 4, 1, 5], [9]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "tie_weights"), [*((layout, True) for layout in LAYOUTS), ("data=2,model=4", False)]
+)
+def test_tokens_of_each_layout(layout, tie_weights):
+    model = GPTModel(replace(CFG, tie_weights=tie_weights))
+    params = gpt2_parameters(model.cfg, jax.random.key(3))
+    params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from ties
+    mesh = make_mesh(parse_mesh(layout))
+    placed, over = place(mesh, params), programs(mesh)
+    keys = jax.random.split(jax.random.key(5), 8)
+    how = {"temperature": [0.0, 1.0] * 4, "top_k": 20, "top_p": 0.9, "key": keys}
+    for settings in ({}, how):
+        want = generate(model, params, PROMPTS, 9, **jax.tree.map(lambda x: x, settings))
+        got = generate(model, placed, PROMPTS, 9, **settings, programs=over)
+        assert got.tokens == want.tokens
+        for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert over.compiled() == 2  # a program each, for all settings
+    slid = generate(model, placed, PROMPTS, C + 3, sliding=True, programs=over).tokens
+    assert slid == generate(model, params, PROMPTS, C + 3, sliding=True).tokens
+
+
+def test_the_cache_is_split_and_logits_are_not_gathered():
+    model = GPTModel(CFG)
+    params = gpt2_parameters(CFG, jax.random.key(0))
+    mesh = make_mesh({"data": 2, "model": 4})
+    placed, over = place(mesh, params), programs(mesh)
+    call = plan(model, placed, PROMPTS, 8)
+    state = over.prefill(model, placed, call.prompts, call.request, 16, 16)
+    assert state.cache.keys[0].shape == (8, H, 16, D // H)
+    assert state.cache.keys[0].addressable_shards[0].data.shape == (4, 1, 16, D // H)
+    lowered = over.decode.lower(model, placed, state, call.request, jnp.asarray(8))
+    found = collectives(lowered.compile().as_text())
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert max(math.prod(shape) for c in found for _, shape in c.arrays) == 8 // 2 * D
+
+
+# Bad input, and the command line.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data=4", "data=4 has 4 places, and there are 8 devices"),
+        ("model=8", "model=8 does not divide n_heads=4: 1, 2, 4 would"),
+        ("fsdp=4,data=2,data=1", "a mesh is written data=4,model=2"),
+        ("data=0", "a mesh is written"),
+        ("rows=8", "a mesh is written"),
+        ("", "a mesh is written"),
+    ],
+)
+def test_meshes_that_cannot_be(text, message):
+    with pytest.raises(ValueError, match=message):
+        OnMesh(mesh=make_mesh(parse_mesh(text)), cfg=CFG)
+
+
+def test_widths_and_batches_that_do_not_divide():
+    with pytest.raises(ValueError, match="fsdp=8 does not divide emb_dim=36: 1, 2, 3, 4, 6 would"):
+        OnMesh(mesh=make_mesh({"fsdp": 8}), cfg=replace(CFG, emb_dim=36))
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    params = place(mesh, gpt2_parameters(CFG, jax.random.key(0)))
+    with pytest.raises(ValueError, match="does not divide a batch of 3: a multiple of 8 would fit"):
+        generate(GPTModel(CFG), params, PROMPTS[:3], 2, programs=programs(mesh))
+
+
+def call(capsys, *words):
+    main([*map(str, words)])
+    return capsys.readouterr().out
+
+
+def test_the_commands(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    sizes = ["--vocab-size", 300, "--emb-dim", 16, "--n-heads", 4, "--n-layers", 2]
+    how = [*sizes, "--context-length", 16, "--batch-size", 8, "--steps", 4, "--lr", 0.01]
+    losses = []
+    for name, more in (("one", []), ("mesh", ["--mesh", "data=4,model=2", "--scan"])):
+        call(capsys, "train", "--text", text, "--out", tmp_path / name, *how, *more)
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([row.get("loss", row.get("val_loss")) for row in map(json.loads, rows)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    call(capsys, "train", "--out", tmp_path / "mesh", "--resume")  # on one device; nothing is left
+    words = ["generate", "--model", tmp_path / "one" / "model", "a", "b", "--max-new-tokens", 5]
+    assert call(capsys, *words) == call(capsys, *words, "--mesh", "data=2,model=4")
+    for bad, message in (
+        (["--mesh", "data=8"], "does not divide a batch of 2"),
+        (["--mesh", "data=3"], "there are 8 devices"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, words), *bad])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_scan_on_one_device_is_the_same_training():
+    for tie_weights in (True, False):
+        cfg = replace(CFG, tie_weights=tie_weights)
+        losses, state = run(Placement(scan=True), cfg)
+        want, whole = alone(tie_weights)
+        assert np.abs(losses / want - 1).max() < 1e-6  # 1.3e-07 measured
+        assert jax.tree.structure(state) == jax.tree.structure(whole)

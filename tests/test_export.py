@@ -1,0 +1,199 @@
+"""A model as an artifact: the same tokens, with and without this package; what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel, generate, save_model
+from obscura_jax.cli.__main__ import main
+from obscura_jax.interop.tensor_files import read_safetensors, write_safetensors
+from obscura_jax.scale.artifact import load_artifact
+from obscura_jax.scale.export import PLATFORMS, export_model
+from obscura_jax.training.initial import gpt2_parameters
+
+SCRIPT = Path(__file__).parents[1] / "tools" / "run_artifact.py"
+CFG = GPTConfig(
+    vocab_size=307,
+    context_length=29,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=2,
+    drop_rate=0.1,
+    qkv_bias=True,
+    tie_weights=True,
+)
+PROMPTS = [[1, 2, 3, 4, 5], [300], [7, 8]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model and parameters that are far from ties."""
+    params = gpt2_parameters(CFG, jax.random.key(0))
+    return GPTModel(CFG), jax.tree.map(lambda leaf: leaf * 10, params)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """Its artifact."""
+    path = tmp_path_factory.mktemp("artifact") / "out"
+    export_model(path, CFG, model[1])
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A copy to be damaged."""
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def call(capsys, *words):
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run the command, which must end with code 2 and one line; return the line."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    return run
+
+
+def test_the_same_tokens(model, folder):
+    _, weights, programs = load_artifact(folder)
+    keys = jax.random.split(jax.random.key(3), 3)
+    sampled = {"temperature": [0.9, 0.0, 1.0], "top_k": 40, "top_p": 0.9, "min_p": 0.01}
+    stopping = {"stop_ids": list(range(150))}
+    for settings in ({}, sampled | {"key": keys}, stopping):
+        want = generate(*model, PROMPTS, 12, **settings)
+        got = generate(model[0], weights, PROMPTS, 12, **settings, programs=programs)
+        assert (got.tokens, got.finish) == (want.tokens, want.finish)
+        for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert set(want.finish) == {"stop"}
+    assert programs.compiled() == 4  # both once more for longer lists of stop ids
+    alone = generate(model[0], weights, PROMPTS[:1], 12, programs=programs)
+    assert alone.tokens[0] == generate(*model, PROMPTS[:1], 12).tokens[0]
+    with pytest.raises(ValueError, match="an artifact cannot slide"):
+        generate(model[0], weights, PROMPTS, 40, sliding=True, programs=programs)
+
+
+def test_other_weights_give_other_tokens(model, copy):
+    tensors = read_safetensors(copy / "model.safetensors")
+    changed = {name: -x if "ff.layers.2" in name else x for name, x in tensors.items()}
+    write_safetensors(copy / "new", changed)
+    (copy / "new").replace(copy / "model.safetensors")
+    _, weights, programs = load_artifact(copy)
+    got = generate(model[0], weights, PROMPTS, 12, programs=programs)
+    assert got.tokens != generate(*model, PROMPTS, 12).tokens
+
+
+def test_what_is_in_the_folder(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    programs = {f"{n}.{p}.jaxexport" for n in ("prefill", "decode") for p in PLATFORMS}
+    assert manifest["files"].keys() == programs | {"model.safetensors"}
+    assert manifest["tokenizer"] == "gpt2"
+    for name, entry in manifest["files"].items():
+        assert (folder / name).stat().st_size == entry["bytes"]
+    for platform in PLATFORMS:
+        data = bytearray((folder / f"prefill.{platform}.jaxexport").read_bytes())
+        assert jax.export.deserialize(data).platforms == (platform,)
+
+
+def test_programs_of_other_platforms_have_no_forms_of_the_cpu(folder):
+    def barriers(platform):
+        data = bytearray((folder / f"decode.{platform}.jaxexport").read_bytes())
+        return jax.export.deserialize(data).mlir_module().count("optimization_barrier")
+
+    assert [barriers(platform) > 0 for platform in PLATFORMS] == [True, False, False]
+
+
+def test_a_script_without_this_package(model, folder):
+    source = SCRIPT.read_text()
+    assert len(source.splitlines()) <= 40
+    blocked = "import sys\nfor name in ('obscura_jax', 'flax'): sys.modules[name] = None\n"
+    words = [folder, 9, *PROMPTS[0]]
+    code = [sys.executable, "-c", f"{blocked}{source}", *map(str, words)]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    want = generate(*model, PROMPTS[:1], 9).tokens[0]
+    assert [int(word) for word in done.stdout.split()] == want
+
+
+def test_bfloat16(model, tmp_path):
+    export_model(tmp_path / "half", CFG, model[1], dtype="bfloat16", platforms=["cpu", "tpu"])
+    manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
+    assert manifest["cache_dtypes"] == {"cpu": "float32", "tpu": "bfloat16"}
+    _, weights, programs = load_artifact(tmp_path / "half")
+    assert {str(leaf.dtype) for leaf in weights.values()} == {"bfloat16"}
+    got = generate(model[0], weights, PROMPTS, 2, programs=programs)
+    want = generate(*model, PROMPTS, 2, dtype="bfloat16")
+    for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.3)  # 0.07 measured; logits are near 10
+
+
+def test_the_commands(model, tmp_path, capsys, fails):
+    save_model(tmp_path / "model", *(model[0].cfg, model[1]))
+    printed = call(capsys, "export", tmp_path / "model", tmp_path / "out", "--platforms", "cpu")
+    assert "prefill.cpu.jaxexport" in printed
+    words = ["a b", "c", "--max-new-tokens", 5, "--temperature", 1, "--seed", 4]
+    want = call(capsys, "generate", "--model", tmp_path / "model", *words)
+    assert call(capsys, "generate", "--model", tmp_path / "out", *words) == want
+    for option in (["--n-heads", 3], ["--dtype", "float32"], ["--sliding"], ["--mesh", "data=1"]):
+        error = fails("generate", "--model", tmp_path / "out", "a", *option)
+        assert f"is exported: {option[0]} has no effect on it" in error
+    out = tmp_path / "out"
+    assert "platforms are of cpu" in fails("export", "tiny", out, "--platforms", "metal")
+    assert "is a file" in fails("export", tmp_path / "model", tmp_path / "out" / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "obscura_jax artifact 9"}, "this version reads 'obscura_jax artifact 1'"),
+        ({"cache_dtypes": {"cuda": "float32", "tpu": "float32"}}, "is for cuda, tpu, and this is"),
+        ({"files": {}}, "is not whole: prefill.cpu.jaxexport is missing"),
+        ({"config": {"emb_dim": 3}}, "manifest.json is damaged"),
+        ({"files": None}, "manifest.json is damaged"),
+    ],
+)
+def test_manifests_that_are_refused(change, message, copy, fails):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert message in fails("generate", "--model", copy, "a")
+
+
+def test_damage_is_noticed(copy, fails):
+    program, weights = copy / "decode.cpu.jaxexport", copy / "model.safetensors"
+    good = program.read_bytes()
+    program.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert "its SHA-256 is not that of manifest.json" in fails("generate", "--model", copy, "a")
+    program.write_bytes(good)
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert "is damaged" in fails("generate", "--model", copy, "a")
+    weights.unlink()
+    assert "model.safetensors is not a file" in fails("generate", "--model", copy, "a")
+    (copy / "manifest.json").write_text("{")
+    assert "is not JSON" in fails("generate", "--model", copy, "a")
+
+
+def test_a_program_that_this_jax_cannot_read(copy, fails, monkeypatch):
+    def unreadable(data):
+        raise ValueError("calling convention version 99")
+
+    monkeypatch.setattr(jax.export, "deserialize", unreadable)
+    assert f"was made by jax {jax.__version__}, and" in fails("generate", "--model", copy, "a")

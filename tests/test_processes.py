@@ -1,0 +1,145 @@
+"""Real processes as one run: over loopback, resumed on others, killed, and kept waiting."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from obscura_jax.cli.__main__ import main
+from obscura_jax.scale.processes import joined
+from obscura_jax.text import sample_text
+from obscura_jax.training.run import read_metrics
+
+SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "2"]
+HOW = [*SIZES, "--context-length", "16", "--batch-size", "8", "--lr", "0.01", "--seed", "3"]
+HOW += ["--steps", "12", "--save-every", "6", "--validate-every", "6"]
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(count, devices, *words):
+    """So many processes of one training, each with so many devices."""
+    command = [sys.executable, "-m", "obscura_jax", "train", *map(str, words)]
+    command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
+    return [
+        subprocess.Popen(
+            [*command, "--process-id", str(number)],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(count)
+    ]
+
+
+def ended(processes, seconds=100):
+    """What each printed, and its exit code."""
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return said, [process.returncode for process in processes]
+
+
+def losses(out):
+    return [row.get("loss", row.get("val_loss")) for row in read_metrics(out / "metrics.jsonl")]
+
+
+def test_two_processes_then_four_on_another_mesh(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    main(["train", "--text", str(text), "--out", str(tmp_path / "one"), *HOW])
+    want = losses(tmp_path / "one")
+    assert len(want) == 14
+    two, four = tmp_path / "two", tmp_path / "four"
+    said, codes = ended(start(2, 2, "--text", text, "--out", two, *HOW, "--mesh", "data=2,model=2"))
+    assert codes == [0, 0], said
+    np.testing.assert_allclose(losses(two), want, rtol=1e-5)
+    assert "step 10" in said[0]
+    assert "step 10" not in said[1]
+    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["12", "6"]
+
+    shutil.copytree(two, four)
+    shutil.rmtree(four / "checkpoints" / "12")
+    shutil.rmtree(four / "model")
+    processes = start(4, 1, "--out", four, "--resume", "--mesh", "fsdp=4", "--scan")
+    said, codes = ended(processes)
+    assert codes == [0] * 4, said
+    np.testing.assert_allclose(losses(four), want, rtol=1e-5)
+    rows = [row["step"] for row in read_metrics(four / "metrics.jsonl") if "loss" in row]
+    assert rows == list(range(12))  # each written once
+    assert json.loads((four / "model" / "config.json").read_text())["emb_dim"] == 8
+
+
+def test_a_killed_process_stops_the_others(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    processes = start(3, 1, "--text", text, "--out", out, *HOW, "--batch-size", 6, "--steps", 10**6)
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (out / "checkpoints" / "6").exists():
+        assert all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.05)
+    killed = time.monotonic()
+    processes[1].kill()
+    said, codes = ended(processes, 60)
+    assert time.monotonic() - killed < 60
+    assert (codes[0], codes[2]) == (2, 2)
+    for number in (0, 2):
+        message = f"process 1 of 3 has ended, and so does process {number}: start all again"
+        assert message in said[number].splitlines()[-1]
+    main(["train", "--out", str(out), "--resume", "--max-seconds", "0.001"])
+    assert losses(out)  # one device went on from the newest checkpoint
+    steps = [row["step"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--coordinator", "{}", "--processes", 2, "--process-id", 1], "no coordinator answers at"),
+        (["--coordinator", "{}", "--processes", 3, "--process-id", 0], "process 1, 2 of 3 has not"),
+        (["--coordinator", "host", "--processes", 2, "--process-id", 0], "is written host:port"),
+        (["--coordinator", "{}", "--processes", 2, "--process-id", 2], "process 2 is not one of 2"),
+        (["--coordinator", "{}"], "--coordinator, --processes and --process-id belong together"),
+    ],
+)
+def test_who_does_not_come(words, message, tmp_path, capsys):
+    address = f"localhost:{free_port()}"
+    words = [str(word).format(address) for word in words]
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--out", str(tmp_path / "run"), *words, "--join-timeout", "1"])
+    assert time.monotonic() - begin < 10
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert message in error
+    if "answers" in message or "has not" in message:
+        assert f"{address} within 1 s" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_count_differently(tmp_path):
+    address = f"localhost:{free_port()}"
+    code = (
+        "from obscura_jax.scale.processes import joined\n"
+        f"with joined('{address}', 3, 2, 20): pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
+        with (
+            pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 of 2"),
+            joined(address, 2, 0, 20),
+        ):
+            pass
+        assert "ValueError: process 2 was started as one of 3" in other.communicate(timeout=30)[1]
