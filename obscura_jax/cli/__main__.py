@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from obscura_jax import __version__
-from obscura_jax.cli import bench, convert, export, generate, info, parity, train
+from obscura_jax.cli import bench, compile, convert, export, generate, info, parity, train
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = _OneLineParser(prog="obscura", description="A from-scratch GPT in JAX.")
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (generate, train, convert, export, parity, info, bench):
+    for command in (generate, train, convert, export, compile, parity, info, bench):
         command.add_to(commands)
     try:
         try:

@@ -9,6 +9,8 @@ _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|coll
 _OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"[0-9]+")
 
 
@@ -36,17 +38,21 @@ def collectives(hlo: str) -> list[Collective]:
     """All of a program's collectives, of `compiled.as_text()`."""
     bodies = dict(_computations(hlo))
     times = _times(bodies)
-    found = []
+    found, seen = [], set()
     for name, lines in bodies.items():
         for line in lines:
-            if match := _OP.search(line):
-                arrays = tuple(
-                    (dtype, tuple(int(n) for n in dims.split(",") if n))
-                    for dtype, dims in _ARRAY.findall(match[1])
-                )
-                if f"{match[2]}-start(" in line:  # it gives its operands, then its results
-                    arrays = arrays[len(arrays) // 2 :]
-                found.append(Collective(match[2], arrays, times.get(name, 1)))
+            match, channel = _OP.search(line), _CHANNEL.search(line)
+            if not match or (channel and channel[1] in seen):
+                continue  # TPU programs name one that runs beside others in three places
+            if channel:
+                seen.add(channel[1])
+            arrays = tuple(
+                (dtype, tuple(int(n) for n in dims.split(",") if n))
+                for dtype, dims in _ARRAY.findall(match[1])
+            )
+            if f"{match[2]}-start(" in line:  # it gives its operands, then its results
+                arrays = arrays[len(arrays) // 2 :]
+            found.append(Collective(match[2], arrays, times[name]))
     return found
 
 
@@ -67,9 +73,9 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
     calls: dict[str, list[tuple[str, int]]] = {}
     for name, lines in bodies.items():
         for line in lines:
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+            count = _trips(line, bodies)
             for callee in _CALLEE.findall(line):
-                calls.setdefault(callee, []).append((name, int(count[1]) if count else 1))
+                calls.setdefault(callee, []).append((name, count))
 
     def of(name: str) -> int:
         return sum(of(caller) * times for caller, times in calls[name]) if name in calls else 1
@@ -81,3 +87,12 @@ def _bits(dtype: str) -> int:
     """Of a number of type "f32", "bf16", "pred", ..."""
     bits = _BITS.search(dtype)
     return int(bits[0]) if bits else 8
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often the loop runs that stands in a line: as is noted, or as its condition has it."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", line)
+    limits = _CONSTANT.findall("\n".join(bodies.get(condition[1], ()))) if condition else []
+    return int(limits[0]) if len(limits) == 1 else 1

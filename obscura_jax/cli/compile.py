@@ -1,0 +1,53 @@
+"""`obscura compile`: a program for a TPU that is not here."""
+
+import argparse
+import json
+from typing import Any
+
+from obscura_jax.cli.arguments import size
+from obscura_jax.config import PRESETS
+
+
+def add_to(commands: Any) -> None:
+    """Declare the command's words."""
+    parser = commands.add_parser("compile", help="compile for a TPU that is not here")
+    add = parser.add_argument
+    add("--topology", required=True, metavar="T", help="such as v5e:4x4")
+    add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2")
+    add("--program", choices=("train", "prefill", "decode"), default="train")
+    add("--mesh", metavar="SIZES", help="such as data=8,model=2; default: fsdp, or data, of all")
+    add("--batch-size", type=size, metavar="B", help="rows on all chips; default: a row a chip")
+    add("--json", action="store_true", help="print a JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile, and print what the program takes."""
+    from obscura_jax.scale.mesh import parse_mesh
+    from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
+
+    where, cfg = topology(args.topology), PRESETS[args.preset]
+    chips = len(where.devices)
+    sizes = parse_mesh(args.mesh) if args.mesh else default_mesh(args.program, cfg, chips)
+    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    found = describe(where, cfg, args.program, sizes, args.batch_size or ways)
+    largest = largest_batch(where, cfg, args.program, sizes, found)
+    found |= {"preset": args.preset, "largest_batch": largest["batch"]}
+    if args.json:
+        print(json.dumps(found))
+        return
+    mesh = ",".join(f"{axis}={n}" for axis, n in found["mesh"].items())
+    print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {mesh or 'one chip'}")
+    print(f"{found['batch']} rows of {found['positions']} positions; of each chip:")
+    memory = found["memory"]
+    for name in ("arguments", "temporaries", "program", "peak", "chip"):
+        print(f"  memory, {name:<12} {memory[name] / 2**20:>10,.1f} MiB")
+    print(f"  products           {found['flops'] / 1e9:>11,.1f} GFLOP")
+    print(f"  moved at least     {found['bytes'] / 2**20:>11,.1f} MiB")
+    for kind, one in found["collectives"].items():
+        print(f"  {kind:<18} {one['bytes'] / 2**20:>11,.1f} MiB in {one['count']}")
+    best = found["roofline"]
+    for name in ("compute", "memory", "network"):
+        print(f"  {name:<18} {best[name] * 1e3:>11,.3f} ms at best")
+    print(f"at best {best['seconds'] * 1e3:,.3f} ms a step, bound by {best['bound']}")
+    print(f"largest batch that fits: {largest['batch']} rows")

@@ -1,0 +1,64 @@
+"""How fast a program can be at best: what it computes, moves, sends, against a chip's figures."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip, as Google Cloud's TPU documentation gives its figures.
+
+    Attributes:
+        flops: of bfloat16 matrix products, a second.
+        bandwidth: of its memory, bytes a second.
+        memory: bytes that programs may have.
+        network: bytes a second to its neighbours, all links together.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: int
+    network: float
+
+
+# Of memory some is the system's: a v5e has 16 GiB, of which XLA gives programs 15.75.
+CHIPS = {
+    "v4": Chip(275e12, 1.228e12, int(31.75 * 2**30), 300e9),
+    "v5e": Chip(197e12, 0.819e12, int(15.75 * 2**30), 200e9),
+    "v5p": Chip(459e12, 2.765e12, int(95.0 * 2**30), 600e9),
+    "v6e": Chip(918e12, 1.640e12, int(31.25 * 2**30), 448e9),
+}
+
+
+def matrix_flops(jaxpr: Any) -> int:
+    """Multiplications and additions of all matrix products in a jaxpr, loops counted as they run.
+
+    A `while_loop`, whose length is not known, counts once: one token of decoding.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            lhs = equation.invars[0].aval.shape
+            depth = math.prod(lhs[axis] for axis in contracted)
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * depth
+        elif equation.primitive.name == "cond":
+            total += max(matrix_flops(branch.jaxpr) for branch in params["branches"])
+        else:
+            inner = (getattr(value, "jaxpr", value) for value in params.values())
+            count = params.get("length", 1) if equation.primitive.name == "scan" else 1
+            total += count * sum(matrix_flops(body) for body in inner if hasattr(body, "eqns"))
+    return total
+
+
+def bound(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
+    """Seconds for each, all of a chip; the longest is the bound, and which it is."""
+    seconds = {
+        "compute": flops / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "network": sent / chip.network,
+    }
+    longest = max(seconds, key=lambda name: seconds[name])
+    return {**seconds, "bound": longest, "seconds": seconds[longest]}

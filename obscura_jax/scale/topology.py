@@ -1,0 +1,251 @@
+"""Programs compiled for a TPU that is not here: what they need there, and how fast they can be."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.decoding.cache import empty_cache
+from obscura_jax.decoding.engine import Request, nothing_drawn
+from obscura_jax.decoding.sampling import Settings
+from obscura_jax.extras import require
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.target import traced_for
+from obscura_jax.scale.collectives import collectives
+from obscura_jax.scale.generation import programs
+from obscura_jax.scale.mesh import BATCH, check_batch, check_model, make_mesh, padded, shardings
+from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
+from obscura_jax.scale.training import OnMesh
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.step import first_state
+
+Program = Literal["train", "prefill", "decode"]
+
+
+class DoesNotFitError(ValueError):
+    """The program needs more memory than a chip has."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Chips that need not be here: their kind, and JAX's devices for them."""
+
+    name: str
+    chip: Chip
+    devices: tuple[Any, ...]
+
+
+def topology(name: str) -> Topology:
+    """The chips of a name such as "v5e:4x4". To be called before JAX is used.
+
+    Raises:
+        ValueError: for a kind or shape that is not known; MissingExtraError without libtpu.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not shape:
+        raise ValueError(
+            f"no topology {name!r}: a kind of {', '.join(CHIPS)} and a shape, such as v5e:4x4"
+        )
+    require("libtpu", "tpu", "compiling for a TPU")
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),  # nobody is there to be asked
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # it locks others out, and no chip is used
+    ):
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(name, platform="tpu").devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"no topology {name!r}: {first}") from error
+    return Topology(name, CHIPS[kind], tuple(devices))
+
+
+def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]:
+    """To train, all is split as far as the width allows; to generate, rows are."""
+    fsdp = math.gcd(chips, cfg.emb_dim) if program == "train" else 1
+    return {"data": chips // fsdp, "fsdp": fsdp}
+
+
+def describe(
+    where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], batch: int
+) -> dict[str, Any]:
+    """Compile one program, and tell what it takes on each chip.
+
+    Args:
+        where: the chips.
+        cfg: the model's config.
+        program: "train" is one step of AdamW with float32 weights and bfloat16 products, the
+            blocks in a loop and recomputed; "prefill" reads prompts of the whole context, "decode"
+            makes one more token of each row, both with bfloat16 weights.
+        sizes: of the mesh.
+        batch: rows, on all chips together.
+
+    Returns:
+        As JSON: bytes (`memory`, `collectives`), `flops`, and seconds at best (`roofline`).
+
+    Raises:
+        DoesNotFitError: when the program needs more memory than a chip has.
+        ValueError: when an axis of the mesh does not divide what it splits.
+    """
+    mesh = make_mesh(sizes, where.devices)
+    check_model(cfg, mesh)
+    check_batch(batch, mesh, "a batch")
+    traced = _TRACED[program](mesh, cfg, batch)
+    compiled = _compiled(traced)
+    memory: Any = compiled.memory_analysis()
+    counted: Any = compiled.cost_analysis() or {}
+    count, sent = Counter[str](), Counter[str]()
+    for one in collectives(compiled.as_text()):
+        count[one.kind] += one.times
+        sent[one.kind] += one.times * one.bytes
+    flops = matrix_flops(traced.jaxpr.jaxpr) / len(where.devices)
+    moved = memory.argument_size_in_bytes
+    if program == "train":  # which writes all that it has read
+        moved += memory.output_size_in_bytes
+    return {
+        "topology": where.name,
+        "chips": len(where.devices),
+        "program": program,
+        "mesh": {name: size for name, size in sizes.items() if size > 1},
+        "batch": batch,
+        "positions": cfg.context_length,
+        "memory": {
+            "arguments": memory.argument_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
+            "chip": where.chip.memory,
+        },
+        "flops": flops,
+        "bytes": moved,
+        "bytes_counted_by_xla": counted.get("bytes accessed"),
+        "collectives": {kind: {"count": count[kind], "bytes": sent[kind]} for kind in count},
+        "roofline": bound(where.chip, flops, moved, sum(sent.values())),
+    }
+
+
+def largest_batch(
+    where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], first: dict[str, Any]
+) -> dict[str, Any]:
+    """What `describe` gives for the most rows with which the program fits, to within 1/16.
+
+    Memory grows in a line with the batch: from two sizes a third is guessed, and tried.
+
+    Args:
+        where: the chips.
+        cfg: the model's config.
+        program: the program.
+        sizes: of the mesh.
+        first: what `describe` gave for a batch that fits.
+    """
+    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+    def tried(batch: int) -> dict[str, Any] | None:
+        try:
+            return describe(where, cfg, program, sizes, batch)
+        except DoesNotFitError:
+            return None
+
+    best, high = first, 2 * first["batch"]
+    if more := tried(high):
+        slope = max(more["memory"]["peak"] - first["memory"]["peak"], 1) / first["batch"]
+        left = where.chip.memory - more["memory"]["peak"]
+        best, guess = more, high + int(left / slope)
+        high = max(guess + guess // 50, 2 * high)
+    else:
+        guess = high - ways
+    while high - best["batch"] > max(best["batch"] // 16, ways):
+        guess = min(max(guess // ways * ways, best["batch"] + ways), high - ways)
+        if more := tried(guess):
+            best, guess = more, (guess + high) // 2
+        else:
+            high, guess = guess, best["batch"] + (guess - best["batch"]) * 15 // 16
+    return best
+
+
+def _compiled(traced: Any) -> Any:
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(" ".join(str(error).split())) from error
+
+
+def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array whose first axis is of rows; a cache of four axes has heads too."""
+    axes = (BATCH, "model") if len(shape) == 4 else (BATCH,) * bool(shape)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
+
+
+def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
+    """Shapes of the parameters over the mesh."""
+    model = GPTModel(cfg)
+    whole = jax.eval_shape(lambda: model.init(jax.random.key(0), [[0]])["params"])
+    tree = padded(mesh, whole)
+
+    def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return jax.tree.map(of, tree, shardings(mesh, tree))
+
+
+def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
+    placement = OnMesh(mesh=mesh, cfg=cfg, scan=True)
+    config = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
+    model = GPTModel(cfg)
+    state = placement.shapes(
+        jax.eval_shape(lambda: first_state(config, model.init(jax.random.key(0), [[0]])["params"]))
+    )
+    shape = (1, batch, cfg.context_length)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
+    how = {"compute_dtype": "bfloat16", "recompute": "blocks", "chunk": 128}
+    return placement.jitted_step.trace(model, config, state, ids, ids, **how)
+
+
+def _request(mesh: Mesh, rows: int) -> Request:
+    row, whole = (_shape(mesh, (rows,), dtype) for dtype in (jnp.float32, jnp.int32))
+    key = _shape(mesh, (rows,), jax.random.key(0).dtype)
+    return Request(whole, Settings(row, whole, row, row), key, _shape(mesh, (rows, 16), jnp.int32))
+
+
+def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
+    params, ids = _params(mesh, cfg, jnp.bfloat16), (batch, cfg.context_length)
+    request, slots = _request(mesh, batch), cfg.context_length
+    of_prompts = (_shape(mesh, ids, jnp.int32), request, slots, slots)
+    prefill: Any = programs(mesh).prefill
+    return prefill.trace(GPTModel(cfg), params, *of_prompts)
+
+
+def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
+    model, slots = GPTModel(cfg), cfg.context_length
+
+    def begin() -> Any:
+        with traced_for("mesh"):
+            return nothing_drawn(batch, slots, empty_cache(model, batch, slots, jnp.bfloat16))
+
+    state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), jax.eval_shape(begin))
+    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
+    decode: Any = programs(mesh).decode
+    return decode.trace(model, params, state, request, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+_TRACED: dict[str, Callable[[Mesh, GPTConfig, int], Any]] = {
+    "train": _train,
+    "prefill": _prefill,
+    "decode": _decode,
+}

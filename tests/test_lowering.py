@@ -1,0 +1,107 @@
+"""Every program is lowered for GPUs and TPUs, which need not be here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel
+from obscura_jax.decoding import engine, loop, score
+from obscura_jax.decoding.engine import Request
+from obscura_jax.decoding.sampling import settings
+from obscura_jax.nn.depth import stacked
+from obscura_jax.nn.target import on_one_cpu, traced_for
+from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.step import first_state, take_step
+
+CFG = GPTConfig(
+    vocab_size=101,
+    context_length=13,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=2,
+    drop_rate=0.1,
+    qkv_bias=True,
+    tie_weights=False,
+)
+MODEL = GPTModel(CFG)
+CONFIG = OptimizerConfig(clip_norm=1.0, warmup_steps=2, decay_steps=5)
+IDS = jnp.zeros((2, 3, 7), jnp.int32)
+
+
+def params():
+    return gpt2_parameters(CFG, jax.random.key(0))
+
+
+def half():
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params())
+
+
+def step(change=lambda state: state, **how):
+    def program():
+        state = change(first_state(CONFIG, params()))
+        return take_step(MODEL, CONFIG, state, IDS, IDS, jax.random.key(1), **how)
+
+    return program
+
+
+def request():
+    chosen = settings(3, 101, temperature=[0, 1, 0.5], top_k=7, top_p=0.9, min_p=0.1)
+    keys = jax.random.split(jax.random.key(2), 3)
+    return Request(jnp.array([5, 7, 2]), chosen, keys, jnp.full((3, 4), -1))
+
+
+def read():
+    return engine.prefill(MODEL, half(), IDS[0], request(), 13, 13)
+
+
+PROGRAMS = {
+    "a step": step(),
+    "a step, accumulated, in bfloat16": step(compute_dtype="bfloat16", chunk=3),
+    "a step, elementwise recomputed": step(recompute="elementwise"),
+    "a step over stacked blocks, recomputed": step(stacked, recompute="blocks"),
+    "the loss": lambda: next_token_loss(MODEL, params(), IDS[0], IDS[0]),
+    "prefill": read,
+    "decode": lambda: engine.decode(MODEL, half(), read(), request(), jnp.array(6)),
+    "slide": lambda: engine.slide(
+        MODEL,
+        half(),
+        IDS[0],
+        engine.nothing_drawn(3, 16),
+        request(),
+        jnp.array(9),
+        13,
+    ),
+    "the course's loop": lambda: loop._greedy_loop.__wrapped__(MODEL, params(), IDS[0], 4, 13),
+    "scores": lambda: score._log_probabilities.__wrapped__(MODEL, params(), IDS[0]),
+}
+
+
+def lowered(program, platform):
+    with traced_for(platform):
+        return jax.export.export(jax.jit(lambda: program()), platforms=[platform])()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program(name, platform):
+    exported = lowered(PROGRAMS[name], platform)
+    assert exported.platforms == (platform,)
+    assert "dot_general" in exported.mlir_module()
+
+
+def test_what_only_the_cpu_can_do_is_noticed():
+    with pytest.raises(NotImplementedError, match="tpu"):
+        lowered(lambda: jnp.linalg.eig(jnp.eye(3)), "tpu")
+
+
+def test_the_target_is_asked_while_tracing():
+    assert on_one_cpu()
+    with traced_for("tpu"):
+        assert not on_one_cpu()
+        with traced_for("cpu"):
+            assert on_one_cpu()
+    assert on_one_cpu()
+    assert "optimization_barrier" in lowered(PROGRAMS["decode"], "cpu").mlir_module()
+    assert "optimization_barrier" not in lowered(PROGRAMS["decode"], "tpu").mlir_module()

@@ -1,0 +1,170 @@
+"""Programs for a TPU that is not here. What compiles needs libtpu (extra `tpu`); CI has it."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel
+from obscura_jax.cli.__main__ import main
+from obscura_jax.nn.depth import hidden_states, stacked
+from obscura_jax.scale import topology
+from obscura_jax.scale.collectives import collectives
+from obscura_jax.scale.roofline import CHIPS, bound, matrix_flops
+from obscura_jax.training.initial import gpt2_parameters
+
+compiles = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra tpu"
+)
+CFG = GPTConfig(
+    vocab_size=509,
+    context_length=64,
+    emb_dim=64,
+    n_heads=4,
+    n_layers=3,
+    drop_rate=0.0,
+    qkv_bias=True,
+    tie_weights=True,
+)
+
+
+@pytest.fixture(scope="module")
+def slice_():
+    return topology.topology("v5e:2x2")
+
+
+@compiles
+@pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"data": 2, "model": 2}])
+@pytest.mark.parametrize("program", ["train", "prefill", "decode"])
+def test_every_program_compiles(program, sizes, slice_):
+    found = topology.describe(slice_, CFG, program, sizes, 4)
+    assert found["chips"] == 4
+    memory = found["memory"]
+    assert 0 < memory["arguments"] < memory["peak"] < memory["chip"] == CHIPS["v5e"].memory
+    assert found["roofline"]["seconds"] == max(
+        found["roofline"][name] for name in ("compute", "memory", "network")
+    )
+    kinds = found["collectives"].keys()
+    assert kinds
+    if sizes == {"fsdp": 4}:
+        assert "all-gather" in kinds
+    matrices = CFG.n_layers * 12 * 64 * 64
+    head = 509 * 64
+    if program == "decode":  # each token of a row: every matrix, and the scores of 64 slots
+        products = 2 * 4 * (matrices + head + CFG.n_layers * 2 * 64 * 64)
+        assert found["flops"] == products / 4
+    json.dumps(found)
+
+
+@compiles
+def test_arguments_are_what_arithmetic_says(slice_):
+    found = topology.describe(slice_, CFG, "decode", {"data": 4}, 4)
+    counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(gpt2_parameters(CFG, KEY)))
+    weights, caches = 2 * counted, 2 * CFG.n_layers * 64 * 64 * 2
+    assert weights + caches <= found["memory"]["arguments"] < 1.6 * (weights + caches)  # tiles
+
+
+KEY = jax.random.key(0)
+
+
+@compiles
+def test_the_largest_batch(slice_):
+    small = topology.Topology("small", CHIPS["v5e"], slice_.devices)
+    first = topology.describe(small, CFG, "decode", {"data": 4}, 4)
+    large = topology.largest_batch(small, CFG, "decode", {"data": 4}, first)
+    assert large["batch"] > 10_000
+    assert large["batch"] % 4 == 0
+    assert 0.8 < large["memory"]["peak"] / large["memory"]["chip"] <= 1
+    with pytest.raises(topology.DoesNotFitError):
+        topology.describe(small, CFG, "decode", {"data": 4}, large["batch"] * 9 // 8 // 4 * 4)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology", "v5e:5x7"], "no topology 'v5e:5x7'"),
+        (["--topology", "v5e:2x2", "--mesh", "data=3"], "has 3 places, and there are 4 devices"),
+        (["--topology", "v5e:2x2", "--mesh", "model=4", "--preset", "gpt2-xl"], "n_heads=25"),
+        (["--topology", "v5e:2x2", "--batch-size", "6"], "a multiple of 4 would fit"),
+        (["--topology", "v5e:2x2", "--batch-size", "4000000"], "exceeds"),
+    ],
+)
+def test_what_is_refused(words, message, capsys):
+    refused(words, message, capsys)
+
+
+@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", ""])
+def test_topologies_that_are_not(name, capsys):
+    refused(["--topology", name], "a kind of v4, v5e, v5p, v6e and a shape", capsys)
+
+
+def test_without_libtpu(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
+    refused(["--topology", "v5e:2x2"], "needs libtpu", capsys)
+
+
+def refused(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compile", *words])
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert message in error
+
+
+# Counting.
+
+
+def test_products_are_counted_with_their_loops():
+    model, params = GPTModel(CFG), gpt2_parameters(CFG, KEY)
+    ids = jnp.zeros((2, 64), jnp.int32)
+    want = 2 * 2 * 64 * (CFG.n_layers * 12 * 64 * 64 + CFG.n_layers * 2 * 64 * 64)
+    for tree in (params, stacked(params)):
+        jaxpr = jax.make_jaxpr(lambda p: hidden_states(model, p, ids))(tree)
+        assert matrix_flops(jaxpr.jaxpr) == want
+
+    def gradient(p):
+        return jax.grad(lambda p: hidden_states(model, p, ids, recompute="blocks").sum())(p)
+
+    # Once forwards, once again but for a block's last product, twice backwards.
+    again = 4 * want - 2 * 2 * 64 * CFG.n_layers * 4 * 64 * 64
+    assert matrix_flops(jax.make_jaxpr(gradient)(stacked(params)).jaxpr) == again
+
+
+def test_the_bound():
+    found = bound(CHIPS["v5e"], 197e12, 0.819e12, 400e9)
+    assert (found["compute"], found["memory"], found["network"]) == (1, 1, 2)
+    assert (found["bound"], found["seconds"]) == ("network", 2)
+
+
+HLO = """HloModule m
+
+%cond.1 (p: (s32[], f32[8,4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %g = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
+  %h = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %g)
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%x), condition=%cond.1, body=%body.1
+  %s = (f32[16], f32[8]) all-gather-start(%y), channel_id=1, dimensions={0}
+  %r = (f32[], pred[3]) all-reduce(%a, %b), channel_id=2, to_apply=%add
+  ROOT %c = f32[8,4] copy(%w)
+}
+"""
+
+
+def test_collectives_are_read():
+    found = {(c.kind, c.times): c for c in collectives(HLO)}
+    assert found.keys() == {("all-gather", 7), ("all-gather", 1), ("all-reduce", 1)}
+    assert found["all-gather", 7].bytes == 8 * 4 * 2
+    assert found["all-gather", 1].arrays == (("f32", (8,)),)
+    assert found["all-reduce", 1].bytes == 4 + 3

@@ -1,0 +1,48 @@
+"""The table of obscura_jax/scale/README.md: GPT-2 on slices of TPU v5e, compiled and not run."""
+
+import json
+import sys
+
+from obscura_jax.config import PRESETS
+from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
+
+MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
+GIB = 2**30
+
+
+def row(model: str, slice_: str, program: str) -> str:
+    """At the largest batch that fits."""
+    where, cfg = topology(slice_), PRESETS[model]
+    sizes = default_mesh(program, cfg, len(where.devices))  # type: ignore[arg-type]
+    ways = sizes["data"] * sizes["fsdp"]
+    first = describe(where, cfg, program, sizes, ways)  # type: ignore[arg-type]
+    found = largest_batch(where, cfg, program, sizes, first)  # type: ignore[arg-type]
+    print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
+    mesh = ",".join(f"{axis}={size}" for axis, size in found["mesh"].items())
+    memory, best = found["memory"], found["roofline"]
+    sent = sum(one["bytes"] for one in found["collectives"].values())
+    return (
+        f"| {model} | {slice_} | {program} | {mesh} | {found['batch']} | "
+        f"{memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
+        f"{found['flops'] / 1e12:.3g} | {sent / GIB:.2g} | "
+        f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"
+    )
+
+
+def main() -> None:
+    """Print it: training on every slice; generation, whose chips are on their own, on one."""
+    print(
+        "| model | slice | program | mesh | rows | arguments, GiB | peak, GiB | TFLOP | sent, GiB "
+        "| ms at best |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for model in MODELS:
+        for slice_ in SLICES:
+            print(row(model, slice_, "train"), flush=True)
+        for program in ("prefill", "decode"):
+            print(row(model, SLICES[1], program), flush=True)
+
+
+if __name__ == "__main__":
+    main()
