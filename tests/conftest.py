@@ -3,6 +3,10 @@
 import jaxtyping
 from jaxtyping import install_import_hook
 
+from obscura_jax.scale import libtpu
+
+libtpu.quiet()  # before JAX starts
+
 # Before the first import of the package: the annotations of its mathematics become checks.
 install_import_hook("obscura_jax.nn", "beartype.beartype")
 

@@ -72,14 +72,12 @@ KEY = jax.random.key(0)
 
 @compiles
 def test_the_largest_batch(slice_):
-    small = topology.Topology("small", CHIPS["v5e"], slice_.devices)
-    first = topology.describe(small, CFG, "decode", {"data": 4}, 4)
-    large = topology.largest_batch(small, CFG, "decode", {"data": 4}, first)
-    assert large["batch"] > 10_000
+    first = topology.describe(slice_, CFG, "decode", {"data": 4}, 2**18)
+    large = topology.largest_batch(slice_, CFG, "decode", {"data": 4}, first)
     assert large["batch"] % 4 == 0
-    assert 0.8 < large["memory"]["peak"] / large["memory"]["chip"] <= 1
+    assert 0.9 < large["memory"]["peak"] / large["memory"]["chip"] <= 1
     with pytest.raises(topology.DoesNotFitError):
-        topology.describe(small, CFG, "decode", {"data": 4}, large["batch"] * 9 // 8 // 4 * 4)
+        topology.describe(slice_, CFG, "decode", {"data": 4}, large["batch"] * 9 // 8 // 4 * 4)
 
 
 @compiles
@@ -140,7 +138,7 @@ def test_the_bound():
     assert (found["bound"], found["seconds"]) == ("network", 2)
 
 
-HLO = """HloModule m
+HLO = """HloModule m, num_partitions=8
 
 %cond.1 (p: (s32[], f32[8,4])) -> pred[] {
   %limit = s32[]{:T(128)} constant(7)
@@ -157,14 +155,24 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %w = (s32[], f32[8,4]) while(%x), condition=%cond.1, body=%body.1
   %s = (f32[16], f32[8]) all-gather-start(%y), channel_id=1, dimensions={0}
   %r = (f32[], pred[3]) all-reduce(%a, %b), channel_id=2, to_apply=%add
+  %q = (f32[8], f32[8]) all-reduce-start(%a, %b), channel_id=4, replica_groups=[4,2]<=[8]
+  %p = (bf16[6,2]{1,0:T(8,128)(2,1)S(1)}, bf16[6,2]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}, u32[]) collective-permute-start(%a), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  %d = f32[3] reduce-scatter(%a), channel_id=6, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  %e = f32[4] all-to-all(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'x','y':(1)2}
   ROOT %c = f32[8,4] copy(%w)
 }
-"""
+"""  # noqa: E501 - as XLA writes it
 
 
 def test_collectives_are_read():
-    found = {(c.kind, c.times): c for c in collectives(HLO)}
-    assert found.keys() == {("all-gather", 7), ("all-gather", 1), ("all-reduce", 1)}
-    assert found["all-gather", 7].bytes == 8 * 4 * 2
-    assert found["all-gather", 1].arrays == (("f32", (8,)),)
-    assert found["all-reduce", 1].bytes == 4 + 3
+    found = {c.kind if c.times == 1 else "loop": c for c in reversed(collectives(HLO))}
+    loop, gather, one = found["loop"], found["all-gather"], found["all-reduce"]
+    assert (loop.kind, loop.times, loop.bytes, loop.group) == ("all-gather", 7, 8 * 4 * 2, 2)
+    assert (gather.arrays, gather.group, gather.sent) == ((("f32", (8,)),), 8, 32 * 7 / 8)
+    assert (one.bytes, one.sent) == (4 + 3, 7 * 2 * 7 / 8)
+    (pair,) = (c for c in collectives(HLO) if c.kind == "all-reduce" and c.group == 2)
+    assert (pair.bytes, pair.sent) == (64, 64)
+    assert (found["collective-permute"].bytes, found["collective-permute"].sent) == (24, 24)
+    scatter, swap = found["reduce-scatter"], found["all-to-all"]
+    assert (scatter.bytes, scatter.group, scatter.sent) == (12, 4, 36)
+    assert (swap.bytes, swap.group, swap.sent) == (16, 4, 12)

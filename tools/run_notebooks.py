@@ -28,6 +28,8 @@ from matplotlib.image import imread
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from obscura_jax.scale import libtpu
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 ORDER = (
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in ORDER]:
         parser.error(f"no notebook is called {unknown[0]!r}: there are {', '.join(ORDER)}")
+    libtpu.quiet()  # the kernels inherit the environment
     failed = False
     for name in options.names or ORDER:
         begin = time.perf_counter()

@@ -21,11 +21,10 @@ def row(model: str, slice_: str, program: str) -> str:
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
     mesh = ",".join(f"{axis}={size}" for axis, size in found["mesh"].items())
     memory, best = found["memory"], found["roofline"]
-    sent = sum(one["bytes"] for one in found["collectives"].values())
     return (
         f"| {model} | {slice_} | {program} | {mesh} | {found['batch']} | "
         f"{memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
-        f"{found['flops'] / 1e12:.3g} | {sent / GIB:.2g} | "
+        f"{found['flops'] / 1e12:.3g} | {found['sent'] / GIB:.2g} | "
         f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"
     )
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from obscura_jax import __version__
 from obscura_jax.cli import bench, compile, convert, export, generate, info, parity, train
+from obscura_jax.scale import libtpu
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -17,7 +18,8 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exits 0, or 2 after one line on standard error that says what was wrong."""
-    # Of a missing GPU or TPU plugin jax warns on standard error: ours is for what went wrong.
+    # Of a missing GPU or TPU jax and libtpu warn on standard error: ours is for what went wrong.
+    libtpu.quiet()
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     parser = _OneLineParser(prog="obscura", description="A from-scratch GPT in JAX.")
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")

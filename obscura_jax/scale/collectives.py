@@ -10,6 +10,8 @@ _OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_DEVICES = re.compile(r"num_partitions=(\d+)")
+_GROUPS = re.compile(r"replica_groups=(\S*(?: \{'[^}]*\})?)")
 _CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"[0-9]+")
 
@@ -22,22 +24,35 @@ class Collective:
         kind: "all-reduce", "all-gather", ...
         arrays: the type and shape of each array that it gives, on each device.
         times: how often a run of the program comes by; once for a loop of unknown length.
+        group: how many devices take part together.
     """
 
     kind: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
+    group: int
 
     @property
     def bytes(self) -> int:
         """Of all its arrays, each time."""
         return sum(math.prod(shape) * _bits(dtype) for dtype, shape in self.arrays) // 8
 
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends at least, each time (Patarasuk and Yuan 2009)."""
+        others = self.group - 1
+        if self.kind == "collective-permute":
+            return self.bytes
+        if self.kind == "reduce-scatter":  # whose result is one of the group's parts
+            return self.bytes * others
+        return self.bytes * others / self.group * (2 if self.kind == "all-reduce" else 1)
+
 
 def collectives(hlo: str) -> list[Collective]:
     """All of a program's collectives, of `compiled.as_text()`."""
     bodies = dict(_computations(hlo))
     times = _times(bodies)
+    devices = _DEVICES.search(hlo)
     found, seen = [], set()
     for name, lines in bodies.items():
         for line in lines:
@@ -50,10 +65,28 @@ def collectives(hlo: str) -> list[Collective]:
                 (dtype, tuple(int(n) for n in dims.split(",") if n))
                 for dtype, dims in _ARRAY.findall(match[1])
             )
-            if f"{match[2]}-start(" in line:  # it gives its operands, then its results
+            if f"{match[2]}-start(" in line and match[2] != "all-reduce":
+                # It gives its operands, then its results, then numbers of its own.
+                arrays = tuple(array for array in arrays if array != ("u32", ()))
                 arrays = arrays[len(arrays) // 2 :]
-            found.append(Collective(match[2], arrays, times[name]))
+            group = _group(line) or (int(devices[1]) if devices else 1)
+            found.append(Collective(match[2], arrays, times[name], group))
     return found
+
+
+def _group(line: str) -> int | None:
+    """Devices in a group, of the three ways in which XLA writes groups; None is all devices."""
+    groups = _GROUPS.search(line)
+    if not groups:
+        return None
+    if tiled := re.match(r"\[\d+,(\d+)\]", groups[1]):  # [groups, devices of each]<=...
+        return int(tiled[1])
+    if axes := re.match(r"mesh\[(.*)\] ?\{(.*)\}", groups[1]):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        split = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # an axis, or part of it
+        return math.prod(int(part or sizes[axis]) for axis, part in split)
+    first = re.match(r"\{\{([\d,]+)\}", groups[1])
+    return len(first[1].split(",")) if first else None
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:

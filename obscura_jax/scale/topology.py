@@ -1,8 +1,6 @@
 """Programs compiled for a TPU that is not here: what they need there, and how fast they can be."""
 
 import math
-import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +19,7 @@ from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import traced_for
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.generation import programs
+from obscura_jax.scale.libtpu import leave_alone
 from obscura_jax.scale.mesh import BATCH, check_batch, check_model, make_mesh, padded, shardings
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
 from obscura_jax.scale.training import OnMesh
@@ -55,14 +54,7 @@ def topology(name: str) -> Topology:
             f"no topology {name!r}: a kind of {', '.join(CHIPS)} and a shape, such as v5e:4x4"
         )
     require("libtpu", "tpu", "compiling for a TPU")
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),  # nobody is there to be asked
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # it locks others out, and no chip is used
-    ):
-        os.environ.setdefault(variable, value)
+    leave_alone()
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
@@ -104,17 +96,16 @@ def describe(
     mesh = make_mesh(sizes, where.devices)
     check_model(cfg, mesh)
     check_batch(batch, mesh, "a batch")
+    _check_kept(where, cfg, program, mesh, batch)
     traced = _TRACED[program](mesh, cfg, batch)
     compiled = _compiled(traced)
     memory: Any = compiled.memory_analysis()
     counted: Any = compiled.cost_analysis() or {}
-    count, sent = Counter[str](), Counter[str]()
-    for one in collectives(compiled.as_text()):
-        count[one.kind] += one.times
-        sent[one.kind] += one.times * one.bytes
+    found = collectives(compiled.as_text())
+    sent = sum(one.times * one.sent for one in found)
     flops = matrix_flops(traced.jaxpr.jaxpr) / len(where.devices)
     moved = memory.argument_size_in_bytes
-    if program == "train":  # which writes all that it has read
+    if program != "decode":  # of whose outputs, caches that lie where they lay, a slot is new
         moved += memory.output_size_in_bytes
     return {
         "topology": where.name,
@@ -133,8 +124,15 @@ def describe(
         "flops": flops,
         "bytes": moved,
         "bytes_counted_by_xla": counted.get("bytes accessed"),
-        "collectives": {kind: {"count": count[kind], "bytes": sent[kind]} for kind in count},
-        "roofline": bound(where.chip, flops, moved, sum(sent.values())),
+        "collectives": {
+            kind: {
+                "count": sum(one.times for one in found if one.kind == kind),
+                "bytes": sum(one.times * one.bytes for one in found if one.kind == kind),
+            }
+            for kind in sorted({one.kind for one in found})
+        },
+        "sent": sent,
+        "roofline": bound(where.chip, flops, moved, sent),
     }
 
 
@@ -143,7 +141,7 @@ def largest_batch(
 ) -> dict[str, Any]:
     """What `describe` gives for the most rows with which the program fits, to within 1/16.
 
-    Memory grows in a line with the batch: from two sizes a third is guessed, and tried.
+    Memory grows nearly in a line with the batch, so that two sizes tell the next one to be tried.
 
     Args:
         where: the chips.
@@ -154,27 +152,35 @@ def largest_batch(
     """
     ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
 
-    def tried(batch: int) -> dict[str, Any] | None:
-        try:
-            return describe(where, cfg, program, sizes, batch)
-        except DoesNotFitError:
-            return None
+    def whole(rows: float) -> int:
+        return max(int(rows) // ways, 1) * ways
 
-    best, high = first, 2 * first["batch"]
-    if more := tried(high):
-        slope = max(more["memory"]["peak"] - first["memory"]["peak"], 1) / first["batch"]
-        left = where.chip.memory - more["memory"]["peak"]
-        best, guess = more, high + int(left / slope)
-        high = max(guess + guess // 50, 2 * high)
-    else:
-        guess = high - ways
-    while high - best["batch"] > max(best["batch"] // 16, ways):
-        guess = min(max(guess // ways * ways, best["batch"] + ways), high - ways)
-        if more := tried(guess):
-            best, guess = more, (guess + high) // 2
-        else:
-            high, guess = guess, best["batch"] + (guess - best["batch"]) * 15 // 16
+    best, guess, fails = first, 2 * first["batch"], math.inf
+    slope, back = math.inf, 1  # bytes a row; how far below what fails to try next, in 1/64
+    while fails - best["batch"] > whole(best["batch"] / 16):
+        try:
+            more = describe(where, cfg, program, sizes, guess)
+            grown = more["memory"]["peak"] - best["memory"]["peak"]
+            slope, best, back = max(grown, 1) / (guess - best["batch"]), more, 1
+        except DoesNotFitError:
+            fails, back = guess, 2 * back
+        rows, left = best["batch"], where.chip.memory - best["memory"]["peak"]
+        highest = min(fails * (1 - back / 64), 16 * rows)
+        guess = max(rows + whole(rows / 16), whole(min(rows + left / slope, highest)))
     return best
+
+
+def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int) -> None:
+    """Refuse what arithmetic refuses; to XLA a far too large batch is many minutes of work."""
+    rows = batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+    kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # what enters each block
+    if program != "train":  # keys and values, split over heads
+        kept = 2 * kept // mesh.shape["model"]
+    if kept > where.chip.memory:
+        raise DoesNotFitError(
+            f"{rows} rows on a chip keep {kept / 2**30:,.1f} GiB at least, which exceeds the "
+            f"chip's {where.chip.memory / 2**30:g} GiB"
+        )
 
 
 def _compiled(traced: Any) -> Any:

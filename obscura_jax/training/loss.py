@@ -63,7 +63,7 @@ def next_token_loss(
     total, _ = lax.scan(add, zero, jnp.arange(whole) * size)
     if rest:
         total += of_chunk(hidden[:, -rest:], targets[:, -rest:])
-    return total / targets.size
+    return total / float(targets.size)  # as a whole number it could exceed 32 bits
 
 
 def _summed_cross_entropy(
