@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,16 @@ def test_arguments_are_what_arithmetic_says(slice_):
 
 
 KEY = jax.random.key(0)
+
+
+@compiles
+def test_a_sharded_step_sends_what_arithmetic_says(slice_):
+    """Matrices are gathered in bfloat16 twice, and their float32 gradients scattered once."""
+    cfg = replace(CFG, vocab_size=128, emb_dim=512, n_layers=5)
+    found = topology.describe(slice_, cfg, "train", {"fsdp": 4}, 4)
+    matrices = cfg.n_layers * 12 * 512**2
+    least = (2 * 2 + 4) * matrices * 3 / 4
+    assert 1 <= found["sent"] / least < 1.2  # 1.07 measured: embeddings, vectors
 
 
 @compiles
@@ -141,14 +152,23 @@ def test_the_bound():
 HLO = """HloModule m, num_partitions=8
 
 %cond.1 (p: (s32[], f32[8,4])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(7)
+  %limit = s32[]{:T(128)} constant(13)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
 
 %body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %two..sunk = s32[]{:T(128)} constant(2)
+  %j = s32[] get-tuple-element(%p), index=0
+  %i = s32[]{:T(128)} add(%j, %two..sunk)
   %g = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
   %h = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
   ROOT %t = (s32[], f32[8,4]) tuple(%i, %g)
+}
+
+%all-reduce-scatter.clone.1 (a: f32[16,8]) -> f32[16,2] {
+  %r = f32[16,8]{0,1:T(8,128)} all-reduce(%a), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}
+  ROOT %part = f32[16,2]{0,1:T(8,128)} dynamic-slice(%r, %zero, %n), dynamic_slice_sizes={16,2}
 }
 
 ENTRY %main (x: f32[8,4]) -> f32[8,4] {
@@ -157,22 +177,26 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
   %r = (f32[], pred[3]) all-reduce(%a, %b), channel_id=2, to_apply=%add
   %q = (f32[8], f32[8]) all-reduce-start(%a, %b), channel_id=4, replica_groups=[4,2]<=[8]
   %p = (bf16[6,2]{1,0:T(8,128)(2,1)S(1)}, bf16[6,2]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}, u32[]) collective-permute-start(%a), channel_id=5, source_target_pairs={{0,1},{1,0}}
-  %d = f32[3] reduce-scatter(%a), channel_id=6, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  %d = f32[3] reduce-scatter(%a), channel_id=6, replica_groups=mesh['x'=2,'y'=4], device_ids=([2,4]T(1,0)) {'y'}, dimensions={0}
   %e = f32[4] all-to-all(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'x','y':(1)2}
+  %f = f32[16,2]{0,1:T(8,128)} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.clone.1
   ROOT %c = f32[8,4] copy(%w)
 }
 """  # noqa: E501 - as XLA writes it
 
 
 def test_collectives_are_read():
-    found = {c.kind if c.times == 1 else "loop": c for c in reversed(collectives(HLO))}
+    every = collectives(HLO)
+    found = {c.kind if c.times == 1 else "loop": c for c in reversed(every)}
     loop, gather, one = found["loop"], found["all-gather"], found["all-reduce"]
     assert (loop.kind, loop.times, loop.bytes, loop.group) == ("all-gather", 7, 8 * 4 * 2, 2)
     assert (gather.arrays, gather.group, gather.sent) == ((("f32", (8,)),), 8, 32 * 7 / 8)
     assert (one.bytes, one.sent) == (4 + 3, 7 * 2 * 7 / 8)
-    (pair,) = (c for c in collectives(HLO) if c.kind == "all-reduce" and c.group == 2)
+    (pair,) = (c for c in every if c.kind == "all-reduce" and c.group == 2)
     assert (pair.bytes, pair.sent) == (64, 64)
     assert (found["collective-permute"].bytes, found["collective-permute"].sent) == (24, 24)
-    scatter, swap = found["reduce-scatter"], found["all-to-all"]
+    fused, scatter = (c for c in every if c.kind == "reduce-scatter")
     assert (scatter.bytes, scatter.group, scatter.sent) == (12, 4, 36)
+    assert (fused.bytes, fused.group, fused.sent) == (4 * 16 * 2, 4, 4 * 16 * 2 * 3)
+    swap = found["all-to-all"]
     assert (swap.bytes, swap.group, swap.sent) == (16, 4, 12)

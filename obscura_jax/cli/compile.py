@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"  moved at least     {found['bytes'] / 2**20:>11,.1f} MiB")
     for kind, one in found["collectives"].items():
         print(f"  {kind:<18} {one['bytes'] / 2**20:>11,.1f} MiB in {one['count']}")
+    print(f"  sent at least      {found['sent'] / 2**20:>11,.1f} MiB")
     best = found["roofline"]
     for name in ("compute", "memory", "network"):
         print(f"  {name:<18} {best[name] * 1e3:>11,.3f} ms at best")

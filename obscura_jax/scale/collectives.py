@@ -11,8 +11,9 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _DEVICES = re.compile(r"num_partitions=(\d+)")
-_GROUPS = re.compile(r"replica_groups=(\S*(?: \{'[^}]*\})?)")
-_CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+_GROUPS = re.compile(r"replica_groups=(\S*(?:[^{]*\{'[^}]*\})?)")
+_SCATTER = "all-reduce-scatter"  # a TPU program's computation of a sum of which a part is kept
+_CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"[0-9]+")
 
 
@@ -61,17 +62,23 @@ def collectives(hlo: str) -> list[Collective]:
                 continue  # TPU programs name one that runs beside others in three places
             if channel:
                 seen.add(channel[1])
-            arrays = tuple(
-                (dtype, tuple(int(n) for n in dims.split(",") if n))
-                for dtype, dims in _ARRAY.findall(match[1])
-            )
+            arrays = _arrays(match[1])
             if f"{match[2]}-start(" in line and match[2] != "all-reduce":
                 # It gives its operands, then its results, then numbers of its own.
                 arrays = tuple(array for array in arrays if array != ("u32", ()))
                 arrays = arrays[len(arrays) // 2 :]
-            group = _group(line) or (int(devices[1]) if devices else 1)
-            found.append(Collective(match[2], arrays, times[name], group))
+            kind, group = match[2], _group(line) or (int(devices[1]) if devices else 1)
+            if name.startswith(_SCATTER):
+                kind, arrays = "reduce-scatter", _arrays(re.sub(r" [\w-]+\(.*", "", lines[-1]))
+            found.append(Collective(kind, arrays, times[name], group))
     return found
+
+
+def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The arrays that an operation gives."""
+    return tuple(
+        (dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(text)
+    )
 
 
 def _group(line: str) -> int | None:
@@ -81,7 +88,7 @@ def _group(line: str) -> int | None:
         return None
     if tiled := re.match(r"\[\d+,(\d+)\]", groups[1]):  # [groups, devices of each]<=...
         return int(tiled[1])
-    if axes := re.match(r"mesh\[(.*)\] ?\{(.*)\}", groups[1]):
+    if axes := re.match(r"mesh\[([^]]*)\].*\{(.*)\}", groups[1]):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         split = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # an axis, or part of it
         return math.prod(int(part or sizes[axis]) for axis, part in split)
@@ -97,6 +104,7 @@ def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
             name, lines = match[1], []
         elif line.startswith("}"):
             yield name, lines
+            lines = []
         else:
             lines.append(line)
 
@@ -123,9 +131,26 @@ def _bits(dtype: str) -> int:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often the loop runs that stands in a line: as is noted, or as its condition has it."""
+    """How often the loop runs that stands in a line: as is noted, or as it counts from 0."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
-    condition = re.search(r"condition=%([\w.\-]+)", line)
-    limits = _CONSTANT.findall("\n".join(bodies.get(condition[1], ()))) if condition else []
-    return int(limits[0]) if len(limits) == 1 else 1
+    loop = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", line)
+    if not loop:
+        return 1
+    condition, body = ("\n".join(bodies.get(name, ())) for name in loop.groups())
+    limits = _CONSTANT.findall(condition)
+    counter = re.search(r"= [su]32\[\]\S* get-tuple-element\(\S+\), index=(\d+)", condition)
+    if len(limits) != 1 or not counter:
+        return 1
+    return -(-int(limits[0][1]) // _step(body, int(counter[1])))
+
+
+def _step(body: str, place: int) -> int:
+    """What a loop's body adds to the counter at a place of its tuple; a TPU's is unrolled."""
+    results = re.search(r"ROOT .* tuple\(([^)]*)\)", body)
+    names = re.findall(r"%([\w.\-]+)", results[1]) if results else []
+    if place < len(names) and (
+        added := re.search(rf"%{re.escape(names[place])} = .* add\(\S+, %([\w.\-]+)\)", body)
+    ):
+        return int(dict(_CONSTANT.findall(body)).get(added[1], 1))
+    return 1

@@ -87,7 +87,9 @@ def describe(
         batch: rows, on all chips together.
 
     Returns:
-        As JSON: bytes (`memory`, `collectives`), `flops`, and seconds at best (`roofline`).
+        As JSON, of each chip: bytes of memory (of `temporaries` not all live at once; `peak` is
+        what must fit), `flops` of matrix products, `bytes` that memory moves at least, collectives
+        with the bytes of their results, bytes `sent` at least, and seconds at best (`roofline`).
 
     Raises:
         DoesNotFitError: when the program needs more memory than a chip has.
