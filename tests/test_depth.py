@@ -1,0 +1,126 @@
+"""Blocks in a loop: the same model from the same tree, and a program that does not grow."""
+
+import time
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from obscura_jax import GPTConfig, GPTModel
+from obscura_jax.nn.depth import hidden_states, stacked, unstacked
+from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.step import JIT, first_state, take_step
+
+CFG = GPTConfig(
+    vocab_size=53,
+    context_length=11,
+    emb_dim=12,
+    n_heads=3,
+    n_layers=3,
+    drop_rate=0.0,
+    qkv_bias=True,
+)
+MODEL = GPTModel(CFG)
+CONFIG = OptimizerConfig(clip_norm=1.0)
+IDS = np.arange(3 * 7).reshape(3, 7) % 53
+
+
+@jax.jit
+def run(tree, key=None):
+    """Half of everything is dropped, if there is a key."""
+    return hidden_states(GPTModel(replace(CFG, drop_rate=0.5)), tree, IDS, key=key)
+
+
+def params():
+    """All different from each other, biases and norms too."""
+    tree = gpt2_parameters(CFG, jax.random.key(0))
+    leaves, shape = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return shape.unflatten(
+        [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+    )
+
+
+def test_a_state_is_stacked_and_comes_back():
+    state = first_state(CONFIG, params())
+    loop = stacked(state)
+    assert loop.params["trf_blocks"]["ff"]["layers"]["0"]["weight"].shape == (3, 48, 12)
+    back = unstacked(loop)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    shapes = stacked(jax.eval_shape(lambda: state))
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loop)
+
+
+@pytest.mark.parametrize("recompute", [None, "elementwise", "blocks"])
+def test_the_loop_is_the_model(recompute, x64):
+    tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
+
+    def loss(tree):
+        return next_token_loss(MODEL, tree, IDS, (IDS + 1) % 53, recompute=recompute)
+
+    measure = jax.jit(jax.value_and_grad(loss))
+    want, gradients = measure(tree)
+    got, of_loop = measure(stacked(tree))
+    np.testing.assert_allclose(got, want, rtol=1e-14)
+    flat = zip(jax.tree.leaves(unstacked(of_loop)), jax.tree.leaves(gradients), strict=True)
+    for ours, theirs in flat:
+        np.testing.assert_allclose(ours, theirs, atol=1e-14)  # 2e-16 measured
+
+
+def test_blocks_in_another_order_are_noticed(x64):
+    tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
+    blocks = tree["trf_blocks"]
+    swapped = {**tree, "trf_blocks": {**blocks, "1": blocks["2"], "2": blocks["1"]}}
+    want, got = (run(stacked(each)) for each in (tree, swapped))
+    assert np.abs(want - got).max() > 1e-3
+
+
+def test_every_block_of_the_loop_drops_its_own():
+    tree = stacked(params())
+    key, other = jax.random.split(jax.random.key(3))
+    first, again, third = (run(tree, jax.random.clone(k)) for k in (key, key, other))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - third).max() > 0.1
+    # Blocks of zeros but for a last bias of 1 add 2 where they do not drop it. Three masks of their
+    # own give every sum; one mask for all would give 0 and 6 only.
+    blank = jax.tree.map(jnp.zeros_like, tree)
+    blank["trf_blocks"]["ff"]["layers"]["2"]["bias"] += 1
+    assert set(np.unique(run(blank, jax.random.clone(key)))) == {0.0, 2.0, 4.0, 6.0}
+
+
+def step(blocks, scan):
+    """A step of a model with so many blocks, to be traced and lowered."""
+    cfg = replace(CFG, n_layers=blocks)
+    state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
+    ids = jax.ShapeDtypeStruct((1, 3, 11), jnp.int32)
+    program = jax.jit(partial(take_step), **JIT)  # of its own, so that nothing is traced already
+    return partial(
+        program.lower, GPTModel(cfg), CONFIG, stacked(state) if scan else state, ids, ids
+    )
+
+
+def test_the_program_of_a_step_does_not_grow():
+    small, large = (len(step(blocks, scan=True)().as_text()) for blocks in (12, 48))
+    assert large < 1.01 * small
+    small, large = (len(step(blocks, scan=False)().as_text()) for blocks in (3, 12))
+    assert large > 2.5 * small
+
+
+def test_a_step_compiles_no_longer_with_48_blocks_than_with_12():
+    def seconds(blocks):
+        lower = step(blocks, scan=True)
+        begin = time.process_time()  # which other programs disturb least
+        lower().compile()
+        return time.process_time() - begin
+
+    shallow, deep = zip(*((seconds(12), seconds(48)) for _ in range(2)), strict=True)
+    assert min(deep) < 1.3 * min(shallow)  # 1.0 measured
