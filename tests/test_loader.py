@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import FrozenInstanceError, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,29 @@ def test_a_pass_is_a_function_of_seed_and_number() -> None:
     assert lists(loader.epoch(1)) != first
     assert lists(replace(loader, seed=4).epoch(0)) != first
     assert lists(replace(loader, seed=0).epoch(3)) != lists(loader.epoch(0))
+
+
+def test_a_part_of_every_batch_is_read_and_no_more() -> None:
+    """The rows of two processes, together, are the batches; over the end of a pass too."""
+    read: list[int] = []
+
+    class Watched(GPTDatasetV1):
+        def windows(self, indices: Any) -> Any:
+            read.extend(np.asarray(indices).tolist())
+            return super().windows(indices)
+
+    ds = dataset()
+    watched = Watched.from_ids(ds.token_ids, LENGTH, STRIDE)
+    loader, whole = DataLoader(watched, 5, seed=3), DataLoader(ds, 5, seed=3)
+    start, count = len(whole) - 2, 4
+    batches = list(islice(whole.steps(start), count))
+    for rows in ([0, 2], [1, 3, 4]):
+        read.clear()
+        parts = list(islice(loader.steps(start, rows), count))
+        for part, batch in zip(parts, batches, strict=True):
+            np.testing.assert_array_equal(part[0], batch[0][rows])
+            np.testing.assert_array_equal(part[1], batch[1][rows])
+        assert len(read) == count * len(rows)
 
 
 def test_the_order_is_that_of_numpys_generator() -> None:

@@ -82,6 +82,39 @@ def test_two_processes_then_four_on_another_mesh(tmp_path):
     assert json.loads((four / "model" / "config.json").read_text())["emb_dim"] == 8
 
 
+PARTS = """
+import json, sys
+from obscura_jax import GPTConfig, GPT_CONFIG_124M
+from obscura_jax.scale.mesh import make_mesh, parse_mesh
+from obscura_jax.scale.processes import joined
+from obscura_jax.scale.training import OnMesh
+
+with joined(sys.argv[1], 2, int(sys.argv[2]), 60):
+    cfg = GPTConfig(**GPT_CONFIG_124M)
+    meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
+    print(json.dumps([OnMesh(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
+"""
+
+
+def test_each_process_reads_its_own_part():
+    """Of two processes with two devices each, where a batch of 8 is read in two parts."""
+    address = f"localhost:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PARTS, address, str(number)],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said, codes = ended(processes)
+    assert codes == [0, 0]
+    first, second = map(json.loads, said)
+    assert first == [[0, 1, 4, 5], [0, 1, 4, 5], list(range(8))]
+    assert second == [[2, 3, 6, 7], [2, 3, 6, 7], list(range(8))]  # model=4 splits no rows
+
+
 def test_a_killed_process_stops_the_others(tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
