@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -115,7 +116,8 @@ def test_each_process_reads_its_own_part():
     assert second == [[2, 3, 6, 7], [2, 3, 6, 7], list(range(8))]  # model=4 splits no rows
 
 
-def test_a_killed_process_stops_the_others(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_stops_the_others(victim, tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
     processes = start(3, 1, "--text", text, "--out", out, *HOW, "--batch-size", 6, "--steps", 10**6)
@@ -124,13 +126,13 @@ def test_a_killed_process_stops_the_others(tmp_path):
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.05)
     killed = time.monotonic()
-    processes[1].kill()
+    processes[victim].kill()
     said, codes = ended(processes, 60)
     assert time.monotonic() - killed < 60
-    assert (codes[0], codes[2]) == (2, 2)
-    for number in (0, 2):
-        message = f"process 1 of 3 has ended, and so does process {number}: start all again"
+    for number in {0, 1, 2} - {victim}:
+        message = f"process {victim} of 3 has ended, and so does process {number}: start all again"
         assert message in said[number].splitlines()[-1]
+        assert codes[number] == 2
     main(["train", "--out", str(out), "--resume", "--max-seconds", "0.001"])
     assert losses(out)  # one device went on from the newest checkpoint
     steps = [row["step"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
@@ -161,6 +163,33 @@ def test_who_does_not_come(words, message, tmp_path, capsys):
     if "answers" in message or "has not" in message:
         assert f"{address} within 1 s" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
+    """Another program at the address; another program that comes to it, and says nothing."""
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+
+        def greet():
+            with server.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+                connection.recv(100)
+
+        threading.Thread(target=greet).start()
+        with pytest.raises(ValueError, match="is no coordinator"), joined(address, 2, 1, 5):
+            pass
+    address = f"localhost:{free_port()}"
+
+    def disturb():
+        time.sleep(0.5)
+        with socket.create_connection(("localhost", int(address.rpartition(":")[2]))):
+            time.sleep(9)
+
+    threading.Thread(target=disturb, daemon=True).start()
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="process 1 of 2 has not come"), joined(address, 2, 0, 4):
+        pass
+    assert time.monotonic() - begin < 8
 
 
 def test_processes_that_count_differently(tmp_path):

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
         over = mesh.make_mesh(mesh.parse_mesh(args.mesh))
         mesh.check_model(model.cfg, over)
-        mesh.check_batch(len(prompts), over, "a batch")
+        mesh.check_batch(len(prompts), over)
         params, settings["programs"] = mesh.place(over, params), generation.programs(over)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     show = _stream if terminal and not args.json else _batch

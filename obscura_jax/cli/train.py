@@ -185,10 +185,8 @@ def _placement(args: argparse.Namespace, run: Any) -> Any:
     mesh = _mesh(args)
     if mesh is None:
         return Placement(scan=args.scan)
-    from obscura_jax.scale.mesh import check_batch
     from obscura_jax.scale.training import OnMesh
 
-    check_batch(run.loader.batch_size // run.accumulate, mesh, "a batch, or its part,")
     writes = jax.process_index() == 0
     return OnMesh(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg)
 
@@ -271,10 +269,12 @@ def _prepare(folder: Path, settings: dict[str, Any], mesh: Any) -> tuple[Any, An
         chunk=settings["chunk"],
         recompute=settings["recompute"],
     )
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-    rows = min(size, len(held_out)) // ways * ways
-    if not rows:
-        raise ValueError(f"the held-out text has {len(held_out)} windows for a mesh of {ways} rows")
+    rows = min(size, len(held_out))
+    if mesh is not None:
+        from obscura_jax.scale.mesh import check_batch, whole_rows
+
+        check_batch(loader.batch_size // run.accumulate, mesh, "a batch, or its part,")
+        rows = whole_rows(rows, mesh, "the held-out text")
     return run, DataLoader(held_out, rows, shuffle=False)
 
 

@@ -32,7 +32,7 @@ def programs(mesh: Mesh) -> Programs:
         def run(model: Any, params: Any, *args: Any) -> State:
             (request,) = (part for part in args if isinstance(part, Request))
             check_model(model.cfg, mesh)
-            check_batch(request.lengths.shape[0], mesh, "a batch")
+            check_batch(request.lengths.shape[0], mesh)
             with traced_over(mesh):
                 params = as_the_model_has_them(mesh, model.cfg, params)
                 return split(mesh, program(model, params, *split(mesh, args)))

@@ -107,14 +107,27 @@ def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
             )
 
 
-def check_batch(rows: int, mesh: Mesh, what: str = "the batch") -> None:
+def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
     """Raise ValueError unless `data` times `fsdp` divides so many rows."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = _ways(mesh)
     if rows % ways:
         raise ValueError(
             f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']} does not divide {what} of "
             f"{rows}: a multiple of {ways} would fit"
         )
+
+
+def whole_rows(rows: int, mesh: Mesh, what: str) -> int:
+    """The most of so many rows that `check_batch` accepts; ValueError where that is none."""
+    ways = _ways(mesh)
+    if rows < ways:
+        raise ValueError(f"{what} has {rows} rows, too few for the {ways} parts of the mesh")
+    return rows - rows % ways
+
+
+def _ways(mesh: Mesh) -> int:
+    """In how many parts rows are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:

@@ -5,6 +5,7 @@ came. So they meet at a socket of our own first, which stays open: its end tells
 """
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -12,7 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_GRACE = 2.0  # seconds for a process to say itself what made it end
+from obscura_jax.scale.relay import relayed
+
+_GRACE = 2.0  # seconds for a process to say who it is, or what made it end
 _HEARTBEAT = 40  # seconds without which JAX holds a process for dead: for what no socket notices
 
 
@@ -46,6 +49,7 @@ def joined(coordinator: str, processes: int, process: int, timeout: float = 60) 
     else:
         peer, jax_port = _introduced(host, port, processes, process, deadline, timeout)
         peers = {0: peer}
+        host, jax_port = "127.0.0.1", relayed(host, jax_port)
     import jax
 
     watch = _Watch(peers, process, processes)
@@ -92,7 +96,7 @@ class _Peer:
     def hear(self) -> str:
         """The next line; "" where there is none any more, or none in time."""
         try:
-            return self._lines.readline().rstrip("\n")
+            return self._lines.readline(1000).rstrip("\n")
         except (OSError, ValueError):
             return ""
 
@@ -125,7 +129,7 @@ class _Watch:
         if not self.over:
             print(
                 f"obscura train: process {dead} of {self._processes} has ended, and so does "
-                f"process {self._process}: start all again with --resume",
+                f"process {self._process}: start all again, with --resume if training had begun",
                 file=sys.stderr,
                 flush=True,
             )
@@ -154,12 +158,12 @@ def _gathered(
                     f"{host}:{port} within {timeout:g} s"
                 )
                 break
-            peer = _Peer(connection, deadline)
-            words = peer.hear().split()
-            if len(words) != 3 or words[0] != "obscura":
+            peer = _Peer(connection, min(deadline, time.monotonic() + _GRACE))
+            introduced = re.fullmatch(r"obscura (\d+) (\d+)", peer.hear())
+            if not introduced:
                 peer.close()  # somebody else's
                 continue
-            number, count = int(words[1]), int(words[2])
+            number, count = map(int, introduced.groups())
             if count != processes:
                 problem = (
                     f"process {number} was started as one of {count}, process 0 of {processes}"
@@ -169,7 +173,7 @@ def _gathered(
             peers[-1 if problem else number] = peer
     for peer in peers.values():
         if problem:
-            peer.say(problem)
+            peer.say(f"no {problem}")
             peer.close()
     if problem:
         raise ValueError(problem)
@@ -195,10 +199,13 @@ def _introduced(
             time.sleep(0.1)
     peer = _Peer(connection, deadline + 5)
     peer.say(f"obscura {process} {processes}")
-    heard = peer.hear()
-    if not heard.startswith("go "):
-        raise ValueError(heard or f"the coordinator at {host}:{port} has ended, or is another's")
-    return peer, int(heard.removeprefix("go "))
+    answer, _, rest = peer.hear().partition(" ")
+    if answer == "go" and rest.isdecimal():
+        return peer, int(rest)
+    peer.close()
+    if answer == "no":
+        raise ValueError(rest)
+    raise ValueError(f"who answers at {host}:{port} is no coordinator, or has ended")
 
 
 def _address(coordinator: str) -> tuple[str, int]:

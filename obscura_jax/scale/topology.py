@@ -61,7 +61,7 @@ def topology(name: str) -> Topology:
     try:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0]
+        first = (str(error).splitlines() or [""])[0].removeprefix("INVALID_ARGUMENT: ")
         raise ValueError(f"no topology {name!r}: {first}") from error
     return Topology(name, CHIPS[kind], tuple(devices))
 
@@ -97,7 +97,7 @@ def describe(
     """
     mesh = make_mesh(sizes, where.devices)
     check_model(cfg, mesh)
-    check_batch(batch, mesh, "a batch")
+    check_batch(batch, mesh)
     _check_kept(where, cfg, program, mesh, batch)
     traced = _TRACED[program](mesh, cfg, batch)
     compiled = _compiled(traced)
