@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,15 +117,33 @@ def test_each_process_reads_its_own_part():
     assert second == [[2, 3, 6, 7], [2, 3, 6, 7], list(range(8))]  # model=4 splits no rows
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_stops_the_others(victim, tmp_path):
-    text, out = tmp_path / "text.txt", tmp_path / "run"
+def start_three(out):
+    """Three processes of a training without end, which has made a checkpoint."""
+    text = out.with_name("text.txt")
     text.write_text(sample_text(), encoding="utf-8")
     processes = start(3, 1, "--text", text, "--out", out, *HOW, "--batch-size", 6, "--steps", 10**6)
     until = time.monotonic() + 100
     while time.monotonic() < until and not (out / "checkpoints" / "6").exists():
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.05)
+    return processes
+
+
+def test_a_signal_to_one_saves_and_stops_all(tmp_path):
+    processes = start_three(tmp_path / "run")
+    processes[1].terminate()
+    said, codes = ended(processes, 60)
+    assert codes == [128 + signal.SIGTERM] * 3, said
+    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"saved after step {step}" in said[0]
+    rows = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert max(rows) == step - 1  # nothing is lost
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_stops_the_others(victim, tmp_path):
+    out = tmp_path / "run"
+    processes = start_three(out)
     killed = time.monotonic()
     processes[victim].kill()
     said, codes = ended(processes, 60)

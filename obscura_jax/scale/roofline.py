@@ -13,7 +13,7 @@ class Chip:
         flops: of bfloat16 matrix products, a second.
         bandwidth: of its memory, bytes a second.
         memory: bytes that programs may have.
-        network: bytes a second to its neighbours, all links together.
+        network: bytes a second that it sends to its neighbours, all links together.
     """
 
     flops: float
