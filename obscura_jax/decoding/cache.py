@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from obscura_jax.nn.attention import (
@@ -19,7 +20,7 @@ from obscura_jax.nn.attention import (
     scaled_dot_product_attention,
 )
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import on_one_cpu
+from obscura_jax.nn.target import on_one_cpu, target
 
 
 class KVCache(NamedTuple):
@@ -156,6 +157,18 @@ def _attend_one(
     return context.astype(queries.dtype).reshape(b, h, 1, k)
 
 
+def _compact(cache: Float[Array, "b h t k"]) -> Float[Array, "b h t k"]:
+    """The same, on TPUs laid out with slots innermost, as arguments and results of programs are.
+
+    Within a loop XLA would have K innermost, filled up from 64 to 128, and copy all caches before
+    it. Compiled for v5e, the 124M model's step with 64 rows then has a peak of 8.5 GiB against 2.7,
+    and 53 million cycles, as XLA estimates them, against 18.
+    """
+    if target().platform == "tpu" and target().layouts and cache.shape[-1] % 128:
+        cache = with_layout_constraint(cache, Layout((0, 1, 3, 2)))
+    return cache
+
+
 class _Writer:
     """The caches of all blocks while one run through the model replaces them in turn."""
 
@@ -168,7 +181,7 @@ class _Writer:
             heads = store[layer].shape[:-2]
             new = new.reshape(*heads, *new.shape[-2:]).astype(store[layer].dtype)
             at = (*(0 for _ in heads), self._slot, 0)
-            store[layer] = lax.dynamic_update_slice(store[layer], new, at)
+            store[layer] = _compact(lax.dynamic_update_slice(store[layer], new, at))
         return self._keys[layer], self._values[layer]
 
     @property

@@ -21,7 +21,7 @@ from obscura_jax.decoding.engine import State
 from obscura_jax.interop.dialects import named_tensors
 from obscura_jax.interop.tensor_files import destination, put, write_safetensors
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import on_one_cpu, traced_for
+from obscura_jax.nn.target import Target, on_one_cpu, traced_for
 from obscura_jax.scale.artifact import (
     FORMAT,
     MANIFEST,
@@ -70,7 +70,7 @@ def export_model(
     contents: dict[str, bytes] = {}
     cache_dtypes = {}
     for platform in platforms:
-        with traced_for(platform):
+        with traced_for(Target(platform, layouts=False)):
             cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.nn.intermediates import tapped
-from obscura_jax.nn.target import traced_for
+from obscura_jax.nn.target import Target, traced_for
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")
@@ -203,8 +203,14 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
         spec = P(BATCH, *[None] * (value.ndim - 2), ACTIVATIONS[name])
         return lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
 
-    with traced_for("mesh"), tapped(constrain):
+    with traced_for(target_of(mesh)), tapped(constrain):
         yield
+
+
+def target_of(mesh: Mesh) -> Target:
+    """What programs over a mesh are traced for."""
+    platform = mesh.devices.flat[0].platform
+    return Target(platform, many=True, layouts=mesh.shape["model"] == 1)
 
 
 def bytes_per_device(mesh: Mesh, tree: Any) -> int:

@@ -20,7 +20,15 @@ from obscura_jax.nn.target import traced_for
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.generation import programs
 from obscura_jax.scale.libtpu import leave_alone
-from obscura_jax.scale.mesh import BATCH, check_batch, check_model, make_mesh, padded, shardings
+from obscura_jax.scale.mesh import (
+    BATCH,
+    check_batch,
+    check_model,
+    make_mesh,
+    padded,
+    shardings,
+    target_of,
+)
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
 from obscura_jax.scale.training import OnMesh
 from obscura_jax.training.optimizer import OptimizerConfig
@@ -243,7 +251,7 @@ def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
     model, slots = GPTModel(cfg), cfg.context_length
 
     def begin() -> Any:
-        with traced_for("mesh"):
+        with traced_for(target_of(mesh)):
             return nothing_drawn(batch, slots, empty_cache(model, batch, slots, jnp.bfloat16))
 
     state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), jax.eval_shape(begin))
