@@ -12,7 +12,7 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, save_model
 from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.tensor_files import read_safetensors, write_safetensors
+from obscura_jax.interop.tensor_files import write_safetensors
 from obscura_jax.scale.artifact import load_artifact
 from obscura_jax.scale.export import PLATFORMS, export_model
 from obscura_jax.training.initial import gpt2_parameters
@@ -91,14 +91,28 @@ def test_the_same_tokens(model, folder):
         generate(model[0], weights, PROMPTS, 40, sliding=True, programs=programs)
 
 
-def test_other_weights_give_other_tokens(model, copy):
-    tensors = read_safetensors(copy / "model.safetensors")
-    changed = {name: -x if "ff.layers.2" in name else x for name, x in tensors.items()}
-    write_safetensors(copy / "new", changed)
-    (copy / "new").replace(copy / "model.safetensors")
+def test_other_weights_give_other_tokens_and_are_refused(model, copy, fails):
     _, weights, programs = load_artifact(copy)
-    got = generate(model[0], weights, PROMPTS, 12, programs=programs)
+    changed = {name: -x if "ff.layers.2" in name else x for name, x in weights.items()}
+    got = generate(model[0], changed, PROMPTS, 12, programs=programs)
     assert got.tokens != generate(*model, PROMPTS, 12).tokens
+    write_safetensors(copy / "new", {name: np.asarray(x) for name, x in changed.items()})
+    (copy / "new").replace(copy / "model.safetensors")
+    assert "is not the file that manifest.json tells of" in fails("generate", "--model", copy, "a")
+
+
+def test_what_a_killed_export_left_is_not_taken_for_the_weights(model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".model.safetensors.1").write_bytes(b"cut short")
+    (out / "decode.tpu.jaxexport").write_bytes(b"of an earlier one")
+    files = export_model(out, CFG, model[1], platforms=["cpu"])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
+        name: size for name, size in files.items() if name != "manifest.json"
+    }
+    assert not (out / "decode.tpu.jaxexport").exists()
+    load_artifact(out)
 
 
 def test_what_is_in_the_folder(folder):
@@ -157,6 +171,9 @@ def test_the_commands(model, tmp_path, capsys, fails):
     out = tmp_path / "out"
     assert "platforms are of cpu" in fails("export", "tiny", out, "--platforms", "metal")
     assert "is a file" in fails("export", tmp_path / "model", tmp_path / "out" / "manifest.json")
+    assert "holds a model" in fails("export", "tiny", tmp_path / "model")
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        export_model(tmp_path / "new", CFG, model[1], dtype="float16")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +184,8 @@ def test_the_commands(model, tmp_path, capsys, fails):
         ({"files": {}}, "is not whole: prefill.cpu.jaxexport is missing"),
         ({"config": {"emb_dim": 3}}, "manifest.json is damaged"),
         ({"files": None}, "manifest.json is damaged"),
+        ({"cache_dtypes": {"cpu": "floaty"}}, "manifest.json is damaged"),
+        ({"cache_dtypes": ["cpu"]}, "manifest.json is damaged"),
     ],
 )
 def test_manifests_that_are_refused(change, message, copy, fails):

@@ -91,7 +91,7 @@ from obscura_jax.scale.mesh import make_mesh, parse_mesh
 from obscura_jax.scale.processes import joined
 from obscura_jax.scale.training import OnMesh
 
-with joined(sys.argv[1], 2, int(sys.argv[2]), 60):
+with joined(sys.argv[1], 2, int(sys.argv[2])):
     cfg = GPTConfig(**GPT_CONFIG_124M)
     meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
     print(json.dumps([OnMesh(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
@@ -159,6 +159,38 @@ def test_a_killed_process_stops_the_others(victim, tmp_path):
     assert len(steps) > 6
 
 
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(sample_text(), encoding="utf-8")
+    words = ("--text", text, "--out", tmp_path / "run", *HOW, "--mesh", "data=3")
+    said, codes = ended(start(2, 1, *words), 60)
+    assert codes == [2, 2]
+    assert said[0].splitlines()[-1].endswith("data=3 has 3 places, and there are 2 devices (cpu)")
+    assert "process 0 of 2 has ended, and so does process 1" in said[1].splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_options(tmp_path):
+    command = [sys.executable, "-m", "obscura_jax", "train", "--out", str(tmp_path)]
+    command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--process-id", str(number), "--save-every", str(10 + number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said, codes = ended(processes, 60)
+    assert codes == [2, 2]
+    for line in said:
+        assert line == (
+            "obscura train: process 1 was started with --save-every 11, process 0 with "
+            "--save-every 10: all need the same\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -195,7 +227,7 @@ def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
                 connection.recv(100)
 
         threading.Thread(target=greet).start()
-        with pytest.raises(ValueError, match="is no coordinator"), joined(address, 2, 1, 5):
+        with pytest.raises(ValueError, match="is no coordinator"), joined(address, 2, 1, timeout=5):
             pass
     address = f"localhost:{free_port()}"
 
@@ -206,7 +238,10 @@ def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
 
     threading.Thread(target=disturb, daemon=True).start()
     begin = time.monotonic()
-    with pytest.raises(ValueError, match="process 1 of 2 has not come"), joined(address, 2, 0, 4):
+    with (
+        pytest.raises(ValueError, match="process 1 of 2 has not come"),
+        joined(address, 2, 0, timeout=4),
+    ):
         pass
     assert time.monotonic() - begin < 8
 
@@ -215,12 +250,12 @@ def test_processes_that_count_differently(tmp_path):
     address = f"localhost:{free_port()}"
     code = (
         "from obscura_jax.scale.processes import joined\n"
-        f"with joined('{address}', 3, 2, 20): pass\n"
+        f"with joined('{address}', 3, 2, timeout=20): pass\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
         with (
             pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 of 2"),
-            joined(address, 2, 0, 20),
+            joined(address, 2, 0, timeout=20),
         ):
             pass
         assert "ValueError: process 2 was started as one of 3" in other.communicate(timeout=30)[1]

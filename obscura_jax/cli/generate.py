@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
         mesh.check_batch(len(prompts), over)
         params, settings["programs"] = mesh.place(over, params), generation.programs(over)
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    show = _stream if terminal and not args.json else _batch
+    # A mesh may need more rows than the one of a stream.
+    show = _stream if terminal and not args.json and args.mesh is None else _batch
     show(args, model, params, prompts, settings)
 
 

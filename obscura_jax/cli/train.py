@@ -148,7 +148,16 @@ def run(args: argparse.Namespace) -> None:
 def _joined(args: argparse.Namespace) -> AbstractContextManager[None]:
     from obscura_jax.scale.processes import joined
 
-    return joined(args.coordinator, args.processes, args.process_id, args.join_timeout)
+    same = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
+    options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}
+    return joined(
+        args.coordinator,
+        args.processes,
+        args.process_id,
+        timeout=args.join_timeout,
+        options=options,
+        complain=_warn,
+    )
 
 
 def _follow(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ that turned over on the way is noticed: 0.05 s for the 124M model.
 """
 
 import contextlib
+import hashlib
 import json
 import mmap
 import os
@@ -135,6 +136,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             total = _sum_of(mapped, 8 + len(text))
         file.seek(8 + text.index(blank.encode()))
         file.write(total.encode())
+
+
+def header_digest(path: Path) -> str:
+    """The SHA-256 of a safetensors file's header: of every name, shape and type, and of the sum."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 
 def destination(path: str | Path) -> Path:

@@ -25,11 +25,11 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import KVCache
 from obscura_jax.decoding.engine import Programs, Request, State
 from obscura_jax.decoding.sampling import Settings
-from obscura_jax.interop.tensor_files import read, read_json, read_safetensors
+from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
 from obscura_jax.nn.model import GPTModel
 
 FORMAT = "obscura_jax artifact 1"
-MANIFEST, WEIGHTS = "manifest.json", "model.safetensors"
+MANIFEST, WEIGHTS, NAMES = "manifest.json", "model.safetensors", ("prefill", "decode")
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 
 
@@ -63,8 +63,9 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
     platform = _BACKENDS.get(backend, backend)
     try:
         cfg = GPTConfig(**manifest["config"])
-        cache_dtypes = manifest["cache_dtypes"]
+        cache_dtypes = {name: jnp.dtype(x) for name, x in manifest["cache_dtypes"].items()}
         sums = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        of_weights = manifest["files"].get(WEIGHTS, {}).get("header_sha256")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged: {error}") from error
     if platform not in cache_dtypes:
@@ -73,13 +74,14 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
             f"obscura export ... --platforms {platform}"
         )
     prefill, decode = (
-        _program(folder / file_name(name, platform), sums, manifest)
-        for name in ("prefill", "decode")
+        _program(folder / file_name(name, platform), sums, manifest) for name in NAMES
     )
     weights = read(read_safetensors, folder / WEIGHTS)
+    if header_digest(folder / WEIGHTS) != of_weights:
+        raise ValueError(f"{folder / WEIGHTS} is not the file that {MANIFEST} tells of")
     params = {name: jax.device_put(x, may_alias=True) for name, x in weights.items()}
-    blank = (cfg, jnp.dtype(cache_dtypes[platform]))
-    return GPTModel(cfg), params, Programs(_Prefill(prefill, *blank), _Decode(decode), _Slide())
+    prefills = _Prefill(prefill, cfg, cache_dtypes[platform])
+    return GPTModel(cfg), params, Programs(prefills, _Decode(decode), _Slide())
 
 
 def plain_request(request: Request) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 _OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
-_CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+_CALLED = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=(%[\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _DEVICES = re.compile(r"num_partitions=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(\S*(?:[^{]*\{'[^}]*\})?)")
@@ -115,7 +116,8 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
     for name, lines in bodies.items():
         for line in lines:
             count = _trips(line, bodies)
-            for callee in _CALLEE.findall(line):
+            called = " ".join(_CALLED.findall(line) + _BRANCHES.findall(line))
+            for callee in re.findall(r"%([\w.\-]+)", called):
                 calls.setdefault(callee, []).append((name, count))
 
     def of(name: str) -> int:

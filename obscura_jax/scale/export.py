@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from obscura_jax.decoding import engine
 from obscura_jax.decoding.cache import KVCache, empty_cache
 from obscura_jax.decoding.engine import State
 from obscura_jax.interop.dialects import named_tensors
-from obscura_jax.interop.tensor_files import destination, put, write_safetensors
+from obscura_jax.interop.tensor_files import destination, header_digest, put, write_safetensors
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import Target, on_one_cpu, traced_for
 from obscura_jax.scale.artifact import (
     FORMAT,
     MANIFEST,
+    NAMES,
     WEIGHTS,
     blank_state,
     file_name,
@@ -57,25 +59,45 @@ def export_model(
         The bytes of each file.
 
     Raises:
-        ValueError: for another platform, parameters that are not the model's, or a folder that
-            cannot be written.
+        ValueError: for another platform or type, parameters that are not the model's, a folder that
+            holds a model, or one that cannot be written.
     """
     path = destination(folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{folder} is a file; an artifact is a folder")
+    if (path / "config.json").exists():
+        raise ValueError(
+            f"{folder} holds a model, whose weights would be lost: name another folder"
+        )
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are of {', '.join(PLATFORMS)}, got {', '.join(platforms)!r}")
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
-    contents: dict[str, bytes] = {}
+    programs: dict[str, bytes] = {}
     cache_dtypes = {}
     for platform in platforms:
         with traced_for(Target(platform, layouts=False)):
             cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():
-                contents[file_name(name, platform)] = bytes(exported.serialize())
-    files = {path / name: partial(Path.write_bytes, data=data) for name, data in contents.items()}
+                programs[file_name(name, platform)] = bytes(exported.serialize())
+    sums = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in programs.items()
+    }
+
+    def write_weights(to: Path) -> None:
+        write_safetensors(to, tensors)
+        with to.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sums[WEIGHTS] = {
+            "bytes": to.stat().st_size,
+            "sha256": digest,
+            "header_sha256": header_digest(to),
+        }
+
     manifest = {
         "format": FORMAT,
         "obscura_jax": __version__,
@@ -84,24 +106,21 @@ def export_model(
         "dtype": str(jnp.dtype(dtype)),
         "cache_dtypes": cache_dtypes,
         "tokenizer": "gpt2",
-        "files": {},
+        "files": sums,
     }
 
-    def write_manifest(to: Path) -> None:
-        weights = next(to.parent.glob(f".{WEIGHTS}.*"))  # written just before, beside its place
-        sums = {name: (len(data), hashlib.sha256(data)) for name, data in contents.items()}
-        with weights.open("rb") as file:
-            sums[WEIGHTS] = (weights.stat().st_size, hashlib.file_digest(file, "sha256"))
-        manifest["files"] = {
-            name: {"bytes": size, "sha256": digest.hexdigest()}
-            for name, (size, digest) in sums.items()
-        }
+    def write_manifest(to: Path) -> None:  # after all others
         to.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
-    weights = {path / WEIGHTS: partial(write_safetensors, tensors=tensors)}
-    put(path, {**weights, **files, path / MANIFEST: write_manifest})
-    names = (WEIGHTS, *contents, MANIFEST)
-    return {name: (path / name).stat().st_size for name in names}
+    files: dict[str, Callable[[Path], object]] = {
+        WEIGHTS: write_weights,
+        **{name: partial(Path.write_bytes, data=data) for name, data in programs.items()},
+        MANIFEST: write_manifest,
+    }
+    put(path, {path / name: write for name, write in files.items()})
+    for name in {file_name(*of) for of in product(NAMES, PLATFORMS)} - files.keys():
+        (path / name).unlink(missing_ok=True)  # of an export that this one takes the place of
+    return {name: (path / name).stat().st_size for name in files}
 
 
 def _exported(
@@ -112,14 +131,12 @@ def _exported(
 
     def prefill(weights: Any, ids: Any, request: Any, state: Any) -> Any:
         params = unflatten_dict(weights, sep=".")
-        return _outside(
-            cfg, engine.read(model, params, ids, request_of(request), _inside(cfg, state))
-        )
+        return _outside(cfg, engine.read(model, params, ids, request_of(request), _inside(state)))
 
     def decode(weights: Any, state: Any, request: Any, until: Any) -> Any:
         params = unflatten_dict(weights, sep=".")
         return _outside(
-            cfg, engine.decode(model, params, _inside(cfg, state), request_of(request), until)
+            cfg, engine.decode(model, params, _inside(state), request_of(request), until)
         )
 
     weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}
@@ -159,7 +176,7 @@ def _symbolic(cfg: GPTConfig, cache_dtype: str, b: Any, s: Any, n: Any, k: Any) 
     return request, jax.tree.map(symbolic, blank)
 
 
-def _inside(cfg: GPTConfig, plain: dict[str, Any]) -> State:
+def _inside(plain: dict[str, Any]) -> State:
     """A state as the programs have it on this platform."""
     state = state_of(plain)
     if not on_one_cpu():
