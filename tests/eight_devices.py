@@ -141,25 +141,28 @@ def test_data_parallel_sums_gradients_and_no_more(scan):
     assert gradients <= size(found, "all-reduce") <= gradients + 64  # and the loss
 
 
-def test_fully_sharded_gathers_each_parameter_before_its_use():
-    found = step_program("fsdp=8")
-    gathered = sorted(shape for _, shape in arrays(found, "all-gather"))
-    assert gathered == sorted(shape for shape in parameters() if len(shape) == 2)
+@pytest.mark.parametrize("scan", [False, True])
+def test_fully_sharded_gathers_each_parameter_before_its_use(scan):
+    found = step_program("fsdp=8", scan)
+    gathered = sorted(shape[-2:] for _, shape in arrays(found, "all-gather"))
+    matrices = [shape for shape in parameters() if len(shape) == 2]
+    of_blocks = [shape for shape in matrices if shape[0] not in (V, C)]
+    assert gathered == sorted(matrices + of_blocks * scan)  # the loop gathers for its gradient too
     gradients = 4 * sum(map(math.prod, parameters()))
     summed = size(found, "all-reduce")
     assert gradients <= summed <= gradients + 512  # and the loss, the norm of shared gradients
     assert {c.kind for c in found} == {"all-gather", "all-reduce"}
 
 
-@pytest.mark.parametrize("layout", ["data=2,model=4", "model=4,data=2"])
-def test_tensor_parallel_sends_activations_only(layout):
-    found = step_program(layout)
+def test_tensor_parallel_sends_activations_only():
+    found = step_program("data=2,model=4")
     assert {c.kind for c in found} == {"all-reduce"}  # nothing is gathered
     rows = 8 // 2 * C
     summed = [shape for _, shape in arrays(found, "all-reduce")]
-    # Two sums a block forwards and two backwards, one of the embedding, two of the head.
+    # Forwards two sums a block and one of the embedding; backwards, for what enters queries, keys,
+    # values, feed-forward layers and head, one each.
     activations = [shape for shape in summed if math.prod(shape) == rows * D]
-    assert len(activations) >= 4 * N
+    assert len(activations) == (2 + 4) * N + 2
     logits = [shape for shape in summed if math.prod(shape) >= rows * V // 4]
     assert not logits
 
@@ -252,10 +255,13 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
     state = over.prefill(model, placed, call.prompts, call.request, 16, 16)
     assert state.cache.keys[0].shape == (8, H, 16, D // H)
     assert state.cache.keys[0].addressable_shards[0].data.shape == (4, 1, 16, D // H)
-    lowered = over.decode.lower(model, placed, state, call.request, jnp.asarray(8))
-    found = collectives(lowered.compile().as_text())
-    assert {c.kind for c in found} == {"all-reduce"}
-    assert max(math.prod(shape) for c in found for _, shape in c.arrays) == 8 // 2 * D
+    decode = over.decode.lower(model, placed, state, call.request, jnp.asarray(8))
+    prefill = over.prefill.lower(model, placed, call.prompts, call.request, 16, 16)
+    for lowered, positions in ((decode, 1), (prefill, call.prompts.shape[1])):
+        found = collectives(lowered.compile().as_text())
+        assert {c.kind for c in found} == {"all-reduce"}
+        largest = max(math.prod(shape) for c in found for _, shape in c.arrays)
+        assert largest == 8 // 2 * positions * D
 
 
 # Bad input, and the command line.

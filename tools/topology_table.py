@@ -4,25 +4,24 @@ import json
 import sys
 
 from obscura_jax.config import PRESETS
-from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
+from obscura_jax.scale.mesh import row_parts, show
+from obscura_jax.scale.topology import Program, default_mesh, describe, largest_batch, topology
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 GIB = 2**30
 
 
-def row(model: str, slice_: str, program: str) -> str:
+def row(model: str, slice_: str, program: Program) -> str:
     """At the largest batch that fits."""
     where, cfg = topology(slice_), PRESETS[model]
-    sizes = default_mesh(program, cfg, len(where.devices))  # type: ignore[arg-type]
-    ways = sizes["data"] * sizes["fsdp"]
-    first = describe(where, cfg, program, sizes, ways)  # type: ignore[arg-type]
-    found = largest_batch(where, cfg, program, sizes, first)  # type: ignore[arg-type]
+    sizes = default_mesh(program, cfg, len(where.devices))
+    first = describe(where, cfg, program, sizes, row_parts(sizes))
+    found = largest_batch(where, cfg, program, sizes, first)
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
-    mesh = ",".join(f"{axis}={size}" for axis, size in found["mesh"].items())
     memory, best = found["memory"], found["roofline"]
     return (
-        f"| {model} | {slice_} | {program} | {mesh} | {found['batch']} | "
+        f"| {model} | {slice_} | {program} | {show(sizes)} | {found['batch']} | "
         f"{memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
         f"{found['flops'] / 1e12:.3g} | {found['sent'] / GIB:.2g} | "
         f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"

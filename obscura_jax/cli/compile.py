@@ -23,21 +23,19 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compile, and print what the program takes."""
-    from obscura_jax.scale.mesh import parse_mesh
+    from obscura_jax.scale.mesh import parse_mesh, row_parts, show
     from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
 
     where, cfg = topology(args.topology), PRESETS[args.preset]
     chips = len(where.devices)
     sizes = parse_mesh(args.mesh) if args.mesh else default_mesh(args.program, cfg, chips)
-    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    found = describe(where, cfg, args.program, sizes, args.batch_size or ways)
+    found = describe(where, cfg, args.program, sizes, args.batch_size or row_parts(sizes))
     largest = largest_batch(where, cfg, args.program, sizes, found)
     found |= {"preset": args.preset, "largest_batch": largest["batch"]}
     if args.json:
         print(json.dumps(found))
         return
-    mesh = ",".join(f"{axis}={n}" for axis, n in found["mesh"].items())
-    print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {mesh or 'one chip'}")
+    print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {show(sizes)}")
     print(f"{found['batch']} rows of {found['positions']} positions; of each chip:")
     memory = found["memory"]
     for name in ("arguments", "temporaries", "program", "peak", "chip"):

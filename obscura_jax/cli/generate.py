@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.decoding.plan import computed_in
     from obscura_jax.interop.files import load_model
     from obscura_jax.scale.artifact import is_artifact, load_artifact
+    from obscura_jax.training.placement import host_device
 
     settings: dict[str, Any] = {
         "temperature": args.temperature,
@@ -58,8 +60,10 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
         model, params, settings["programs"] = load_artifact(args.model)
     else:
-        model, params = load_model(args.model, n_heads=args.n_heads)
-        params = computed_in(args.dtype, params)
+        # Over a mesh it may be too large for one of the devices.
+        with nullcontext() if args.mesh is None else jax.default_device(host_device()):
+            model, params = load_model(args.model, n_heads=args.n_heads)
+            params = computed_in(args.dtype, params)
     if args.mesh is not None:
         from obscura_jax.scale import generation, mesh
 

@@ -134,8 +134,9 @@ def run(args: argparse.Namespace) -> None:
         with owned(args.out) as folder:
             settings = settle(folder, given, _DEFAULTS, args.resume)
             try:
-                run, validation = _prepare(folder, settings, _mesh(args))
-                placement = _placement(args, run)
+                mesh = _mesh(args)
+                run, validation = _prepare(folder, settings, mesh)
+                placement = _placement(args, run, mesh)
             except (ValueError, FileNotFoundError):
                 if not args.resume:
                     forget(folder)
@@ -165,8 +166,9 @@ def _follow(args: argparse.Namespace) -> None:
     _meet("prepared")
     folder = Path(args.out)
     settings = settle(folder, {}, _DEFAULTS, resume=True)
-    run, validation = _prepare(folder, settings, _mesh(args))
-    _train(args, folder, settings, run, validation, _placement(args, run))
+    mesh = _mesh(args)
+    run, validation = _prepare(folder, settings, mesh)
+    _train(args, folder, settings, run, validation, _placement(args, run, mesh))
 
 
 def _meet(where: str) -> None:
@@ -176,7 +178,7 @@ def _meet(where: str) -> None:
 
 
 def _mesh(args: argparse.Namespace) -> Any:
-    """What --mesh names, over all devices of all processes; None where there is one device."""
+    """What --mesh names, over all devices of all processes; None without it, in one process."""
     if args.mesh is None and args.coordinator is None:
         return None
     import jax
@@ -186,18 +188,14 @@ def _mesh(args: argparse.Namespace) -> Any:
     return make_mesh(parse_mesh(args.mesh) if args.mesh else {"data": jax.device_count()})
 
 
-def _placement(args: argparse.Namespace, run: Any) -> Any:
-    import jax
-
+def _placement(args: argparse.Namespace, run: Any, mesh: Any) -> Any:
     from obscura_jax.training.placement import Placement
 
-    mesh = _mesh(args)
     if mesh is None:
         return Placement(scan=args.scan)
     from obscura_jax.scale.training import OnMesh
 
-    writes = jax.process_index() == 0
-    return OnMesh(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg)
+    return OnMesh(scan=args.scan, writes=not args.process_id, mesh=mesh, cfg=run.model.cfg)
 
 
 def _train(
@@ -215,6 +213,7 @@ def _train(
     from obscura_jax.training.run import METRICS, fit, read_metrics
 
     cfg, key = run.model.cfg, jax.random.key(settings["seed"])
+    many = args.mesh is not None or args.coordinator is not None
     try:
         quiet = nullcontext(lambda row: None)
         with stopping() as stop, Display(run.steps) if placement.writes else quiet as show:
@@ -228,7 +227,7 @@ def _train(
                 keep=args.keep,
                 max_seconds=args.max_seconds,
                 stop=stop,
-                sample=_sampler(run.model, key) if _mesh(args) is None else None,
+                sample=None if many else _sampler(run.model, key),
                 show=show,
                 placement=placement,
             )

@@ -88,8 +88,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def show(sizes: Mapping[str, int]) -> str:
-    """As `parse_mesh` reads it."""
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    """As `parse_mesh` reads it; of axes that split nothing only one, if there is no other."""
+    return ",".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "data=1"
 
 
 def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
@@ -109,7 +109,7 @@ def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
 
 def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
     """Raise ValueError unless `data` times `fsdp` divides so many rows."""
-    ways = _ways(mesh)
+    ways = row_parts(mesh.shape)
     if rows % ways:
         raise ValueError(
             f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']} does not divide {what} of "
@@ -119,15 +119,15 @@ def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
 
 def whole_rows(rows: int, mesh: Mesh, what: str) -> int:
     """The most of so many rows that `check_batch` accepts; ValueError where that is none."""
-    ways = _ways(mesh)
+    ways = row_parts(mesh.shape)
     if rows < ways:
         raise ValueError(f"{what} has {rows} rows, too few for the {ways} parts of the mesh")
     return rows - rows % ways
 
 
-def _ways(mesh: Mesh) -> int:
+def row_parts(sizes: Mapping[str, int]) -> int:
     """In how many parts rows are split."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    return math.prod(sizes.get(axis, 1) for axis in BATCH)
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
@@ -168,6 +168,16 @@ def padded(mesh: Mesh, tree: Any) -> Any:
         return np.pad(leaf, ((0, rows), (0, 0)))
 
     return jax.tree_util.tree_map_with_path(pad, tree)
+
+
+def abstract(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
+    """Shapes as `place` would give of a tree of shapes, in another type if one is named."""
+    tree = padded(mesh, tree)
+
+    def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of, tree, shardings(mesh, tree))
 
 
 def trimmed(cfg: GPTConfig, tree: Any) -> Any:

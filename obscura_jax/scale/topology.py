@@ -22,11 +22,11 @@ from obscura_jax.scale.generation import programs
 from obscura_jax.scale.libtpu import leave_alone
 from obscura_jax.scale.mesh import (
     BATCH,
+    abstract,
     check_batch,
     check_model,
     make_mesh,
-    padded,
-    shardings,
+    row_parts,
     target_of,
 )
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
@@ -160,7 +160,7 @@ def largest_batch(
         sizes: of the mesh.
         first: what `describe` gave for a batch that fits.
     """
-    ways = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    ways = row_parts(sizes)
 
     def whole(rows: float) -> int:
         return max(int(rows) // ways, 1) * ways
@@ -182,7 +182,7 @@ def largest_batch(
 
 def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int) -> None:
     """Refuse what arithmetic refuses; to XLA a far too large batch is many minutes of work."""
-    rows = batch // (mesh.shape["data"] * mesh.shape["fsdp"])
+    rows = batch // row_parts(mesh.shape)
     kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # what enters each block
     if program != "train":  # keys and values, split over heads
         kept = 2 * kept // mesh.shape["model"]
@@ -199,7 +199,7 @@ def _compiled(traced: Any) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(" ".join(str(error).split())) from error
+        raise DoesNotFitError(str(error).splitlines()[0]) from error
 
 
 def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -212,12 +212,7 @@ def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
     """Shapes of the parameters over the mesh."""
     model = GPTModel(cfg)
     whole = jax.eval_shape(lambda: model.init(jax.random.key(0), [[0]])["params"])
-    tree = padded(mesh, whole)
-
-    def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-    return jax.tree.map(of, tree, shardings(mesh, tree))
+    return abstract(mesh, whole, dtype)
 
 
 def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:

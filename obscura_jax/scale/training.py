@@ -17,10 +17,10 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.nn.depth import stacked, unstacked
 from obscura_jax.scale.mesh import (
     BATCH,
+    abstract,
     as_the_model_has_them,
     check_batch,
     check_model,
-    padded,
     place,
     shardings,
     traced_over,
@@ -59,12 +59,7 @@ class OnMesh(Placement):
 
     def shapes(self, state: TrainState) -> TrainState:
         """What `put` would give of a state of shapes, to be compiled for."""
-        state = padded(self.mesh, stacked(state) if self.scan else state)
-
-        def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree.map(of, state, shardings(self.mesh, state))
+        return abstract(self.mesh, stacked(state) if self.scan else state)
 
     def take(self, state: TrainState) -> TrainState:
         whole = jax.tree.map(_whole, state)
@@ -95,8 +90,8 @@ class OnMesh(Placement):
     def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepReport]:
         return self.jitted_step(*args, **how)
 
-    def loss(self, model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
-        return self._jitted_loss(model, params, inputs, targets)
+    def loss(self, model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
+        return self._jitted_loss(model, params, inputs, targets, chunk)
 
     def agree(self, number: int) -> int:
         if jax.process_count() == 1:
@@ -122,11 +117,12 @@ class OnMesh(Placement):
 
     @cached_property
     def _jitted_loss(self) -> Any:
-        def loss(model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
+        def loss(model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
             with traced_over(self.mesh):
-                return next_token_loss(model, self._view(params), inputs[0], targets[0])
+                params = self._view(params)
+                return next_token_loss(model, params, inputs[0], targets[0], chunk=chunk)
 
-        return jax.jit(loss, static_argnames=("model",))
+        return jax.jit(loss, static_argnames=("model", "chunk"))
 
     def _view(self, params: Any) -> Any:
         return as_the_model_has_them(self.mesh, self.cfg, params)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from obscura_jax.config import check_size
+from obscura_jax.training.placement import host_device
 from obscura_jax.training.step import TrainState
 
 _STATE = "state"
@@ -43,6 +44,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.run = json.loads(json.dumps(run))
         self.keep, self.writes = check_size("keep", keep), writes
+        self._latest: int | None = None  # saved or restored; other processes may see other folders
         for path in self._entries():
             if writes and "tmp" in path.name:
                 shutil.rmtree(path, ignore_errors=True)
@@ -58,7 +60,7 @@ class Checkpoints:
         Raises ValueError when it cannot be written: the checkpoints before stay as they were.
         """
         step = int(state.step)
-        if step in self.steps:
+        if step == self._latest:
             return
         arrays = jax.device_get(_named(state))
         about = {"run": self.run, "crc": {name: _crc(array) for name, array in arrays.items()}}
@@ -78,6 +80,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} cannot be written to {self.folder} "
                 f"({_first_line(error)}){good}"
             ) from error
+        self._latest = step
         for old in self.steps[: -self.keep] if self.writes else ():
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
@@ -112,6 +115,7 @@ class Checkpoints:
                 aside = self.folder / f"{bad}.damaged"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(bad)).rename(aside)
+            self._latest = step
             return jax.tree.unflatten(jax.tree.structure(like), map(arrays.get, _named(like)))
         if damaged:
             raise ValueError(f"all checkpoints in {self.folder} are damaged: {damaged}")
@@ -133,7 +137,7 @@ class Checkpoints:
                     f"{path} is of another model or optimizer: {name} is "
                     f"{found.get(name, 'missing')} there and {want.get(name, 'missing')} here"
                 )
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.sharding.SingleDeviceSharding(host_device())
         abstract = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
             for name, (shape, dtype) in want.items()

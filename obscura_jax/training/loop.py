@@ -118,6 +118,7 @@ def validation_loss(
     loader: DataLoader,
     *,
     most: int = 20,
+    chunk: int | None = None,
     placement: Placement = ONE_DEVICE,
 ) -> float:
     """The mean loss over the first batches of pass 0, at most `most` of them, without dropout."""
@@ -125,5 +126,5 @@ def validation_loss(
     batches = loader.steps(0, placement.rows(size, 1))
     for _, batch in zip(range(min(most, len(loader))), batches, strict=False):
         inputs, targets = (placement.batch(ids, 1, size) for ids in batch)
-        losses.append(float(placement.loss(model, params, inputs, targets)))
+        losses.append(float(placement.loss(model, params, inputs, targets, chunk)))
     return float(np.mean(losses))

@@ -15,12 +15,20 @@ from obscura_jax.nn.depth import stacked, unstacked
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.step import StepReport, TrainState, train_step
 
-loss_jit = jax.jit(next_token_loss, static_argnames=("model", "chunk", "recompute"))
+loss_jit = jax.jit(next_token_loss, static_argnames=("model", "chunk"))
+
+
+def host_device() -> jax.Device:
+    """This machine's processor, in whose memory a whole state has room; where JAX has it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names others only
+        return jax.local_devices()[0]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One device. What lies elsewhere is a class with the same methods: see `scale.mesh`.
+    """One device. What lies elsewhere is a class with the same methods: see `scale.training`.
 
     Attributes:
         scan: whether the blocks are stacked and run as one block in a loop (`nn.depth`).
@@ -32,7 +40,7 @@ class Placement:
 
     def put(self, state: TrainState) -> TrainState:
         """A whole state, laid out for `step`; its arrays may be used up."""
-        return stacked(state) if self.scan else state
+        return jax.device_put(stacked(state) if self.scan else state, jax.local_devices()[0])
 
     def take(self, state: TrainState) -> TrainState:
         """The inverse of `put`, on the host; `state` stays."""
@@ -40,7 +48,7 @@ class Placement:
         return unstacked(state) if self.scan else state
 
     def params(self, state: TrainState) -> Any:
-        """The course's parameters, where the state lies."""
+        """The course's parameters."""
         return unstacked(state.params) if self.scan else state.params
 
     def rows(self, batch_size: int, accumulate: int) -> Sequence[int] | None:
@@ -55,9 +63,9 @@ class Placement:
         """`train_step`."""
         return train_step(*args, **how)
 
-    def loss(self, model: Any, params: Any, inputs: Any, targets: Any) -> jax.Array:
+    def loss(self, model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
         """`next_token_loss` of one batch, (1, B, T) each."""
-        return loss_jit(model, params, inputs[0], targets[0])
+        return loss_jit(model, params, inputs[0], targets[0], chunk=chunk)
 
     def agree(self, number: int) -> int:
         """The largest of the processes' numbers."""

@@ -19,7 +19,7 @@ from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import Checkpoints
 from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.placement import ONE_DEVICE, Placement
+from obscura_jax.training.placement import ONE_DEVICE, Placement, host_device
 from obscura_jax.training.step import TrainState, first_state
 
 METRICS = "metrics.jsonl"
@@ -120,9 +120,10 @@ def fit(
     checkpoints = Checkpoints(
         folder / "checkpoints", run.identity(), keep=keep, writes=placement.writes
     )
-    state = checkpoints.restore(run.shape_of_state())
-    if state is None:
-        state = first_state(run.config, params())
+    with jax.default_device(host_device()):  # it may be too large for one of the others
+        state = checkpoints.restore(run.shape_of_state())
+        if state is None:
+            state = first_state(run.config, params())
     state = placement.put(state)
     if placement.writes:
         _cut_metrics(folder / METRICS, int(state.step))
@@ -158,7 +159,9 @@ def fit(
                 note(row)
                 done = int(row["step"]) + 1
                 if done % validate_every == 0 or done == run.steps:
-                    loss = validation_loss(run.model, state.params, validation, placement=placement)
+                    loss = validation_loss(
+                        run.model, state.params, validation, chunk=run.chunk, placement=placement
+                    )
                     text = {"sample": sample(placement.params(state))} if sample else {}
                     note({"step": row["step"], "val_loss": loss, **text})
                 late = max_seconds is not None and time.perf_counter() - begin > max_seconds
