@@ -1,6 +1,7 @@
 # make demo           set up, then print from JAX the sentence that the PyTorch course prints, and
 #                     what the shipped model says
 # make test           set up, then prove every component equal to its PyTorch twin
+# make test-tpu       set up with libtpu, then compile for a TPU that is not here
 # make check          lint and types
 # make notebooks      set up, then run them from a clean kernel: the outputs must be the committed ones
 # make notebooks-write  the same, keeping the new outputs
@@ -22,7 +23,7 @@ CREATE := $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install -q
 endif
 
-.PHONY: demo test check notebooks notebooks-write parity-table tiny clean
+.PHONY: demo test test-tpu check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -30,6 +31,10 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2
+
+test-tpu: $(VENV)/.tpu
+	$(BIN)/python -c "import libtpu"
+	$(BIN)/python -m pytest -q tests/test_topology.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,7 +64,8 @@ clean:
 # One stamp for each set of packages, renewed when the files that name them change.
 $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
-$(VENV)/.package $(VENV)/.test $(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.tpu: EXTRAS = [test,tpu]
+$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.tpu: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(CREATE)
 	@echo "installing obscura_jax$(EXTRAS) into $(VENV) ..."
 	@$(INSTALL) -c constraints.txt -e '.$(EXTRAS)'

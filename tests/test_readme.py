@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-MODEL, DATA, GENERATION = BLOCKS
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+MODEL, DATA, GENERATION = blocks("README.md")
+(MESH,) = blocks("obscura_jax/scale/README.md")
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,7 @@ MODEL, DATA, GENERATION = BLOCKS
         pytest.param(MODEL, marks=pytest.mark.gpt2_124m, id="model"),
         pytest.param(DATA, id="data"),
         pytest.param(GENERATION, id="generation"),
+        pytest.param(MESH, id="mesh"),
     ],
 )
 def test_python_block(block, capsys):

@@ -1,19 +1,22 @@
-"""How long a training step compiles, by its number of blocks: one after the other, or in a loop.
+"""Blocks in a loop (--scan) or one after the other: how long a training step compiles, and runs.
 
     python tools/bench_depth.py
 
-GPT-2's width, 4 windows of 256 tokens, for the device that is here; nothing is run. The depths take
-turns, and a ratio is the median over the rounds of each depth against the first.
+GPT-2's width, 4 windows of 256 tokens, on the device that is here. Depths take turns to compile,
+and a ratio is the median over the rounds of each depth against the first; then GPT-2 124M takes
+steps in both ways, in turn, of which each second one counts.
 """
 
 import argparse
 import statistics
 import time
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from obscura_jax.cli.arguments import size
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.depth import stacked
 from obscura_jax.nn.model import GPTModel
@@ -22,32 +25,63 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import first_state, train_step
 
 BLOCKS = (12, 24, 48)
+WAYS = {"in a loop": True, "one after the other": False}
+CFG = replace(PRESETS["gpt2"], drop_rate=0.0)
 CONFIG = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
+ROWS, LENGTH = 4, 256
 
 
-def seconds(blocks: int, scan: bool) -> float:
-    """To trace, lower and compile a step of a model with so many blocks."""
-    cfg = replace(PRESETS["gpt2"], n_layers=blocks, drop_rate=0.0)
-    state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
-    ids = jax.ShapeDtypeStruct((1, 4, 256), jnp.int32)
+def first(cfg: Any, scan: bool) -> Any:
+    """A state to begin with."""
+    state = first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0)))
+    return stacked(state) if scan else state
+
+
+def compiling(blocks: int, scan: bool) -> float:
+    """Seconds to trace, lower and compile a step of a model with so many blocks."""
+    cfg = replace(CFG, n_layers=blocks)
+    state = jax.eval_shape(lambda: first(cfg, scan))
+    ids = jax.ShapeDtypeStruct((1, ROWS, LENGTH), jnp.int32)
     jax.clear_caches()
     begin = time.perf_counter()
-    model = GPTModel(cfg)
-    train_step.lower(model, CONFIG, stacked(state) if scan else state, ids, ids).compile()
+    train_step.lower(GPTModel(cfg), CONFIG, state, ids, ids).compile()
     return time.perf_counter() - begin
 
 
+def running(rounds: int) -> dict[str, list[float]]:
+    """Seconds of steps, in both ways."""
+    ids = jax.random.randint(jax.random.key(1), (1, ROWS, LENGTH + 1), 0, CFG.vocab_size)
+    states = {way: first(CFG, scan) for way, scan in WAYS.items()}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(rounds + 1):
+        for way in WAYS:
+            for _ in range(2):
+                begin = time.perf_counter()
+                states[way], report = train_step(
+                    GPTModel(CFG), CONFIG, states[way], ids[..., :-1], ids[..., 1:]
+                )
+                jax.block_until_ready((states[way], report))
+                taken = time.perf_counter() - begin
+            if turn:  # the first step compiles
+                seconds[way].append(taken)
+    return seconds
+
+
 def main() -> None:
-    """Print a row a depth."""
+    """Print a row for each way and depth, then one for the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; default: 5")
+    parser.add_argument("--repeats", type=size, default=3, help="rounds; default: 3")
     rounds = parser.parse_args().repeats
-    for name, scan in (("in a loop (--scan)", True), ("one after the other", False)):
-        found = [[seconds(blocks, scan) for blocks in BLOCKS] for _ in range(rounds)]
+    compiling(BLOCKS[0], scan=True)  # whatever is done once in a process
+    for way, scan in WAYS.items():
+        found = [[compiling(blocks, scan) for blocks in BLOCKS] for _ in range(rounds)]
         for place, blocks in enumerate(BLOCKS):
             middle = statistics.median(row[place] for row in found)
             ratio = statistics.median(row[place] / row[0] for row in found)
-            print(f"{name:<20} {blocks:>3} blocks {middle:6.1f} s {ratio:6.2f}x", flush=True)
+            print(f"{way:<20} {blocks:>3} blocks {middle:6.1f} s {ratio:6.2f}x", flush=True)
+    loop, unrolled = running(rounds).values()
+    ratio = statistics.median(a / b for a, b in zip(loop, unrolled, strict=True))
+    print(f"a step in a loop takes {ratio:.2f}x as long")
 
 
 if __name__ == "__main__":
