@@ -157,10 +157,15 @@ HLO = """HloModule m, num_partitions=8
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
 
+%branch.2 (x: f32[4]) -> f32[4] {
+  ROOT %e = f32[4] all-to-all(%x), channel_id=10, replica_groups={{0,1}}
+}
+
 %body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %two..sunk = s32[]{:T(128)} constant(2)
   %j = s32[] get-tuple-element(%p), index=0
   %i = s32[]{:T(128)} add(%j, %two..sunk)
+  %n = f32[4] conditional(%k, %x, %x), branch_computations={%branch.1, %branch.2}
   %g = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
   %h = bf16[8,4]{1,0} all-gather(%x), channel_id=3, replica_groups={{0,1}}
   ROOT %t = (s32[], f32[8,4]) tuple(%i, %g)
@@ -187,8 +192,9 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 
 def test_collectives_are_read():
     every = collectives(HLO)
-    found = {c.kind if c.times == 1 else "loop": c for c in reversed(every)}
-    loop, gather, one = found["loop"], found["all-gather"], found["all-reduce"]
+    found = {c.kind if c.times == 1 else f"{c.kind} in a loop": c for c in reversed(every)}
+    loop, gather, one = (found[k] for k in ("all-gather in a loop", "all-gather", "all-reduce"))
+    assert found["all-to-all in a loop"].times == 7
     assert (loop.kind, loop.times, loop.bytes, loop.group) == ("all-gather", 7, 8 * 4 * 2, 2)
     assert (gather.arrays, gather.group, gather.sent) == ((("f32", (8,)),), 8, 32 * 7 / 8)
     assert (one.bytes, one.sent) == (4 + 3, 7 * 2 * 7 / 8)

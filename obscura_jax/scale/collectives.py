@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 _OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
@@ -120,6 +121,7 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
             for callee in re.findall(r"%([\w.\-]+)", called):
                 calls.setdefault(callee, []).append((name, count))
 
+    @cache
     def of(name: str) -> int:
         return sum(of(caller) * times for caller, times in calls[name]) if name in calls else 1
 
