@@ -26,7 +26,7 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.placement import ONE_DEVICE, Placement
 from obscura_jax.training.step import first_state
 
-V, C, D, H, N = 509, 16, 32, 4, 3  # a prime vocabulary: 50257 has no small divisor either
+V, C, D, H, N = 509, 16, 32, 4, 2  # a prime vocabulary: 50257 has no small divisor either
 CFG = GPTConfig(
     vocab_size=V,
     context_length=C,
@@ -242,8 +242,9 @@ def test_tokens_of_each_layout(layout, tie_weights):
         for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert over.compiled() == 2  # a program each, for all settings
-    slid = generate(model, placed, PROMPTS, C + 3, sliding=True, programs=over).tokens
-    assert slid == generate(model, params, PROMPTS, C + 3, sliding=True).tokens
+    if layout == LAYOUTS[-1]:
+        slid = generate(model, placed, PROMPTS, C + 3, sliding=True, programs=over).tokens
+        assert slid == generate(model, params, PROMPTS, C + 3, sliding=True).tokens
 
 
 def test_the_cache_is_split_and_logits_are_not_gathered():
