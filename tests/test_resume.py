@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from obscura_jax.cli.__main__ import main
+from obscura_jax.interop.tensor_files import read_safetensors
 from obscura_jax.text import sample_text
 from obscura_jax.training.run import read_metrics
 
@@ -140,3 +142,24 @@ def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--out", out, "--resume", "--max-seconds", "0"])
     assert "--max-seconds must be above 0" in capsys.readouterr().err
+
+
+def test_other_ways_to_run_go_on_from_the_same_checkpoint(tmp_path):
+    """In a loop, recomputed, with logits in parts: the losses are those of a run left alone."""
+    text, one, two = tmp_path / "text.txt", tmp_path / "one", tmp_path / "two"
+    text.write_text(sample_text(), encoding="utf-8")
+    words = [*SIZES[:-1], "3", "--context-length", "16", "--batch-size", "4", "--steps", "8"]
+    main(["train", "--text", str(text), "--out", str(one), *words])
+    main(["train", "--text", str(text), "--out", str(two), *words, "--max-seconds", "0.001"])
+    how = ["--scan", "--recompute", "blocks", "--chunk", "5"]
+    main(["train", "--out", str(two), "--resume", "--max-seconds", "0.001", *how])
+    main(["train", "--out", str(two), "--resume"])
+    assert json.loads((two / "settings.json").read_text())["recompute"] == "blocks"
+    losses, want = (
+        [row["loss"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
+        for out in (two, one)
+    )
+    np.testing.assert_allclose(losses, want, rtol=1e-5)  # 1.7e-07 measured
+    assert len(want) == 8
+    ours, theirs = (read_safetensors(out / "model" / "model.safetensors") for out in (two, one))
+    assert {n: x.shape for n, x in ours.items()} == {n: x.shape for n, x in theirs.items()}

@@ -133,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
             return
         with owned(args.out) as folder:
             settings = settle(folder, given, _DEFAULTS, args.resume)
+            if args.resume:
+                remember(folder, settings)  # the last ones given, for other processes and next time
             try:
                 mesh = _mesh(args)
                 run, validation = _prepare(folder, settings, mesh)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 SETTINGS = "settings.json"
+CHANGEABLE = ("chunk", "recompute")  # another way to the same numbers, but for rounding
 TOKENS = "tokens.bin"
 
 
@@ -54,7 +55,7 @@ def settle(
 
     Raises:
         ValueError: when a training is there and `resume` is false, or none is and it is true, or
-            when something else is given than what the run began with.
+            when something else is given than what the run began with, unless it is CHANGEABLE.
     """
     path = folder / SETTINGS
     if not resume:
@@ -72,13 +73,13 @@ def settle(
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     for name, value in given.items():
-        if value != begun[name]:
+        if value != begun[name] and name not in CHANGEABLE:
             option = "--" + name.replace("_", "-")
             raise ValueError(
                 f"{folder} was begun with {option} {begun[name]}, not {value}: leave it out, or "
                 "name another folder"
             )
-    return begun
+    return {**begun, **given}
 
 
 def remember(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -56,7 +56,10 @@ class Run:
         check_accumulate(self.accumulate, self.loader.batch_size)
 
     def identity(self) -> dict[str, Any]:
-        """All of it as JSON; of the data the checksum, and the order of the batches."""
+        """What must be the same to go on, as JSON; of the data the checksum, and their order.
+
+        `chunk` and `recompute` may change from start to start, as where the state lies may.
+        """
         data = self.loader.epoch(0).state()
         return {
             **{f"model.{name}": value for name, value in self.model.cfg.to_dict().items()},
@@ -66,8 +69,6 @@ class Run:
             "seed": self.seed,
             "accumulate": self.accumulate,
             "compute_dtype": self.compute_dtype and str(jax.numpy.dtype(self.compute_dtype)),
-            "chunk": self.chunk,
-            "recompute": self.recompute,
         }
 
     def shape_of_state(self) -> TrainState:
