@@ -72,14 +72,15 @@ def test_there_are_eight_devices():
     assert jax.device_count() == 8
 
 
-@pytest.mark.parametrize("tie_weights", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "tie_weights"), [*((layout, True) for layout in LAYOUTS), (LAYOUTS[-1], False)]
+)
 def test_losses_of_each_layout(layout, tie_weights):
     cfg = replace(CFG, tie_weights=tie_weights)
     placement = OnMesh(mesh=make_mesh(parse_mesh(layout)), cfg=cfg, scan=tie_weights)
     losses, state = run(placement, cfg, accumulate=1)
     want, whole = alone(tie_weights)
-    assert np.abs(losses / want - 1).max() < 1e-5  # 5.4e-07 measured
+    assert np.abs(losses / want - 1).max() < 1e-5  # 2.6e-07 measured
     assert placement.jitted_step._cache_size() == 1  # the state keeps its layout
     assert jax.tree.structure(state) == jax.tree.structure(whole)
     for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
