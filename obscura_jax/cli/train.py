@@ -3,24 +3,15 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
-from obscura_jax.cli.training_display import Display, show_reading
-from obscura_jax.cli.training_folder import (
-    SETTINGS,
-    TOKENS,
-    forget,
-    owned,
-    remember,
-    settle,
-    stopping,
-)
-from obscura_jax.config import PRESETS, GPTConfig
+from obscura_jax.cli.training_display import Display
+from obscura_jax.cli.training_folder import forget, owned, remember, settle, stopping
+from obscura_jax.cli.training_run import SIZES, STEPS, prepare
+from obscura_jax.config import PRESETS
 
 # What a run is, and --resume finds again. The other options may differ from call to call.
 _DEFAULTS = {
@@ -50,8 +41,6 @@ _DEFAULTS = {
     "chunk": None,
     "recompute": None,
 }
-_SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
-_STEPS = 1000
 _SAMPLE_TOKENS = 32
 _RECOMPUTE = ("elementwise", "blocks")
 
@@ -79,7 +68,7 @@ def add_to(commands: Any) -> None:
     add("--n-layers", "N", type=size)
     add("--context-length", "T", type=size)
     add("--drop-rate", "R", type=float)
-    add("--steps", "N", f"default: {_STEPS}", type=size)
+    add("--steps", "N", f"default: {STEPS}", type=size)
     add("--epochs", "N", "passes over the text, in place of --steps", type=size)
     add("--max-seconds", "S", "end after this time as if it were the last step", type=float)
     add("--stride", "N", "tokens from window to window; default: T", type=size)
@@ -115,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         given["text"] = [str(Path(path).absolute()) for path in given["text"]]
     if given.get("data"):
         given["data"] = str(Path(given["data"]).absolute())
-    alternatives = [("text", "data"), ("steps", "epochs"), *(("preset", size) for size in _SIZES)]
+    alternatives = [("text", "data"), ("steps", "epochs"), *(("preset", size) for size in SIZES)]
     for one, other in alternatives:
         if one in given and other in given:
             other = other.replace("_", "-")
@@ -137,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
                 remember(folder, settings)  # the last ones given, for other processes and next time
             try:
                 mesh = _mesh(args)
-                run, validation = _prepare(folder, settings, mesh)
+                run, validation = prepare(folder, settings, mesh)
                 placement = _placement(args, run, mesh)
             except (ValueError, FileNotFoundError):
                 if not args.resume:
@@ -169,7 +158,7 @@ def _follow(args: argparse.Namespace) -> None:
     folder = Path(args.out)
     settings = settle(folder, {}, _DEFAULTS, resume=True)
     mesh = _mesh(args)
-    run, validation = _prepare(folder, settings, mesh)
+    run, validation = prepare(folder, settings, mesh)
     _train(args, folder, settings, run, validation, _placement(args, run, mesh))
 
 
@@ -245,83 +234,6 @@ def _train(
         return
     save_model(folder / "model", cfg, state.params)
     print(f"obscura generate --model {folder / 'model'} ...")
-
-
-def _prepare(folder: Path, settings: dict[str, Any], mesh: Any) -> tuple[Any, Any]:
-    """The run that the settings describe, and the batches it is validated on."""
-    from obscura_jax.nn.model import GPTModel
-    from obscura_jax.text.loader import DataLoader
-    from obscura_jax.training.optimizer import OptimizerConfig
-    from obscura_jax.training.run import Run
-
-    model = GPTModel(_config(settings))
-    config = OptimizerConfig(
-        learning_rate=settings["lr"],
-        final_fraction=settings["final_fraction"],
-        weight_decay=settings["weight_decay"],
-        decay_vectors=False,
-        beta2=settings["beta2"],
-        clip_norm=settings["clip_norm"],
-    )
-    ids, held_out = _windows(folder, settings, model.cfg)
-    size = settings["batch_size"]
-    loader = DataLoader(ids, min(size, len(ids)), seed=settings["seed"])
-    steps = settings["steps"] or len(loader) * (settings["epochs"] or 0) or _STEPS
-    warmup = min(settings["warmup_steps"], steps)
-    run = Run(
-        model,
-        replace(config, warmup_steps=warmup, decay_steps=steps - warmup),
-        loader,
-        steps,
-        seed=settings["seed"],
-        accumulate=settings["accumulate"],
-        compute_dtype=settings["dtype"],
-        chunk=settings["chunk"],
-        recompute=settings["recompute"],
-    )
-    rows = min(size, len(held_out))
-    if mesh is not None:
-        from obscura_jax.scale.mesh import check_batch, whole_rows
-
-        check_batch(loader.batch_size // run.accumulate, mesh, "a batch, or its part,")
-        rows = whole_rows(rows, mesh, "the held-out text")
-    return run, DataLoader(held_out, rows, shuffle=False)
-
-
-def _config(settings: Mapping[str, Any]) -> GPTConfig:
-    if settings["preset"]:
-        return replace(PRESETS[settings["preset"]], drop_rate=settings["drop_rate"])
-    sizes = {name: settings[name] for name in (*_SIZES, "drop_rate")}
-    return GPTConfig(**sizes, qkv_bias=True, tie_weights=True)
-
-
-def _windows(folder: Path, settings: Mapping[str, Any], cfg: GPTConfig) -> tuple[Any, Any]:
-    """What is trained on and what is held out: of nanoGPT's files, or of the text."""
-    from obscura_jax.text.corpus import split_point, tokens_written, write_tokens
-    from obscura_jax.text.token_file import TokenFile
-
-    def part(path: Path, first: int = 0, last: int | None = None) -> TokenFile:
-        length, stride = cfg.context_length, settings["stride"] or cfg.context_length
-        return TokenFile(path, length, stride, first=first, last=last, vocab_size=cfg.vocab_size)
-
-    if not 0 < settings["held_out"] < 1:
-        raise ValueError(f"--held-out must be in (0, 1), got {settings['held_out']}")
-    resumed = (folder / SETTINGS).exists()
-    if not resumed:
-        remember(folder, settings)
-    if settings["data"]:
-        return part(Path(settings["data"], "train.bin")), part(Path(settings["data"], "val.bin"))
-    path = folder / TOKENS
-    count = tokens_written(path)
-    if count is None:
-        texts = settings["text"]
-        if not texts:
-            if resumed or sys.stdin is None:
-                raise ValueError("there is no text: give --text FILE, in a new folder")
-            texts = sys.stdin.buffer
-        count = write_tokens(texts, path, vocab_size=cfg.vocab_size, progress=show_reading)
-    at = split_point(count, settings["held_out"], cfg.context_length)
-    return part(path, last=at), part(path, first=at)
 
 
 def _sampler(model: Any, key: Any) -> Any:
