@@ -137,6 +137,13 @@ def test_the_package_needs_no_extra():
     assert not EXTRAS & loaded_by(everything)
 
 
+def test_generating_imports_nothing_of_training():
+    words = "'generate', 'The', '--max-new-tokens', '1', '--no-compile-cache'"
+    loaded = loaded_by(f"from obscura_jax.cli.__main__ import main; main([{words}])")
+    assert "flax" in loaded
+    assert not {"optax", "orbax"} & loaded
+
+
 def test_every_public_name_is_there():
     assert set(obscura_jax.__all__) >= {
         "GPT_CONFIG_124M", "GPTConfig",

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.decoding.plan import computed_in
     from obscura_jax.interop.files import load_model
     from obscura_jax.scale.artifact import is_artifact, load_artifact
-    from obscura_jax.training.placement import host_device
 
     settings: dict[str, Any] = {
         "temperature": args.temperature,
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
                 raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
         model, params, settings["programs"] = load_artifact(args.model)
     else:
-        # Over a mesh it may be too large for one of the devices.
-        with nullcontext() if args.mesh is None else jax.default_device(host_device()):
+        with nullcontext() if args.mesh is None else _on_the_host():
             model, params = load_model(args.model, n_heads=args.n_heads)
             params = computed_in(args.dtype, params)
     if args.mesh is not None:
@@ -75,6 +73,15 @@ def run(args: argparse.Namespace) -> None:
     # A mesh may need more rows than the one of a stream.
     show = _stream if terminal and not args.json and args.mesh is None else _batch
     show(args, model, params, prompts, settings)
+
+
+def _on_the_host() -> AbstractContextManager[Any]:
+    """Within, arrays are made in the host's memory: a model may be too large for one device."""
+    import jax
+
+    from obscura_jax.training.placement import host_device
+
+    return jax.default_device(host_device())
 
 
 def _stream(
