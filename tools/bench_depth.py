@@ -11,11 +11,11 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from obscura_jax.cli import bench_training
 from obscura_jax.cli.arguments import size
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.depth import stacked
@@ -31,40 +31,15 @@ CONFIG = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
 ROWS, LENGTH = 4, 256
 
 
-def first(cfg: Any, scan: bool) -> Any:
-    """A state to begin with."""
-    state = first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0)))
-    return stacked(state) if scan else state
-
-
 def compiling(blocks: int, scan: bool) -> float:
     """Seconds to trace, lower and compile a step of a model with so many blocks."""
     cfg = replace(CFG, n_layers=blocks)
-    state = jax.eval_shape(lambda: first(cfg, scan))
+    state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, ROWS, LENGTH), jnp.int32)
     jax.clear_caches()
     begin = time.perf_counter()
-    train_step.lower(GPTModel(cfg), CONFIG, state, ids, ids).compile()
+    train_step.lower(GPTModel(cfg), CONFIG, stacked(state) if scan else state, ids, ids).compile()
     return time.perf_counter() - begin
-
-
-def running(rounds: int) -> dict[str, list[float]]:
-    """Seconds of steps, in both ways."""
-    ids = jax.random.randint(jax.random.key(1), (1, ROWS, LENGTH + 1), 0, CFG.vocab_size)
-    states = {way: first(CFG, scan) for way, scan in WAYS.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(rounds + 1):
-        for way in WAYS:
-            for _ in range(2):
-                begin = time.perf_counter()
-                states[way], report = train_step(
-                    GPTModel(CFG), CONFIG, states[way], ids[..., :-1], ids[..., 1:]
-                )
-                jax.block_until_ready((states[way], report))
-                taken = time.perf_counter() - begin
-            if turn:  # the first step compiles
-                seconds[way].append(taken)
-    return seconds
 
 
 def main() -> None:
@@ -79,8 +54,11 @@ def main() -> None:
             middle = statistics.median(row[place] for row in found)
             ratio = statistics.median(row[place] / row[0] for row in found)
             print(f"{way:<20} {blocks:>3} blocks {middle:6.1f} s {ratio:6.2f}x", flush=True)
-    loop, unrolled = running(rounds).values()
-    ratio = statistics.median(a / b for a, b in zip(loop, unrolled, strict=True))
+    steps = {
+        way: bench_training.ours(CFG, ROWS, LENGTH, "float32", scan=s) for way, s in WAYS.items()
+    }
+    loop, unrolled = bench_training.measure("steps", steps, ROWS * LENGTH, rounds)
+    ratio = statistics.median(b / a for a, b in zip(loop.values, unrolled.values, strict=True))
     print(f"a step in a loop takes {ratio:.2f}x as long")
 
 

@@ -14,13 +14,16 @@ from obscura_jax.cli.bench import Figure, figure
 Stepper = Callable[[], tuple[float, float | None]]
 
 
-def ours(cfg: Any, rows: int, length: int, dtype: str, **how: Any) -> Stepper:
+def ours(
+    cfg: Any, rows: int, length: int, dtype: str, *, scan: bool = False, **how: Any
+) -> Stepper:
     """Steps of `train_step` on random tokens: float32 parameters, computing in `dtype`.
 
-    `how` is handed to it: chunk, recompute.
+    With `scan` the blocks are one in a loop; `how` is handed to the step: chunk, recompute.
     """
     import jax
 
+    from obscura_jax.nn.depth import stacked
     from obscura_jax.nn.model import GPTModel
     from obscura_jax.training.initial import gpt2_parameters
     from obscura_jax.training.optimizer import OptimizerConfig
@@ -30,6 +33,8 @@ def ours(cfg: Any, rows: int, length: int, dtype: str, **how: Any) -> Stepper:
     ids = tokens(cfg, rows, length)
     inputs, targets = jax.numpy.asarray(ids[None, :, :-1]), jax.numpy.asarray(ids[None, :, 1:])
     state = first_state(config, gpt2_parameters(cfg, jax.random.key(0)))
+    if scan:
+        state = stacked(state)
 
     def step() -> tuple[float, float | None]:
         nonlocal state

@@ -125,16 +125,14 @@ def run(args: argparse.Namespace) -> None:
             if args.resume:
                 remember(folder, settings)  # the last ones given, for other processes and next time
             try:
-                mesh = _mesh(args)
-                run, validation = prepare(folder, settings, mesh)
-                placement = _placement(args, run, mesh)
+                prepared = _prepared(args, folder, settings)
             except (ValueError, FileNotFoundError):
                 if not args.resume:
                     forget(folder)
                 raise
             if many:
                 _meet("prepared")
-            _train(args, folder, settings, run, validation, placement)
+            _train(args, folder, settings, *prepared)
 
 
 def _joined(args: argparse.Namespace) -> AbstractContextManager[None]:
@@ -157,9 +155,7 @@ def _follow(args: argparse.Namespace) -> None:
     _meet("prepared")
     folder = Path(args.out)
     settings = settle(folder, {}, _DEFAULTS, resume=True)
-    mesh = _mesh(args)
-    run, validation = prepare(folder, settings, mesh)
-    _train(args, folder, settings, run, validation, _placement(args, run, mesh))
+    _train(args, folder, settings, *_prepared(args, folder, settings))
 
 
 def _meet(where: str) -> None:
@@ -168,25 +164,28 @@ def _meet(where: str) -> None:
     sync_global_devices(where)
 
 
-def _mesh(args: argparse.Namespace) -> Any:
-    """What --mesh names, over all devices of all processes; None without it, in one process."""
-    if args.mesh is None and args.coordinator is None:
-        return None
+def _spread(args: argparse.Namespace) -> bool:
+    """Whether the state lies over a mesh; in many processes always."""
+    return args.mesh is not None or args.coordinator is not None
+
+
+def _prepared(
+    args: argparse.Namespace, folder: Path, settings: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """The run, the batches it is validated on, and where its state is to lie."""
+    if not _spread(args):
+        from obscura_jax.training.placement import Placement
+
+        return *prepare(folder, settings, None), Placement(scan=args.scan)
     import jax
 
     from obscura_jax.scale.mesh import make_mesh, parse_mesh
-
-    return make_mesh(parse_mesh(args.mesh) if args.mesh else {"data": jax.device_count()})
-
-
-def _placement(args: argparse.Namespace, run: Any, mesh: Any) -> Any:
-    from obscura_jax.training.placement import Placement
-
-    if mesh is None:
-        return Placement(scan=args.scan)
     from obscura_jax.scale.training import OnMesh
 
-    return OnMesh(scan=args.scan, writes=not args.process_id, mesh=mesh, cfg=run.model.cfg)
+    mesh = make_mesh(parse_mesh(args.mesh) if args.mesh else {"data": jax.device_count()})
+    run, validation = prepare(folder, settings, mesh)
+    writes = not args.process_id
+    return run, validation, OnMesh(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg)
 
 
 def _train(
@@ -204,7 +203,6 @@ def _train(
     from obscura_jax.training.run import METRICS, fit, read_metrics
 
     cfg, key = run.model.cfg, jax.random.key(settings["seed"])
-    many = args.mesh is not None or args.coordinator is not None
     try:
         quiet = nullcontext(lambda row: None)
         with stopping() as stop, Display(run.steps) if placement.writes else quiet as show:
@@ -218,7 +216,7 @@ def _train(
                 keep=args.keep,
                 max_seconds=args.max_seconds,
                 stop=stop,
-                sample=None if many else _sampler(run.model, key),
+                sample=None if _spread(args) else _sampler(run.model, key),
                 show=show,
                 placement=placement,
             )

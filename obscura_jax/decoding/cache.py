@@ -157,7 +157,7 @@ def _attend_one(
     return context.astype(queries.dtype).reshape(b, h, 1, k)
 
 
-def _compact(cache: Float[Array, "b h t k"]) -> Float[Array, "b h t k"]:
+def _compact(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
     """The same, on TPUs laid out with slots innermost, as arguments and results of programs are.
 
     Within a loop XLA would have K innermost, filled up from 64 to 128, and copy all caches before

@@ -224,12 +224,11 @@ def target_of(mesh: Mesh) -> Target:
 
 
 def bytes_per_device(mesh: Mesh, tree: Any) -> int:
-    """What a tree of shapes, as `padded` gives, takes on each device of the mesh."""
-
-    def of(leaf: Any, sharding: NamedSharding) -> int:
-        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(of, tree, shardings(mesh, tree))))
+    """What a tree of shapes takes on each device of the mesh."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract(mesh, tree))
+    )
 
 
 def _name(path: tuple[Any, ...]) -> str:
