@@ -179,7 +179,8 @@ def test_the_commands(model, tmp_path, capsys, fails):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "obscura_jax artifact 9"}, "this version reads 'obscura_jax artifact 1'"),
+        ({"format": "obscura_jax artifact 9"}, "this version reads 'obscura_jax artifact 2'"),
+        ({"format": "obscura_jax artifact 1"}, "is a 'obscura_jax artifact 1', this version reads"),
         ({"cache_dtypes": {"cuda": "float32", "tpu": "float32"}}, "is for cuda, tpu, and this is"),
         ({"files": {}}, "is not whole: prefill.cpu.jaxexport is missing"),
         ({"config": {"emb_dim": 3}}, "manifest.json is damaged"),

@@ -28,7 +28,7 @@ from obscura_jax.decoding.sampling import Settings
 from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
 from obscura_jax.nn.model import GPTModel
 
-FORMAT = "obscura_jax artifact 1"
+FORMAT = "obscura_jax artifact 2"
 MANIFEST, WEIGHTS, NAMES = "manifest.json", "model.safetensors", ("prefill", "decode")
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 
