@@ -312,6 +312,7 @@ def test_the_commands(tmp_path, capsys):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     call(capsys, "train", "--out", tmp_path / "mesh", "--resume")  # on one device; nothing is left
     words = ["generate", "--model", tmp_path / "one" / "model", "a", "b", "--max-new-tokens", 5]
+    words += ["--no-compile-cache"]
     assert call(capsys, *words) == call(capsys, *words, "--mesh", "data=2,model=4")
     for bad, message in (
         (["--mesh", "data=8"], "does not divide a batch of 2"),

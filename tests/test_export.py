@@ -53,8 +53,13 @@ def copy(folder, tmp_path):
     return tmp_path / "copy"
 
 
+def run(words):
+    """The command; what it compiles is not kept."""
+    main([*map(str, words), *["--no-compile-cache"] * (words[0] == "generate")])
+
+
 def call(capsys, *words):
-    main([str(word) for word in words])
+    run(words)
     return capsys.readouterr().out
 
 
@@ -62,14 +67,14 @@ def call(capsys, *words):
 def fails(capsys):
     """Run the command, which must end with code 2 and one line; return the line."""
 
-    def run(*words):
+    def failing(*words):
         with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
+            run(words)
         out, err = capsys.readouterr()
         assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
         return err
 
-    return run
+    return failing
 
 
 def test_the_same_tokens(model, folder):

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -79,6 +82,34 @@ def test_a_sharded_step_sends_what_arithmetic_says(slice_):
     matrices = cfg.n_layers * 12 * 512**2
     least = (2 * 2 + 4) * matrices * 3 / 4
     assert 1 <= found["sent"] / least < 1.2  # 1.07 measured: embeddings, vectors
+
+
+TWICE = """
+from obscura_jax.scale.topology import describe, topology
+from tests.test_topology import CFG
+
+for _ in range(2):
+    print(describe(topology("v5e:2x2"), CFG, "decode", {"data": 4}, 4)["batch"])
+"""
+
+
+@compiles
+def test_a_cache_of_programs_does_no_harm(tmp_path):
+    """One that cannot be read back is compiled again, and nothing is said of it."""
+    always = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", TWICE],
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+            **{f"JAX_PERSISTENT_CACHE_{name}": value for name, value in always.items()},
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.split(), done.returncode) == (["4", "4"], 0), done.stderr
+    assert any(tmp_path.iterdir())
 
 
 @compiles

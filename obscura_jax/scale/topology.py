@@ -1,6 +1,7 @@
 """Programs compiled for a TPU that is not here: what they need there, and how fast they can be."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -195,7 +196,10 @@ def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, b
 
 def _compiled(traced: Any) -> Any:
     try:
-        return traced.lower().compile()
+        with warnings.catch_warnings():
+            # JAX can keep such a program in a cache, but not read it without a TPU.
+            warnings.filterwarnings("ignore", ".*persistent compilation cache")
+            return traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
