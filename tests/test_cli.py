@@ -21,6 +21,7 @@ import torch
 from obscura_jax import GPTConfig, generate, save_model
 from obscura_jax.cli import compile_cache
 from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.generate import _prompts
 from obscura_jax.interop.files import load_model
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.parity import torch_reference
@@ -190,7 +191,7 @@ def test_generate_reads_prompts_line_by_line(speaking, capsys, monkeypatch):
     command = ("generate", "--model", speaking[1], "--max-new-tokens", 2, "--json")
     assert call(*command) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["prompt"] for row in rows] == ["Hello", "to\u2028you\r", "bye"]
+    assert [row["prompt"] for row in rows] == ["Hello", "to\u2028you", "bye"]
     assert [row["tokens"] for row in rows] == [
         continued(speaking[0], row["prompt"], 2) for row in rows
     ]
@@ -227,9 +228,10 @@ def test_help_and_version(capsys):
             (["generate", "x", "--model", "y", "--max-new-tokens", n], "argument --max-new-tokens:")
             for n in ("0", "-1", "x", "", "1.5", "1e3", "10000000000", "9" * 5000)
         ),
-        (["generate", "", "--model", "y"], "obscura generate: the prompt is empty"),
-        (["generate", "x", "", "--model", "y"], "obscura generate: the prompt is empty"),
-        (["generate", "\udcff", "--model", "y"], "obscura generate: the prompt is not UTF-8 text"),
+        (["generate", "", "--model", "y"], "a prompt needs at least one character"),
+        (["generate", "x", "", "--model", "y"], "a prompt needs at least one character"),
+        (["generate", "\udcff", "--model", "y"], "argument prompt: is not UTF-8 text"),
+        (["generate", "x", "--stop", "\udcff"], "argument --stop: is not UTF-8 text"),
         (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
         (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
         (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
@@ -250,10 +252,11 @@ def test_a_mistake_is_one_line(fails, tmp_path, monkeypatch, words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the prompt is empty: give one as an argument, or one a line on stdin"),
-        ("\n", "line 1 of stdin is blank"),
-        ("a\n\nb\n", "line 2 of stdin is blank"),
-        (None, "the prompt is empty: give one"),
+        ("", "no prompt; give one as an argument, or one per line on standard input"),
+        ("\ufeff", "no prompt; give one"),
+        ("\n", "line 1 of standard input is blank"),
+        ("a\r\n\r\nb\r\n", "line 2 of standard input is blank"),
+        (None, "no prompt; give one"),
     ],
 )
 def test_no_prompt_on_standard_input_is_one_line(fails, monkeypatch, text, message):
@@ -264,7 +267,53 @@ def test_no_prompt_on_standard_input_is_one_line(fails, monkeypatch, text, messa
 def test_bytes_that_are_not_text_are_one_line(fails, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", stdin)
-    assert "the prompt is not UTF-8 text" in fails("generate", "--model", "torch-seed:1")
+    message = "standard input is not UTF-8 text: byte 5 is 0xff"
+    assert message in fails("generate", "--model", "torch-seed:1")
+
+
+@pytest.mark.parametrize("text", ["one\r\ntwo\r\n", "\ufeffone\ntwo", "\ufeffone\r\ntwo\r\n"])
+def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_prompt(monkeypatch, text):
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii", newline="")
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert _prompts([]) == ["one", "two"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("o\rne\ntwo \ufeff", newline=""))
+    assert _prompts([]) == ["o\rne", "two \ufeff"]  # inside a line they are text
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense", "cuda,tpu"])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platforms):
+    (tmp_path / "text").write_text("text " * 1000)
+    words = ("train", "--text", tmp_path / "text", "--out", tmp_path / "run")
+    done = process(*MODULE, *words, env={**BUFFERED, "JAX_PLATFORMS": platforms})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"obscura train: JAX finds no device for JAX_PLATFORMS={platforms}"
+    )
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+LOCALES = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.parametrize("locale", LOCALES, ids=str)
+def test_prompts_are_utf8_and_output_is_escaped_in_any_locale(small, locale):
+    command = (*MODULE, "generate", *small, "--max-new-tokens", 2, "--json")
+    env = {**BUFFERED, **locale}
+    rows = [
+        json.loads(process(*command, TWO[1], "--stop", "世", env=env).stdout),
+        json.loads(process(*command, "--stop", "世", input=TWO[1], env=env).stdout),
+        json.loads(process(*command, TWO[1]).stdout),
+    ]
+    assert [row["prompt"] for row in rows] == [TWO[1]] * 3
+    assert [row["tokens"] for row in rows] == [rows[2]["tokens"]] * 3
+    plain = process(*MODULE, "generate", *small, "--max-new-tokens", 2, TWO[1], env=env)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert plain.stdout.startswith(TWO[1].encode("ascii", "backslashreplace").decode())
 
 
 def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(fails, native, tmp_path):
@@ -392,6 +441,7 @@ class NoTorch:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
 from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.generate import _prompts
 main(sys.argv[1:])
 """
 
@@ -400,10 +450,10 @@ main(sys.argv[1:])
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def process(*command, stdout=subprocess.PIPE, **kwargs):
+def process(*command, stdout=subprocess.PIPE, env=BUFFERED, **kwargs):
     command = [*map(str, command)]
     pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
-    return subprocess.run(command, text=True, env=BUFFERED, **pipes, **kwargs)
+    return subprocess.run(command, encoding="utf-8", env=env, **pipes, **kwargs)
 
 
 def test_the_module_is_the_command_and_says_nothing_more(speaking):
@@ -413,7 +463,7 @@ def test_the_module_is_the_command_and_says_nothing_more(speaking):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Hello{text}\n", "")
     done = process(*command, "", input="")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "obscura generate: the prompt is empty\n"
+    assert done.stderr == "obscura generate: a prompt needs at least one character\n"
 
 
 def test_the_script_converts_from_any_folder(course, tmp_path):
@@ -670,6 +720,29 @@ def test_compiled_programs_are_kept_if_wanted(small, tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (0, none.stdout, "")
 
 
+def test_damaged_programs_in_the_cache_are_replaced(small, tmp_path):
+    command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
+    env = {**BUFFERED, "OBSCURA_CACHE_DIR": str(tmp_path)}
+
+    def sizes():
+        return {path.name: path.stat().st_size for path in tmp_path.glob("*-cache")}
+
+    first, whole = process(*command, env=env), sizes()
+    for number, path in enumerate(sorted(tmp_path.glob("*-cache"))):
+        data = bytearray(path.read_bytes())
+        if number % 2:
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data if number % 2 else data[:99])
+    second = process(*command, env=env)
+    assert sizes().keys() == whole.keys()
+    assert min(sizes().values()) > 99
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-cache")}
+    third = process(*command, env=env)
+    assert {path: path.stat().st_mtime_ns for path in written} == written  # none is damaged now
+    for done in (first, second, third):
+        assert (done.returncode, done.stdout, done.stderr) == (0, first.stdout, "")
+
+
 def test_a_folder_that_cannot_be_written_is_left_alone(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     before = dict(jax.config.values)
@@ -690,6 +763,12 @@ def test_where_programs_are_kept(monkeypatch):
     assert compile_cache.folder() == Path("/xdg/obscura_jax")
     monkeypatch.setenv("OBSCURA_CACHE_DIR", "/mine")
     assert compile_cache.folder() == Path("/mine")
+    monkeypatch.setenv("OBSCURA_CACHE_DIR", "~/mine")
+    assert compile_cache.folder() == Path("/home/me/mine")
+    for url in ("gs://bucket/x", "file:///x"):
+        monkeypatch.setenv("OBSCURA_CACHE_DIR", url)
+        with pytest.raises(ValueError, match=f"{url}.*; set it to a folder, not a URL"):
+            compile_cache.folder()
 
 
 def test_importing_the_library_changes_no_setting():

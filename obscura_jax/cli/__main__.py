@@ -1,6 +1,7 @@
 """`obscura COMMAND ...`: finds the command, and turns a user's mistakes into one line."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -18,9 +19,11 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exits 0, or 2 after one line on standard error that says what was wrong."""
-    # Of a missing GPU or TPU jax and libtpu warn on standard error: ours is for what went wrong.
+    # JAX and libtpu warn on standard error about missing accelerators; we keep it for errors.
     libtpu.quiet()
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a result is printed even where only in escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _OneLineParser(prog="obscura", description="A from-scratch GPT in JAX.")
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
@@ -30,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             args = parser.parse_args(argv)
             parser.prog = f"obscura {args.command}"
+            if getattr(args, "coordinator", None) is None:  # processes meet before JAX starts
+                _check_platforms()
             args.run(args)
         finally:
             if sys.stdout is not None:  # it is None where the shell closed it
@@ -37,17 +42,42 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe left; that is not our error
         _drop_output()
         sys.exit(0)
-    except (ValueError, OSError, MemoryError) as error:
-        _drop_output()
-        message = str(error) or "not enough memory"
-        parser.exit(2, f"{parser.prog}: {_one_line(message)}\n")
-    except RuntimeError as error:  # jax's own class of it; jax need not have been imported
-        if not str(error).startswith("RESOURCE_EXHAUSTED"):
-            raise
-        _drop_output()
-        parser.exit(2, f"{parser.prog}: not enough memory: {_one_line(str(error))}\n")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BaseException as error:
+        message = _user_message(error)
+        if message is None:
+            raise
+        _drop_output()
+        parser.exit(2, f"{parser.prog}: {_one_line(message)}\n")
+
+
+def _user_message(error: BaseException) -> str | None:
+    """Return what to tell the user of an error that is not a fault of this package, or None."""
+    if isinstance(error, MemoryError):
+        return str(error) or "not enough memory"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if type(error).__module__ == "pyo3_runtime":  # a panic in Rust, such as a tokenizer's
+        return f"a library failed on this input: {error}"
+    if isinstance(error, RuntimeError):  # JAX's own errors among them; it may not be imported
+        text = str(error)
+        if text.startswith("RESOURCE_EXHAUSTED"):
+            return f"not enough memory: {text}"
+    return None
+
+
+def _check_platforms() -> None:
+    """Raise ValueError if JAX_PLATFORMS names no platform that JAX finds here."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
+            raise ValueError(
+                f"JAX finds no device for JAX_PLATFORMS={platforms}; unset it, or set it to cpu"
+            ) from error
 
 
 def _one_line(message: str) -> str:

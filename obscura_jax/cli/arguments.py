@@ -1,6 +1,7 @@
 """What the words of a command may be, as argparse types."""
 
 import argparse
+import os
 
 from obscura_jax.config import check_size
 
@@ -23,3 +24,14 @@ def seed(text: str) -> int:
         return check_size("it", int(text), least=0)
     except ValueError:
         raise argparse.ArgumentTypeError("must be a whole number from 0 to 2147483647") from None
+
+
+def utf8(word: str) -> str:
+    """Read text of the command line as UTF-8, whatever the locale says.
+
+    Python decodes arguments by the locale and keeps other bytes as surrogates.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text") from None

@@ -7,12 +7,12 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from obscura_jax.atomic_files import temporary_folder
 from obscura_jax.cli.arguments import size
 
 # Prompts and the number of new tokens, to seconds until the first token of each row, seconds for
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         report.add(*measure(work, systems, args.repeats))
     report.add(*_training(model.cfg, list(systems), args.repeats))
     if not args.no_cold and runs_text(model.cfg):
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             save_model(f"{folder}/model", model.cfg, jax.device_get(params))
             report.add(*cold({"float32": cold_command(f"{folder}/model")}, args.repeats))
     report.end(args.model)
@@ -193,8 +193,8 @@ def cold(
     """Time whole processes, from their start to their end, in turn; the first run compiles."""
     times: dict[str, list[float]] = {system: [] for system in commands}
     peaks: dict[str, float | None] = dict.fromkeys(commands)
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "OBSCURA_CACHE_DIR": cache}
+    with temporary_folder() as cache:
+        environment = {**os.environ, "OBSCURA_CACHE_DIR": str(cache)}
         for _ in range(repeats + 1):
             for system, command in commands.items():
                 seconds, peaks[system] = _run_process(command, environment)

@@ -1,21 +1,23 @@
 """`obscura generate`: prompts in, text out."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from obscura_jax.cli.arguments import seed, size
+from obscura_jax.cli.arguments import seed, size, utf8
 from obscura_jax.cli.compile_cache import keep_programs
+from obscura_jax.cli.interrupts import last_words
 
 
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("generate", help="continue prompts with a model")
     add = parser.add_argument
-    add("prompt", nargs="*", help="text to continue; none: one a line from stdin")
+    add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
     add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
@@ -24,7 +26,14 @@ def add_to(commands: Any) -> None:
     add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
     add("--min-p", type=float, metavar="P", help="draw from those at P of the most probable one")
     add("--seed", type=seed, default=0, metavar="S", help="of what is drawn; default: 0")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; repeatable")
+    add(
+        "--stop",
+        type=utf8,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before TEXT; repeatable",
+    )
     add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
     add("--mesh", metavar="SIZES", help="split over all devices, such as data=4,model=2")
@@ -105,12 +114,11 @@ def _stream(
 
     # Every prompt is checked before the first is shown.
     for prompt, pieces in [(prompt, start(prompt)) for prompt in prompts]:
-        try:
+        with last_words("\n"):  # after Ctrl-C
             print(prompt, end="", flush=True)
             for (piece,) in pieces:
                 print(piece, end="", flush=True)
-        finally:  # also after Ctrl-C
-            print(flush=True)
+        print(flush=True)
 
 
 def _batch(
@@ -139,17 +147,29 @@ def _batch(
 
 
 def _prompts(words: list[str]) -> list[str]:
-    """The prompts given as words of the command, or else as the lines of standard input."""
-    try:
-        lines = [] if words or sys.stdin is None else [line.rstrip("\n") for line in sys.stdin]
-        prompts = words or lines
-        for prompt in prompts:
-            prompt.encode()
-    except UnicodeError as error:
-        raise ValueError("the prompt is not UTF-8 text") from error
+    """Return the prompts given as words of the command, or else the lines of standard input."""
+    prompts = words or _lines_of_stdin()
     if not prompts:
-        raise ValueError("the prompt is empty: give one as an argument, or one a line on stdin")
+        raise ValueError("no prompt; give one as an argument, or one per line on standard input")
     if "" in prompts:
-        where = "" if words else f": line {lines.index('') + 1} of stdin is blank"
-        raise ValueError(f"the prompt is empty{where}")
+        where = "" if words else f"line {prompts.index('') + 1} of standard input is blank; "
+        raise ValueError(f"{where}a prompt needs at least one character")
     return prompts
+
+
+def _lines_of_stdin() -> list[str]:
+    """Return the lines of standard input, without line ends and a byte order mark."""
+    if sys.stdin is None:  # the shell closed it
+        return []
+    if isinstance(sys.stdin, io.TextIOWrapper):  # not sys.stdin itself: its encoding is a guess
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"standard input is not UTF-8 text: byte {error.start} is "
+                f"{error.object[error.start]:#04x}"
+            ) from None
+    else:
+        text = sys.stdin.read().removeprefix("\ufeff")
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]

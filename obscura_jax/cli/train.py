@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
+from obscura_jax.cli.interrupts import deferred
 from obscura_jax.cli.training_display import Display
-from obscura_jax.cli.training_folder import forget, owned, remember, settle, stopping
+from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import PRESETS
 
@@ -205,7 +206,7 @@ def _train(
     cfg, key = run.model.cfg, jax.random.key(settings["seed"])
     try:
         quiet = nullcontext(lambda row: None)
-        with stopping() as stop, Display(run.steps) if placement.writes else quiet as show:
+        with deferred() as stop, Display(run.steps) if placement.writes else quiet as show:
             state = fit(
                 run,
                 folder,

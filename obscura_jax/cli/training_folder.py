@@ -1,13 +1,10 @@
-"""The folder of `obscura train`: its settings, that one process at a time has it, its signals."""
+"""The folder of `obscura train`: its settings, and that one process at a time has it."""
 
 import contextlib
 import json
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 SETTINGS = "settings.json"
@@ -93,29 +90,3 @@ def forget(folder: Path) -> None:
     """Remove what a run wrote that could not begin."""
     for name in (SETTINGS, TOKENS, TOKENS + ".json"):
         (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], int]]:
-    """Within, Ctrl-C and SIGTERM only ask to stop: the function tells which did, or 0.
-
-    A second one ends the process as it would elsewhere.
-    """
-    asked = 0
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = number
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-    before = [signal.getsignal(each) for each in signals]
-    for each in signals:
-        signal.signal(each, handle)
-    try:
-        yield lambda: asked
-    finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)

@@ -4,7 +4,6 @@ What this package writes as safetensors carries the sum of its bytes as 64-bit w
 that turned over on the way is noticed: 0.05 s for the 124M model.
 """
 
-import contextlib
 import hashlib
 import json
 import mmap
@@ -18,6 +17,8 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+
+from obscura_jax.atomic_files import temporary_paths
 
 Tensors = dict[str, NDArray[Any]]
 _TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -156,23 +157,20 @@ def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
     """Write every file beside its place, then move all to their places; or change nothing."""
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
-        for path, temporary in temporaries.items():
-            if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.touch()
-            mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
-            files[path](temporary)
-            temporary.chmod(mode)
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
+        with temporary_paths(*temporaries.values()):
+            for path, temporary in temporaries.items():
+                if path.is_dir():
+                    raise IsADirectoryError(f"{path} is a folder")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.touch()
+                mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
+                files[path](temporary)
+                temporary.chmod(mode)
+            for path, temporary in temporaries.items():
+                temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise ValueError(f"{target} cannot be written: {reason}") from error
-    finally:
-        for temporary in temporaries.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

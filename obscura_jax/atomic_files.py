@@ -1,0 +1,46 @@
+"""Temporary files and folders that are removed even when a signal ends the process."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_temporary_paths: set[Path] = set()
+
+
+@contextlib.contextmanager
+def temporary_paths(*paths: Path) -> Iterator[None]:
+    """Remove files or folders that are still there at the end of the block.
+
+    `remove_temporary_paths` removes them too, for a process that ends without leaving its blocks.
+    """
+    _temporary_paths.update(paths)
+    try:
+        yield
+    finally:
+        for path in paths:
+            _remove(path)
+        _temporary_paths.difference_update(paths)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder for the length of the block."""
+    path = Path(tempfile.mkdtemp())
+    with temporary_paths(path):
+        yield path
+
+
+def remove_temporary_paths() -> None:
+    """Remove the paths of every `temporary_paths` block that is still open."""
+    for path in list(_temporary_paths):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

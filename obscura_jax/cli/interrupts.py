@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM end a command at once and quietly, or after the current training step.
+
+KeyboardInterrupt does not serve: it prints a traceback while modules are imported, is dropped when
+it is raised inside JAX's garbage-collection callback, and waits until a compiled program returns.
+Here the signal itself wakes a thread, whatever the main thread is doing.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from obscura_jax.atomic_files import remove_temporary_paths
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+class _State:
+    """What the next signal does."""
+
+    deferred = False  # it only asks to stop
+    asked = 0  # the signal that asked
+    last_words = b""  # written to standard output before the process ends
+
+
+def install() -> None:
+    """End this process with exit code 128 + number on SIGINT, SIGTERM or SIGHUP.
+
+    Signals that the parent process set to be ignored stay ignored. Call it in the main thread,
+    before slow imports.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # the thread does the work
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+@contextmanager
+def deferred() -> Iterator[Callable[[], int]]:
+    """Let the first signal only ask to stop; a second one ends the process at once.
+
+    Yields a function that returns the number of the signal that asked, or 0.
+    """
+    _State.deferred = True
+    try:
+        yield lambda: _State.asked
+    finally:
+        _State.deferred = False
+
+
+@contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Write `text` to standard output if a signal ends the process within the block."""
+    _State.last_words = text.encode()
+    try:
+        yield
+    finally:
+        _State.last_words = b""
+
+
+def _watch(reader: int) -> None:
+    while True:
+        (number,) = os.read(reader, 1)
+        if number not in _SIGNALS:
+            continue
+        if _State.deferred and not _State.asked:
+            _State.asked = number
+            with suppress(OSError, ValueError):
+                print(
+                    "stopping after this step; press Ctrl-C again to stop now",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        else:
+            _end(number)
+
+
+def _end(number: int) -> None:
+    remove_temporary_paths()
+    with suppress(OSError):
+        os.write(1, _State.last_words)
+    os._exit(128 + number)
