@@ -180,7 +180,8 @@ class _Writer:
         for store, new in ((self._keys, keys), (self._values, values)):
             heads = store[layer].shape[:-2]
             new = new.reshape(*heads, *new.shape[-2:]).astype(store[layer].dtype)
-            at = (*(0 for _ in heads), self._slot, 0)
+            zero = jnp.zeros((), jnp.int32)  # a Python 0 is int64 under x64, and all must agree
+            at = (*(zero for _ in heads), jnp.asarray(self._slot, jnp.int32), zero)
             store[layer] = _compact(lax.dynamic_update_slice(store[layer], new, at))
         return self._keys[layer], self._values[layer]
 

@@ -64,6 +64,7 @@ class State:
 
 def _draw(state: State, request: Request, logits: Float[Array, "b v"], cache: KVCache) -> State:
     """The state after the token that `logits` give to each row."""
+    logits = logits.astype(jnp.float32)  # of a model in float64 too: sampling is float32's
     positions = request.lengths + state.count
     keys = jax.vmap(jax.random.fold_in)(request.keys, positions)
     token = sample(logits, request.settings, keys)

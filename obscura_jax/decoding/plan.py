@@ -169,13 +169,19 @@ def padded_prompts(
 
 
 def computed_in(dtype: DTypeLike | None, params: Any) -> Any:
-    """`params` as JAX arrays of the number type `dtype`; None keeps their own."""
+    """Return `params` as JAX arrays of the number type `dtype`; None keeps their own.
+
+    Raises:
+        ValueError: for another type than bfloat16, float16, float32 or, under x64, float64.
+    """
+    known = ["bfloat16", "float16", "float32", *["float64"] * jax.config.read("jax_enable_x64")]
     try:
-        if dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+        accepted = dtype is None or jnp.dtype(dtype).name in known
     except TypeError:
-        pass
-    raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
+        accepted = False
+    if not accepted:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
 
 
 def check_whole(broken: Any) -> None:
