@@ -1,6 +1,7 @@
 # make demo           set up, then print from JAX the sentence that the PyTorch course prints, and
 #                     what the shipped model says
 # make test           set up, then prove every component equal to its PyTorch twin
+# make test-x64      set up, then test generation where JAX makes 64-bit numbers
 # make test-tpu       set up with libtpu, then compile for a TPU that is not here
 # make check          lint and types
 # make notebooks      set up, then run them from a clean kernel: the outputs must be the committed ones
@@ -23,7 +24,9 @@ CREATE := $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install -q
 endif
 
-.PHONY: demo test test-tpu check notebooks notebooks-write parity-table tiny clean
+DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
+
+.PHONY: demo test test-x64 test-tpu check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -31,6 +34,9 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2
+
+test-x64: $(VENV)/.test
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -q -n 2 $(DECODING)
 
 test-tpu: $(VENV)/.tpu
 	$(BIN)/python -c "import libtpu"

@@ -600,6 +600,17 @@ def test_generate_draws_by_its_seed(says, small):
     assert says(*words, "--dtype", "bfloat16") != ""
 
 
+@pytest.mark.parametrize("variable", ["JAX_ENABLE_X64=1", "JAX_NUMPY_DTYPE_PROMOTION=strict"])
+def test_generate_prints_the_same_however_jax_promotes_types(small, variable):
+    command = (*MODULE, "generate", *small, *TWO, "--max-new-tokens", 99, "--sliding")
+    name, value = variable.split("=")
+    for words in ((), ("--temperature", 1, "--top-k", 9, "--top-p", 0.9)):
+        plain = process(*command, *words)
+        done = process(*command, *words, env={**BUFFERED, name: value})
+        assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
+    assert process(*command, "--temperature", 2).stdout != plain.stdout
+
+
 def test_generate_ends_before_a_stop_string(says, small):
     words = (TWO[0], *small, "--max-new-tokens", 12, "--json")
     free = json.loads(says(*words))

@@ -295,7 +295,7 @@ def test_the_chain_and_its_draw_are_the_slow_ones(logits, given_settings):
     assert_between(ours, lower, upper)
     assert (kept(lower) == kept(upper)).all()
 
-    noise = np.stack([jax.random.gumbel(key, (vocab_size,)) for key in keys(ROWS)])
+    noise = np.stack([jax.random.gumbel(key, (vocab_size,), jnp.float32) for key in keys(ROWS)])
     want = [
         np.argmax(row if t == 0 else filtered + g)
         for row, filtered, g, (t, *_) in zip(wide, lower, noise, columns(settings), strict=True)
@@ -411,7 +411,7 @@ def test_the_frequencies_are_the_probabilities(given_settings):
 
 def test_the_noise_is_the_generator_s_own():
     for vocab_size in (V, 128, 50257):
-        want = np.stack([jax.random.gumbel(key, (vocab_size,)) for key in keys(ROWS)])
+        want = np.stack([jax.random.gumbel(key, (vocab_size,), jnp.float32) for key in keys(ROWS)])
         np.testing.assert_array_equal(sampling.gumbel_noise(keys(ROWS), vocab_size), want)
         assert not np.array_equal(sampling.gumbel_noise(keys(ROWS, 1), vocab_size), want)
 
