@@ -628,7 +628,7 @@ def test_generate_ends_before_a_stop_string(says, small):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--temperature", "-1"], "temperature must be a finite number of at least 0, got -1.0"),
+        (["--temperature", "-1"], "temperature must be from 0 to 3.403e+38, got -1.0"),
         (["--temperature", "nan"], "temperature must be a finite number"),
         (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["--top-k", "0"], "argument --top-k: must be a whole number of at least 1"),

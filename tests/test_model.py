@@ -253,6 +253,19 @@ def test_bad_ids(unchecked, model, ids, message):
         model.apply({"params": params}, ids)
 
 
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (jnp.array([0, 1, 11]), r"position 11 is outside the context, 0\.\.10"),
+        (np.array([-1, 0, 1]), "position -1 is outside the context"),
+        (jnp.array([0.0, 1.0, 2.0]), "positions must be integers, got float"),
+    ],
+)
+def test_bad_positions(unchecked, positions, message):
+    with pytest.raises(ValueError, match=message):
+        MODEL.apply({"params": PARAMS}, IDS[:, :3], positions=positions)
+
+
 @every_model
 @pytest.mark.parametrize("ids", [np.asarray(IDS, np.int64), IDS.tolist(), np.asarray(IDS, "u1")])
 def test_ids_of_any_form(model, ids):

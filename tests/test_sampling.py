@@ -576,7 +576,7 @@ def test_settings_per_row():
     assert jax.tree.structure(several).num_leaves == 4
 
 
-T_WORDS = "a finite number of at least 0"
+T_WORDS = "from 0 to 3.403e+38"
 K_WORDS = "a whole number from 1 to 53, the size of the vocabulary"
 P_WORDS = "a number in (0, 1]"
 M_WORDS = "a number in [0, 1)"

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         "top_k": args.top_k,
         "top_p": args.top_p,
         "min_p": args.min_p,
-        "key": jax.random.key(args.seed),
+        "key": jax.random.key(args.seed, impl="threefry2x32"),  # whatever JAX's default is
         "sliding": args.sliding,
     }
     if is_artifact(args.model):

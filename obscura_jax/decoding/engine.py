@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from obscura_jax.decoding.cache import KVCache, empty_cache, read_one, read_prompts
-from obscura_jax.decoding.sampling import Settings, log_probability, sample
+from obscura_jax.decoding.sampling import Settings, for_each_key, log_probability, sample
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import on_one_cpu
 
@@ -66,7 +66,7 @@ def _draw(state: State, request: Request, logits: Float[Array, "b v"], cache: KV
     """The state after the token that `logits` give to each row."""
     logits = logits.astype(jnp.float32)  # of a model in float64 too: sampling is float32's
     positions = request.lengths + state.count
-    keys = jax.vmap(jax.random.fold_in)(request.keys, positions)
+    keys = for_each_key(jax.random.fold_in, request.keys, positions)
     token = sample(logits, request.settings, keys)
     logprob = log_probability(logits, token)
     at = (jnp.zeros((), state.count.dtype), state.count)

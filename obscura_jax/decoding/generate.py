@@ -12,6 +12,8 @@ from obscura_jax.decoding.engine import HERE, Programs
 from obscura_jax.decoding.plan import PerRow, PerRowInt, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
 
+_CHUNK = 256  # tokens between two moments at which Python notices Ctrl-C
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -67,9 +69,10 @@ def generate(
 ) -> Generation:
     """Continue each prompt with a key-value cache, in one compiled loop.
 
-    A prompt's tokens are the same alone, in any batch, in any row, whatever the lengths of its
-    neighbours: greedy, and sampled with the same key. A setting given as a list holds one value for
-    each row. Filters apply in the order temperature, top-k, top-p, min-p.
+    In float32 a prompt's tokens are the same alone, in any batch, in any row, whatever the lengths
+    of its neighbors: greedy, and sampled with the same key. In bfloat16 the rounding of a product
+    depends on the number of rows, so a few rows may differ. A setting given as a list holds one
+    value for each row. Filters apply in the order temperature, top-k, top-p, min-p.
 
     Args:
         model: the model.
@@ -110,7 +113,7 @@ def generate(
         sliding=sliding,
         programs=programs,
     )
-    states = run(call, chunk=call.max_new_tokens)
+    states = run(call, chunk=_CHUNK)
     state = next(states)
     state.count.block_until_ready()
     first = time.perf_counter()

@@ -56,8 +56,8 @@ def settings(
 
     Raises:
         ValueError: names the setting, the row if listed, and the value, for a temperature that is
-            negative or not finite, a top_k that is not whole or outside 1 to V, top_p outside
-            (0, 1], min_p outside [0, 1), or a list of another length than `batch`.
+            negative or above the largest float32, a top_k that is not whole or outside 1 to V,
+            top_p outside (0, 1], min_p outside [0, 1), or a list of another length than `batch`.
     """
 
     def plain(x: Any) -> Any:
@@ -80,7 +80,7 @@ def settings(
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     whole = f"a whole number from 1 to {vocab_size}, the size of the vocabulary"
     return Settings(
-        column("temperature", 0, lambda t: 0 <= t <= _LARGEST, "a finite number of at least 0"),
+        column("temperature", 0, lambda t: 0 <= t <= _LARGEST, f"from 0 to {_LARGEST:.4g}"),
         column("top_k", vocab_size, lambda k: isinstance(k, int) and 1 <= k <= vocab_size, whole),
         column("top_p", 1, lambda p: 0 < p <= 1, "a number in (0, 1]"),
         column("min_p", 0, lambda m: 0 <= m < 1, "a number in [0, 1)"),
@@ -201,7 +201,18 @@ def gumbel_noise(keys: Key[Array, " b"], vocab_size: int) -> Logits:
     def noise(key: Array) -> Array:
         return jax.random.gumbel(key, (lines, _LANES), jnp.float32).reshape(-1)[:vocab_size]
 
-    return jax.vmap(noise)(keys)
+    return for_each_key(noise, keys)
+
+
+def for_each_key(function: Callable[..., Array], keys: Key[Array, " b"], *rows: Array) -> Array:
+    """Return `function(key, *row)` of each key and row, stacked; a row never affects another.
+
+    JAX's default generator is mapped over all keys at once. What the others (`rbg`, `unsafe_rbg`)
+    draw under `vmap` depends on the batch, so those keys are used one after another.
+    """
+    if str(jax.random.key_impl(keys)) == "threefry2x32":
+        return jax.vmap(function)(keys, *rows)
+    return lax.map(lambda one: function(*one), (keys, *rows))
 
 
 def _threshold(
@@ -219,7 +230,7 @@ def _threshold(
     ranks = jnp.where(bits >= sign, ~bits, bits | sign)  # whole numbers in the order of the floats
 
     def set_bit(i: Array, found: Array) -> Array:
-        tried = found | (sign >> i.astype(jnp.uint32))
+        tried = found | (sign >> jnp.asarray(i, jnp.uint32))
         reached = jnp.where(ranks >= tried[:, None], weights, 0).sum(axis=1, dtype=jnp.uint32)
         return jnp.where(reached >= enough, tried, found)
 

@@ -74,11 +74,14 @@ def embed(
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def whole_ids(ids: ArrayLike, vocab_size: int) -> Array:
-    """`ids` as an int32 array; ValueError unless they are whole numbers in [0, vocab_size).
+def whole_ids(
+    ids: ArrayLike, size: int, *, name: str = "token id", table: str = "vocabulary"
+) -> Array:
+    """Return `ids` as an int32 array; ValueError unless they are integers in [0, size).
 
     Concrete ids are checked as they are given, before JAX narrows 64-bit ones. Traced ids keep
-    their type, and their range cannot be known: inside jit it is the caller's to check.
+    their type, and their range cannot be known: inside jit it is the caller's to check. `name` and
+    `table` are what the error calls an id and the range of ids.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ids)):
         ids = jnp.asarray(ids)
@@ -86,14 +89,14 @@ def whole_ids(ids: ArrayLike, vocab_size: int) -> Array:
         ids = np.asarray(ids)
         ids = ids if ids.size else ids.astype(np.int32)  # an empty list has no type of its own
     if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"token ids must be integers, got {ids.dtype}")
+        raise ValueError(f"{name}s must be integers, got {ids.dtype}")
     if isinstance(ids, jax.core.Tracer):
         return ids
     values = np.asarray(ids)
     low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0 or high >= vocab_size:
+    if low < 0 or high >= size:
         wrong = low if low < 0 else high
-        raise ValueError(f"token id {wrong} is outside the vocabulary, 0..{vocab_size - 1}")
+        raise ValueError(f"{name} {wrong} is outside the {table}, 0..{size - 1}")
     return jnp.asarray(ids, jnp.int32)
 
 

@@ -44,6 +44,9 @@ def token_and_position_embedding(
     tokens = tok_emb(ids)
     if positions is None:
         positions = jnp.arange(ids.shape[-1])
+    else:
+        size = pos_emb.num_embeddings
+        positions = whole_ids(positions, size, name="position", table="context")
     return tokens + jnp.broadcast_to(pos_emb(positions), tokens.shape)
 
 

@@ -30,6 +30,7 @@ from obscura_jax.nn.model import GPTModel
 
 FORMAT = "obscura_jax artifact 2"
 MANIFEST, WEIGHTS, NAMES = "manifest.json", "model.safetensors", ("prefill", "decode")
+GENERATOR = "threefry2x32"  # of random numbers: the only kind of key that the programs take
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 
 
@@ -87,6 +88,12 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
 def plain_request(request: Request) -> dict[str, Any]:
     """A request as a dictionary."""
     settings = request.settings._asdict()
+    generator = jax.random.key_impl(request.keys)
+    if str(generator) != GENERATOR:
+        raise ValueError(
+            f"an exported model draws with {GENERATOR}, and the key is for {generator}: make it "
+            f"with jax.random.key(seed, impl={GENERATOR!r})"
+        )
     keys = jax.random.key_data(request.keys)
     return {"lengths": request.lengths, **settings, "keys": keys, "stop_ids": request.stop_ids}
 
@@ -94,7 +101,7 @@ def plain_request(request: Request) -> dict[str, Any]:
 def request_of(plain: dict[str, Any]) -> Request:
     """The inverse of `plain_request`."""
     settings = Settings(*(plain[name] for name in Settings._fields))
-    keys = jax.random.wrap_key_data(plain["keys"])
+    keys = jax.random.wrap_key_data(plain["keys"], impl=GENERATOR)
     return Request(plain["lengths"], settings, keys, plain["stop_ids"])
 
 
