@@ -20,5 +20,6 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         broken = "" if missing else f", which does not load ({error})"
         raise MissingExtraError(
-            f"{purpose} needs {module}{broken}: pip install 'obscura-jax[{extra}]'"
+            f"{purpose} needs {module}{broken}: run pip install -e '.[{extra}]' in the clone of "
+            "obscura_jax"
         ) from error

@@ -401,7 +401,7 @@ def test_destinations_of_the_wrong_sort_are_one_line(fails, course, native, tmp_
 
 def test_without_torch_it_says_what_to_install(fails, course, native, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    needed = "needs torch: pip install 'obscura-jax[torch]'"
+    needed = "needs torch: run pip install -e '.[torch]' in the clone of obscura_jax"
     assert needed in fails("info", course, "--n-heads", 3)
     assert needed in fails("convert", native, tmp_path / "x.pth", "--to", "course")
     assert call("info", native) == 0
@@ -487,7 +487,8 @@ def test_a_machine_without_torch(course, native):
     done = process(sys.executable, "-c", WITHOUT_TORCH, "info", course)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"obscura info: reading {course} needs torch: pip install 'obscura-jax[torch]'\n"
+        f"obscura info: reading {course} needs torch: run pip install -e '.[torch]' in the "
+        "clone of obscura_jax\n"
     )
 
 

@@ -140,7 +140,9 @@ def test_require_says_how_to_install_what_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError) as caught:
         require("torch", "torch", "reading w.pth")
-    assert str(caught.value) == "reading w.pth needs torch: pip install 'obscura-jax[torch]'"
+    assert str(caught.value) == (
+        "reading w.pth needs torch: run pip install -e '.[torch]' in the clone of obscura_jax"
+    )
     assert isinstance(caught.value, ImportError)
     assert isinstance(caught.value, ValueError)
 

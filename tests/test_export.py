@@ -92,6 +92,14 @@ def test_the_same_tokens(model, folder):
     assert programs.compiled() == 4  # both once more for longer lists of stop ids
     alone = generate(model[0], weights, PROMPTS[:1], 12, programs=programs)
     assert alone.tokens[0] == generate(*model, PROMPTS[:1], 12).tokens[0]
+    with pytest.raises(ValueError, match="draws with threefry2x32, and the key is for rbg"):
+        generate(
+            model[0], weights, PROMPTS, 12, key=jax.random.key(1, impl="rbg"), programs=programs
+        )
+    with jax.default_prng_impl("rbg"):  # greedy: no key of the caller's
+        assert generate(model[0], weights, PROMPTS, 9, programs=programs).tokens == [
+            row[:9] for row in generate(*model, PROMPTS, 12).tokens
+        ]
     with pytest.raises(ValueError, match="an artifact cannot slide"):
         generate(model[0], weights, PROMPTS, 40, sliding=True, programs=programs)
 

@@ -290,7 +290,7 @@ def test_without_the_packages(native, capsys, monkeypatch, package, kind):
     monkeypatch.setitem(sys.modules, package, None)
     assert call("parity", native, "--against", kind) == 2
     err = capsys.readouterr().err
-    assert f"needs {package}: pip install 'obscura-jax[" in err
+    assert f"needs {package}: run pip install -e '.[" in err
     assert err.count("\n") == 1
 
 

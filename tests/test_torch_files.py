@@ -184,8 +184,8 @@ def test_without_torch_only_its_files_are_out_of_reach(tmp_path, course, native,
     monkeypatch.setitem(sys.modules, "torch", None)
     model, params = load_model(native)
     save_model(tmp_path / "copy", model.cfg, params)
-    with pytest.raises(ValueError, match=r"reading .*course\.pth needs torch: pip install"):
+    with pytest.raises(ValueError, match=r"reading .*course\.pth needs torch: run pip install"):
         load_model(course[0], n_heads=3)
-    with pytest.raises(ValueError, match=r"writing a PyTorch file needs torch: pip install"):
+    with pytest.raises(ValueError, match=r"writing a PyTorch file needs torch: run pip install"):
         save_course(tmp_path / "x.pth", model.cfg, params)
     assert not (tmp_path / "x.pth").exists()

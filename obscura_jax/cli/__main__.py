@@ -64,6 +64,8 @@ def _user_message(error: BaseException) -> str | None:
         text = str(error)
         if text.startswith("RESOURCE_EXHAUSTED"):
             return f"not enough memory: {text}"
+        if "Disallowed" in text and "transfer" in text:
+            return "JAX_TRANSFER_GUARD forbids copies to and from devices; unset it"
     return None
 
 

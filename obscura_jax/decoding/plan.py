@@ -199,7 +199,7 @@ def _keys(key: jax.Array | None, rows: int, sampling: bool) -> jax.Array:
     if key is None:
         if sampling:
             raise ValueError("sampling at a temperature above 0 needs a key: key=jax.random.key(0)")
-        key = jax.random.key(0)  # of no effect: every row takes its most probable token
+        key = jax.random.key(0, impl="threefry2x32")  # unused by greedy rows
     if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a typed key, as jax.random.key(0) makes")
     if key.shape not in ((), (rows,)):
