@@ -23,6 +23,7 @@ FLOORS = [
     "interop",
     "parity",
     "scale",
+    "bench",
     "cli",
 ]
 EXTRAS = {

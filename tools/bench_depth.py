@@ -15,8 +15,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from obscura_jax.cli import bench_training
-from obscura_jax.cli.arguments import size
+from obscura_jax.bench.training import time_training, training_step
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.depth import stacked
 from obscura_jax.nn.model import GPTModel
@@ -45,7 +44,7 @@ def compiling(blocks: int, scan: bool) -> float:
 def main() -> None:
     """Print a row for each way and depth, then one for the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=size, default=3, help="rounds; default: 3")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; default: 3")
     rounds = parser.parse_args().repeats
     compiling(BLOCKS[0], scan=True)  # whatever is done once in a process
     for way, scan in WAYS.items():
@@ -54,10 +53,8 @@ def main() -> None:
             middle = statistics.median(row[place] for row in found)
             ratio = statistics.median(row[place] / row[0] for row in found)
             print(f"{way:<20} {blocks:>3} blocks {middle:6.1f} s {ratio:6.2f}x", flush=True)
-    steps = {
-        way: bench_training.ours(CFG, ROWS, LENGTH, "float32", scan=s) for way, s in WAYS.items()
-    }
-    loop, unrolled = bench_training.measure("steps", steps, ROWS * LENGTH, rounds)
+    steps = {way: training_step(CFG, ROWS, LENGTH, "float32", scan=s) for way, s in WAYS.items()}
+    loop, unrolled = time_training("steps", steps, ROWS * LENGTH, rounds)
     ratio = statistics.median(b / a for a, b in zip(loop.values, unrolled.values, strict=True))
     print(f"a step in a loop takes {ratio:.2f}x as long")
 

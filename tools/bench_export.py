@@ -13,8 +13,7 @@ import tempfile
 
 import jax
 
-from obscura_jax.cli import bench
-from obscura_jax.cli.arguments import size
+from obscura_jax.bench.processes import cold_start_command, time_cold_start
 from obscura_jax.interop.files import load_model, save_model
 from obscura_jax.scale.export import export_model
 
@@ -23,15 +22,15 @@ def main() -> None:
     """Export, time both, print the figures and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2")
-    parser.add_argument("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
     args = parser.parse_args()
     model, params = load_model(args.model)
     params = jax.device_get(params)
     with tempfile.TemporaryDirectory() as folder:
         save_model(f"{folder}/model", model.cfg, params)
         export_model(f"{folder}/exported", model.cfg, params)
-        commands = {name: bench.cold_command(f"{folder}/{name}") for name in ("model", "exported")}
-        ours, exported = bench.cold(commands, args.repeats)
+        commands = {name: cold_start_command(f"{folder}/{name}") for name in ("model", "exported")}
+        ours, exported = time_cold_start(commands, args.repeats)
     print(ours, exported, sep="\n")
     pairs = zip(ours.values, exported.values, strict=True)
     ratio = statistics.median(a / b for a, b in pairs)

@@ -18,10 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from obscura_jax.cli import bench
-from obscura_jax.cli.bench import System
+from obscura_jax.bench.generation import (
+    GenerateFn,
+    generate_functions,
+    generation_workloads,
+    time_generation,
+)
+from obscura_jax.bench.measurements import BenchReport, environment
+from obscura_jax.bench.processes import can_cold_start, cold_start_command, time_cold_start
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -41,36 +45,43 @@ with torch.no_grad():
 def main() -> None:
     """Time everything, print figures and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    bench.add_arguments(parser)
+    add = parser.add_argument
+    add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2, of 124M")
+    add("--n-heads", type=int, metavar="H", help="number of heads, if the model does not state it")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds per measurement; default: 5")
+    add("--no-cold", action="store_true", help="do not time the start of a process")
+    add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
     import jax
 
-    from obscura_jax.interop.files import load_model, save_model
+    from obscura_jax.interop.files import load_model, save_hf, save_model
 
     model, params = load_model(args.model, n_heads=args.n_heads)
-    threads = bench.environment()["threads"]
-    report, found = bench.Report(args.json), []
+    threads = environment()["threads"]
+    report, found = BenchReport(args.json), []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as processes:
         params = jax.device_get(params)
         save_model(f"{folder}/native", model.cfg, params)
-        makers = _makers(model.cfg, params, folder, int(threads), args.dtype)
-        systems: dict[str, System] = {
+        save_hf(f"{folder}/hf", model.cfg, params)
+        makers = _makers(model.cfg.vocab_size, folder, int(threads), args.dtype)
+        systems: dict[str, GenerateFn] = {
             name: processes.enter_context(Elsewhere(*make)) for name, make in makers
         }
         _check_same_model(systems)
-        for work in bench.works(model.cfg):
-            figures = bench.measure(work, systems, args.repeats)
+        for workload in generation_workloads(model.cfg):
+            figures = time_generation(workload, systems, args.repeats)
             report.add(*figures)
             found += ratios(figures)
         processes.close()
-        if not args.no_cold and bench.runs_text(model.cfg):
-            commands = {"float32": bench.cold_command(f"{folder}/native")}
+        if not args.no_cold and can_cold_start(model.cfg):
+            commands = {"float32": cold_start_command(f"{folder}/native")}
             if "transformers float32" in systems:
                 script = [sys.executable, "-c", _TRANSFORMERS_PROCESS, f"{folder}/hf", threads]
                 commands["transformers float32"] = script
-            figures = bench.cold(commands, args.repeats)
+            figures = time_cold_start(commands, args.repeats)
             report.add(*figures)
             found += ratios(figures)
     report.end(args.model, ratios=found)
@@ -78,7 +89,7 @@ def main() -> None:
         show(found)
 
 
-def _check_same_model(systems: dict[str, System]) -> None:
+def _check_same_model(systems: dict[str, GenerateFn]) -> None:
     """Raise ValueError unless the float32 systems make the same greedy tokens."""
     prompts = [[5, 17, 42], [250, 3, 8]]
     made = {n: system(prompts, 8)[2] for n, system in systems.items() if "float32" in n}
@@ -87,7 +98,7 @@ def _check_same_model(systems: dict[str, System]) -> None:
 
 
 def _makers(
-    cfg: Any, params: Any, folder: str, threads: int, dtype: str | None
+    vocab_size: int, folder: str, threads: int, dtype: str | None
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Each system's name, and the function and arguments that make it, over files in `folder`."""
     dtypes = [dtype] if dtype else ["float32", "bfloat16"]
@@ -98,45 +109,19 @@ def _makers(
         print(f"not installed: {', '.join(missing)} (pip install -e '.[bench]')", file=sys.stderr)
     if "transformers" in missing:
         return
-    _write_hf(cfg, params, f"{folder}/hf")
     for each in dtypes:
         yield f"transformers {each}", (_transformers, folder, each, threads)
     if "ctranslate2" not in missing and "float32" in dtypes:
-        yield "CTranslate2 float32", (_ctranslate2, folder, cfg.vocab_size, threads)
+        yield "CTranslate2 float32", (_ctranslate2, folder, vocab_size, threads)
 
 
-def _ours(folder: str, dtype: str) -> System:
+def _ours(folder: str, dtype: str) -> GenerateFn:
     from obscura_jax.interop.files import load_model
 
-    return bench.ours(*load_model(f"{folder}/native"), dtype)[dtype]
+    return generate_functions(*load_model(f"{folder}/native"), dtype)[dtype]
 
 
-def _write_hf(cfg: Any, params: Any, folder: str) -> None:
-    """Our weights as a folder of transformers'."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=cfg.vocab_size,
-        n_positions=cfg.context_length,
-        n_embd=cfg.emb_dim,
-        n_layer=cfg.n_layers,
-        n_head=cfg.n_heads,
-        layer_norm_epsilon=cfg.ln_eps,
-        tie_word_embeddings=cfg.tie_weights,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = GPT2LMHeadModel(config)
-    tensors = {name: torch.tensor(x) for name, x in _hf_tensors(cfg, params).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"transformers' model lacks {unexpected}, ours {missing}")
-    model.tie_weights()
-    model.save_pretrained(folder)
-
-
-def _transformers(folder: str, dtype: str, threads: int) -> System:
+def _transformers(folder: str, dtype: str, threads: int) -> GenerateFn:
     import torch
     from transformers import GPT2LMHeadModel
 
@@ -156,7 +141,7 @@ def _transformers(folder: str, dtype: str, threads: int) -> System:
     return call
 
 
-def _ctranslate2(folder: str, vocab_size: int, threads: int) -> System:
+def _ctranslate2(folder: str, vocab_size: int, threads: int) -> GenerateFn:
     import ctranslate2
 
     class Converter(ctranslate2.converters.TransformersConverter):  # type: ignore[misc,unused-ignore]
@@ -198,38 +183,6 @@ def _timed(function: Any, *args: Any, **kwargs: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function(*args, **kwargs)
     return time.perf_counter() - start, result
-
-
-def _hf_tensors(cfg: Any, params: Any) -> dict[str, np.ndarray]:
-    """The parameters under transformers' names: weights (in, out), queries, keys, values as one."""
-    zeros = np.zeros(cfg.emb_dim, np.float32)
-    tensors = {
-        "transformer.wte.weight": params["tok_emb"]["weight"],
-        "transformer.wpe.weight": params["pos_emb"]["weight"],
-        "transformer.ln_f.weight": params["final_norm"]["scale"],
-        "transformer.ln_f.bias": params["final_norm"]["shift"],
-    }
-    if not cfg.tie_weights:
-        tensors["lm_head.weight"] = params["out_head"]["weight"]
-    for n in range(cfg.n_layers):
-        block, to = params["trf_blocks"][str(n)], f"transformer.h.{n}"
-        qkv = [block["att"][f"W_{part}"] for part in ("query", "key", "value")]
-        layers = block["ff"]["layers"]
-        for name, weight, bias in (
-            (
-                "attn.c_attn",
-                np.concatenate([part["weight"] for part in qkv]),
-                np.concatenate([part.get("bias", zeros) for part in qkv]),
-            ),
-            ("attn.c_proj", block["att"]["out_proj"]["weight"], block["att"]["out_proj"]["bias"]),
-            ("mlp.c_fc", layers["0"]["weight"], layers["0"]["bias"]),
-            ("mlp.c_proj", layers["2"]["weight"], layers["2"]["bias"]),
-        ):
-            tensors[f"{to}.{name}.weight"], tensors[f"{to}.{name}.bias"] = weight.T, bias
-        for name, norm in (("ln_1", block["norm1"]), ("ln_2", block["norm2"])):
-            tensors[f"{to}.{name}.weight"] = norm["scale"]
-            tensors[f"{to}.{name}.bias"] = norm["shift"]
-    return {name: np.array(x) for name, x in tensors.items()}
 
 
 if __name__ == "__main__":

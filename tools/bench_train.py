@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.cli import bench, bench_training
-from obscura_jax.cli.arguments import size
-from obscura_jax.cli.bench_training import Stepper
+from obscura_jax.bench.measurements import BenchReport, environment
+from obscura_jax.bench.processes import peak_mebibytes
+from obscura_jax.bench.training import TimedStep, time_training, token_batch, training_step
 from obscura_jax.config import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,19 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2, of 124M")
-    add("--batch-size", type=size, default=4, metavar="B", help="default: 4")
-    add("--length", type=size, default=256, metavar="T", help="default: 256")
-    add("--chunk", type=size, metavar="N", help="positions that have logits at once, in ours")
+    add("--batch-size", type=int, default=4, metavar="B", help="default: 4")
+    add("--length", type=int, default=256, metavar="T", help="default: 256")
+    add("--chunk", type=int, metavar="N", help="positions that have logits at once, in ours")
     add("--recompute", choices=("elementwise", "blocks"), help="rather than keep it, in ours")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: both, in turn")
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
-    add("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    add("--repeats", type=int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
     how = {"chunk": args.chunk, "recompute": args.recompute}
-    threads = int(bench.environment()["threads"])
-    report, found = bench.Report(args.json), []
+    threads = int(environment()["threads"])
+    report, found = BenchReport(args.json), []
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
         with contextlib.ExitStack() as processes:
             makers: dict[str, tuple[Any, ...]] = {
@@ -57,7 +57,7 @@ def main() -> None:
                 name: processes.enter_context(Elsewhere(*make)) for name, make in makers.items()
             }
             name = f"training, {shape[0]} x {shape[1]}"
-            figures = bench_training.measure(name, steppers, shape[0] * shape[1], args.repeats)
+            figures = time_training(name, steppers, shape[0] * shape[1], args.repeats)
         report.add(*figures)
         found += ratios(figures)
     report.end(args.preset, ratios=found)
@@ -65,17 +65,17 @@ def main() -> None:
         show(found)
 
 
-def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> Stepper:
-    return bench_training.ours(cfg, rows, length, dtype, **how)
+def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> TimedStep:
+    return training_step(cfg, rows, length, dtype, **how)
 
 
-def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> Stepper:
+def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> TimedStep:
     import torch
 
     from obscura_jax.parity import torch_reference
 
     torch.set_num_threads(threads)
-    ids = torch.tensor(bench_training.tokens(cfg, rows, length), dtype=torch.long)
+    ids = torch.tensor(token_batch(cfg, rows, length), dtype=torch.long)
     model = torch_reference.GPTModel(cfg.to_dict())
     if cfg.tie_weights:
         model.out_head.weight = model.tok_emb.weight
@@ -94,7 +94,7 @@ def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads
         measured().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
-        return time.perf_counter() - begin, bench_training.peak_mebibytes()
+        return time.perf_counter() - begin, peak_mebibytes()
 
     return step
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from obscura_jax.cli.bench import Figure
+from obscura_jax.bench.measurements import Measurement
 
 _System = TypeVar("_System", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ def _serve(pipe: Any, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
             pipe.send(system(*pipe.recv()))
 
 
-def ratios(figures: list[Figure]) -> list[dict[str, Any]]:
+def ratios(figures: list[Measurement]) -> list[dict[str, Any]]:
     """Each of ours against each peer: how many times as fast, the median over the rounds.
 
     Ours are called "float32" and the like, a peer of it "... float32".

@@ -1,0 +1,1 @@
+"""Measuring speed and memory: generation, training steps and whole processes."""
