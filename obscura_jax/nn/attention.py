@@ -213,10 +213,11 @@ class MultiHeadAttention(nn.Module):
         *,
         deterministic: bool = True,
         attend: Attend | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d_out"]:
         """Attend within each sequence, in every head; position t sees positions 0..t.
 
-        With `attend`, that function takes the place of causal attention.
+        With `attend`, that function takes the place of causal attention; `key` as in `dropout_key`.
         """
         check_length(x.shape[-2], self.context_length)
         queries, keys, values = (
@@ -231,6 +232,6 @@ class MultiHeadAttention(nn.Module):
             values,
             causal_mask(x.shape[-2]),
             dropout_rate=self.dropout,
-            key=dropout_key(self, self.dropout, deterministic),
+            key=dropout_key(self, self.dropout, deterministic, key),
         )
         return self.out_proj(merge_heads(context))

@@ -29,14 +29,20 @@ def dropout(
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def dropout_key(module: nn.Module, rate: float, deterministic: bool) -> Array | None:
-    """The key with which `module` drops values in this call, or None when it drops none.
+def dropout_key(
+    module: nn.Module, rate: float, deterministic: bool, key: Array | None = None
+) -> Array | None:
+    """Return the key that `module` drops values with in this call, or None if it drops none.
+
+    It is `key`, the one a caller passes down, or else one made from the `rngs` of `apply`.
 
     Raises:
-        ValueError: when values are to be dropped and `apply` was given no key.
+        ValueError: when values are to be dropped and there is neither.
     """
     if deterministic or rate == 0:
         return None
+    if key is not None:
+        return key
     if not module.has_rng("dropout"):
         raise ValueError('dropout needs a key: apply(..., rngs={"dropout": key})')
     return module.make_rng("dropout")
@@ -149,10 +155,10 @@ class Dropout(nn.Module):
         super().__post_init__()
 
     def __call__(
-        self, x: Float[Array, "*shape"], *, deterministic: bool = True
+        self, x: Float[Array, "*shape"], *, deterministic: bool = True, key: Array | None = None
     ) -> Float[Array, "*shape"]:
-        """Drop values of `x`; ValueError when the apply call brought no key."""
-        return dropout(x, self.rate, key=dropout_key(self, self.rate, deterministic))
+        """Drop values of `x`; `key` as in `dropout_key`."""
+        return dropout(x, self.rate, key=dropout_key(self, self.rate, deterministic, key))
 
 
 class Embedding(nn.Module):

@@ -19,6 +19,7 @@ from obscura_jax.nn.layers import (
     FeedForward,
     LayerNorm,
     ModuleList,
+    dropout_key,
     whole_ids,
 )
 from obscura_jax.nn.linear import Linear, linear
@@ -74,18 +75,34 @@ class TransformerBlock(ConfiguredModule):
         *,
         deterministic: bool = True,
         attend: Attend | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """One step of the residual stream; `attend` as in `MultiHeadAttention`."""
-        x = self.residual(x, deterministic=deterministic, attend=attend)
+        """Apply the block to the residual stream; `attend` and `key` as in `MultiHeadAttention`.
+
+        Attention weights are dropped with `fold_in(key, 0)`, the outputs of attention and of the
+        feed-forward layers with `fold_in(key, 1)` and `fold_in(key, 2)`.
+        """
+        key = dropout_key(self, self.cfg.drop_rate, deterministic, key)
+        x = self.residual(x, deterministic=deterministic, attend=attend, key=key)
         y = self.ff(self.norm2(x))
-        return x + self.drop_shortcut(y, deterministic=deterministic)
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 2))
 
     def residual(
-        self, x: Float[Array, "*batch t d"], *, deterministic: bool, attend: Attend | None
+        self,
+        x: Float[Array, "*batch t d"],
+        *,
+        deterministic: bool,
+        attend: Attend | None,
+        key: Array | None,
     ) -> Float[Array, "*batch t d"]:
-        """The stream after attention, before the feed-forward layers."""
-        y = self.att(self.norm1(x), deterministic=deterministic, attend=attend)
-        return x + self.drop_shortcut(y, deterministic=deterministic)
+        """Return the stream after attention, before the feed-forward layers."""
+        y = self.norm1(x)
+        y = self.att(y, deterministic=deterministic, attend=attend, key=_folded(key, 0))
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 1))
+
+
+def _folded(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 Recompute = Literal["elementwise", "blocks"]
@@ -127,8 +144,9 @@ class GPTModel(ConfiguredModule):
             ids: token ids in [0, V), (..., T): an array of any integer type, or lists; at most
                 `context_length` positions. Ids that are arguments of jit are narrowed to 32 bits
                 by JAX before they can be checked, and make NaN where they lie outside [0, V).
-            deterministic: False drops values at `drop_rate`, with the key that `apply` is given as
-                `rngs={"dropout": key}`.
+            deterministic: False drops values at `drop_rate`. The key is made from the one that
+                `apply` is given as `rngs={"dropout": key}`: block n drops with `fold_in(key, n)`,
+                the embeddings with `fold_in(key, n_layers)`.
             positions: the position of each token, where they are not 0, 1, 2, ...
             attend: called as `attend(block, queries, keys, values)` in place of causal attention,
                 with the number of the block; a cache of keys and values is made so.
@@ -159,11 +177,19 @@ class GPTModel(ConfiguredModule):
         memory, `recompute` names what of a block is computed once more instead of being kept:
         "elementwise" keeps the products with weights, "blocks" only what enters each block.
         """
-        x = self.embeddings(ids, deterministic=deterministic, positions=positions)
+        cfg = self.cfg
+        key = dropout_key(self, cfg.drop_rate, deterministic)
+        x = self.embeddings(
+            ids,
+            deterministic=deterministic,
+            positions=positions,
+            key=_folded(key, cfg.n_layers),
+        )
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
+            own_key = _folded(key, number)
             run: Any = TransformerBlock.__call__
-            run = partial(run, deterministic=deterministic, attend=attend_here)
+            run = partial(run, deterministic=deterministic, attend=attend_here, key=own_key)
             if recompute is not None:
                 run = nn.remat(run, policy=KEPT[recompute])
             x = run(block, x)
@@ -175,12 +201,13 @@ class GPTModel(ConfiguredModule):
         *,
         deterministic: bool = True,
         positions: Integer[Array, "*batch t"] | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """What the first block is given, with the arguments of a call."""
+        """Return the input of the first block; `key` as in `dropout_key`."""
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
-        return self.drop_emb(x, deterministic=deterministic)
+        return self.drop_emb(x, deterministic=deterministic, key=key)
 
     def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
         """Logits of hidden states, after the final layer norm."""
