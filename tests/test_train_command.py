@@ -107,7 +107,7 @@ def test_nanogpts_token_files(tmp_path, capsys):
 def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["--text", text, "--out", out, "--steps", 40, "--lr", 1e30, "--warmup-steps", 1]
-    refused(capsys, "try a lower learning rate", *words, "--vocab-size", 300, *SMALL)
+    refused(capsys, "with a lower learning rate (--lr)", *words, "--vocab-size", 300, *SMALL)
     rows = read_metrics(out / "metrics.jsonl")
     kept = [int(path.name) for path in (out / "checkpoints").iterdir()]
     assert kept == [rows[-1]["step"] + 1]  # the state after the last step that was finite
@@ -206,7 +206,7 @@ def test_bad_settings(text, tmp_path, capsys):
 
 def test_a_training_is_not_written_over(text, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("mine")
-    refused(capsys, "holds a training already", "--text", text, "--out", tmp_path, *SMALL)
+    refused(capsys, "already contains a training run", "--text", text, "--out", tmp_path, *SMALL)
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
     refused(capsys, "is not a folder", "--text", text, "--out", text, *SMALL)
 

@@ -42,6 +42,16 @@ _DEFAULTS = {
     "chunk": None,
     "recompute": None,
 }
+_KINDS: dict[str, type] = {name: type(value) for name, value in _DEFAULTS.items()} | {
+    "text": list,
+    "data": str,
+    "preset": str,
+    "steps": int,
+    "epochs": int,
+    "stride": int,
+    "chunk": int,
+    "recompute": str,
+}
 _SAMPLE_TOKENS = 32
 _RECOMPUTE = ("elementwise", "blocks")
 
@@ -122,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
             _follow(args)
             return
         with owned(args.out) as folder:
-            settings = settle(folder, given, _DEFAULTS, args.resume)
+            settings = settle(folder, given, _DEFAULTS, _KINDS, args.resume)
             if args.resume:
                 remember(folder, settings)  # the last ones given, for other processes and next time
             try:
@@ -155,7 +165,7 @@ def _follow(args: argparse.Namespace) -> None:
     """Take part in the training of process 0, with the settings that it has written."""
     _meet("prepared")
     folder = Path(args.out)
-    settings = settle(folder, {}, _DEFAULTS, resume=True)
+    settings = settle(folder, {}, _DEFAULTS, _KINDS, resume=True)
     _train(args, folder, settings, *_prepared(args, folder, settings))
 
 
@@ -201,9 +211,10 @@ def _train(
 
     from obscura_jax.interop.files import save_model
     from obscura_jax.training.initial import gpt2_parameters
-    from obscura_jax.training.run import METRICS, fit, read_metrics
+    from obscura_jax.training.loop import DivergedError
+    from obscura_jax.training.run import METRICS, fit
 
-    cfg, key = run.model.cfg, jax.random.key(settings["seed"])
+    cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl="threefry2x32")
     try:
         quiet = nullcontext(lambda row: None)
         with deferred() as stop, Display(run.steps) if placement.writes else quiet as show:
@@ -222,9 +233,12 @@ def _train(
                 placement=placement,
             )
             stopped_by = placement.agree(stop())
-    finally:
+    except DivergedError:
         if placement.writes:
-            _draw(read_metrics(folder / METRICS), folder)
+            _draw(folder / METRICS, folder / "loss.png")
+        raise
+    if placement.writes:
+        _draw(folder / METRICS, folder / "loss.png")
     if number := stopped_by:
         if placement.writes:
             print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
@@ -250,16 +264,16 @@ def _sampler(model: Any, key: Any) -> Any:
     return sample
 
 
-def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
-    """The loss curves, where matplotlib is installed."""
-    from obscura_jax.extras import MissingExtraError
+def _draw(metrics: Path, picture: Path) -> None:
+    """Draw the loss curves, if matplotlib is installed; no error in this ends a run."""
     from obscura_jax.plots import loss_curves
+    from obscura_jax.training.run import read_metrics
 
-    if rows:
-        try:
-            loss_curves(rows).savefig(folder / "loss.png", dpi=120)
-        except (MissingExtraError, OSError) as error:
-            print(f"no loss.png: {error}", file=sys.stderr)
+    try:
+        if rows := read_metrics(metrics):
+            loss_curves(rows).savefig(picture, dpi=120)
+    except Exception as error:
+        print(f"no {picture.name}: {error}", file=sys.stderr)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
