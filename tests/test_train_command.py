@@ -112,7 +112,7 @@ def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     kept = [int(path.name) for path in (out / "checkpoints").iterdir()]
     assert kept == [rows[-1]["step"] + 1]  # the state after the last step that was finite
     assert all(math.isfinite(row["loss"]) for row in rows)
-    refused(capsys, f"the loss of step {kept[0]} is nan", "--out", out, "--resume")
+    refused(capsys, f"training diverged at step {kept[0]} (loss nan", "--out", out, "--resume")
     assert not (out / "model").exists()
 
 
