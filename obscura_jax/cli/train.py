@@ -9,7 +9,7 @@ from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
-from obscura_jax.cli.training_display import Display
+from obscura_jax.cli.training_display import Display, say
 from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import PRESETS
@@ -227,25 +227,32 @@ def _train(
             _draw(read_metrics(folder / METRICS), folder)
     if number := stopped_by:
         if placement.writes:
-            print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+            words = f"obscura train --out {args.out} --resume"
+            say(f"saved after step {int(state.step)}: {words}", sys.stdout)
         sys.exit(128 + number)
     if not placement.writes:
         return
     save_model(folder / "model", cfg, state.params)
-    print(f"obscura generate --model {folder / 'model'} ...")
+    say(f"obscura generate --model {folder / 'model'} ...", sys.stdout)
 
 
 def _sampler(model: Any, key: Any) -> Any:
-    """Text that the parameters make, to be shown beside a validation loss."""
-    from obscura_jax.decoding.generate import generate
-    from obscura_jax.text.tokenizers import tokenizer_for
+    """Return a function that generates text for the row of a validation.
 
+    Return None for a vocabulary below `LEAST_TOKENS`, whose encoding is not known.
+    """
+    from obscura_jax.decoding.generate import generate
+    from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
+
+    if model.cfg.vocab_size < LEAST_TOKENS:
+        return None
     tokenizer = tokenizer_for(model.cfg.vocab_size)
     count = min(_SAMPLE_TOKENS, model.cfg.context_length - 1)
 
     def sample(params: Any) -> str:
         out = generate(model, params, [[tokenizer.eot_token]], count, temperature=0.8, key=key)
-        return str(tokenizer.decode(out.tokens[0]))
+        # A padded vocabulary has ids that spell nothing.
+        return tokenizer.decode([i for i in out.tokens[0] if i < tokenizer.n_vocab])
 
     return sample
 
@@ -259,8 +266,8 @@ def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
         try:
             loss_curves(rows).savefig(folder / "loss.png", dpi=120)
         except (MissingExtraError, OSError) as error:
-            print(f"no loss.png: {error}", file=sys.stderr)
+            say(f"no loss.png: {error}", sys.stderr)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"obscura train: {message}", file=sys.stderr, flush=True)
+    say(f"obscura train: {message}", sys.stderr)
