@@ -126,11 +126,12 @@ def _batch(
 ) -> None:
     from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.stream import text_until
+    from obscura_jax.text.encoding import encode_text
     from obscura_jax.text.tokenizers import tokenizer_for
 
     tokenizer = tokenizer_for(model.cfg.vocab_size)
     text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
-    encoded = [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts]
+    encoded = [encode_text(tokenizer, prompt) for prompt in prompts]
     out = generate(model, params, encoded, args.max_new_tokens, **settings)
     for row, prompt in enumerate(prompts):
         text, count, stopped = text_until(tokenizer, out.tokens[row], args.stop)

@@ -9,7 +9,7 @@ from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
-from obscura_jax.cli.training_display import Display
+from obscura_jax.cli.training_display import Display, say
 from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import PRESETS
@@ -241,25 +241,39 @@ def _train(
         _draw(folder / METRICS, folder / "loss.png")
     if number := stopped_by:
         if placement.writes:
-            print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+            words = f"obscura train --out {args.out} --resume"
+            say(f"saved after step {int(state.step)}: {words}", sys.stdout)
         sys.exit(128 + number)
     if not placement.writes:
         return
     save_model(folder / "model", cfg, state.params)
-    print(f"obscura generate --model {folder / 'model'} ...")
+    say(f"obscura generate --model {folder / 'model'} ...", sys.stdout)
 
 
 def _sampler(model: Any, key: Any) -> Any:
-    """Text that the parameters make, to be shown beside a validation loss."""
-    from obscura_jax.decoding.generate import generate
-    from obscura_jax.text.tokenizers import tokenizer_for
+    """Return a function from parameters to text they generate, to show with a validation loss.
 
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
-    count = min(_SAMPLE_TOKENS, model.cfg.context_length - 1)
+    Return None for a model without a text tokenizer, or without room for a second token. The text
+    is only shown, so an error in it is a warning and does not end the run.
+    """
+    from obscura_jax.decoding.generate import generate
+    from obscura_jax.decoding.stream import text_until
+    from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
+
+    cfg = model.cfg
+    count = min(_SAMPLE_TOKENS, cfg.context_length - 1)
+    if cfg.vocab_size < LEAST_TOKENS or count == 0:
+        return None
+    tokenizer = tokenizer_for(cfg.vocab_size)
+    start = [[tokenizer.eot_token]]
 
     def sample(params: Any) -> str:
-        out = generate(model, params, [[tokenizer.eot_token]], count, temperature=0.8, key=key)
-        return str(tokenizer.decode(out.tokens[0]))
+        try:
+            out = generate(model, params, start, count, temperature=0.8, key=key)
+            return text_until(tokenizer, out.tokens[0])[0]
+        except Exception as error:
+            warnings.warn(f"no sample of text: {error}", stacklevel=2)
+            return ""
 
     return sample
 
@@ -273,8 +287,8 @@ def _draw(metrics: Path, picture: Path) -> None:
         if rows := read_metrics(metrics):
             loss_curves(rows).savefig(picture, dpi=120)
     except Exception as error:
-        print(f"no {picture.name}: {error}", file=sys.stderr)
+        say(f"no {picture.name}: {error}", sys.stderr)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"obscura train: {message}", file=sys.stderr, flush=True)
+    say(f"obscura train: {message}", sys.stderr)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from obscura_jax.decoding.plan import check_whole, computed_in, padded_prompts
 from obscura_jax.decoding.sampling import log_probability
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.text.encoding import encode_text
 from obscura_jax.text.tokenizers import tokenizer_for
 
 _CHUNK = 128  # positions whose logits exist at once
@@ -65,10 +66,7 @@ def score(
     if isinstance(texts, str):
         raise ValueError("texts must be a list of texts, got one string")
     tokenizer = tokenizer_for(model.cfg.vocab_size)
-    rows = [
-        tokenizer.encode(text, allowed_special="all") if isinstance(text, str) else text
-        for text in texts
-    ]
+    rows = [encode_text(tokenizer, text) if isinstance(text, str) else text for text in texts]
     ids, lengths = padded_prompts(rows, model.cfg)
     if max(lengths) > model.cfg.context_length:
         raise ValueError(

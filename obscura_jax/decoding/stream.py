@@ -16,6 +16,7 @@ from obscura_jax.config import check_size
 from obscura_jax.decoding.engine import State
 from obscura_jax.decoding.plan import Options, Plan, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.text.encoding import encode_text
 
 if TYPE_CHECKING:
     import tiktoken
@@ -178,7 +179,7 @@ def stream_text(
     chunks = stream(
         model,
         params,
-        [tokenizer.encode(prompt, allowed_special="all") for prompt in prompts],
+        [encode_text(tokenizer, prompt) for prompt in prompts],
         max_new_tokens,
         chunk=chunk,
         **options,

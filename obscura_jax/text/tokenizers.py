@@ -22,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 
 GPT2_TOKENS = 50257
+LEAST_TOKENS = 257  # every byte and <|endoftext|>
 
 # What tiktoken_ext.openai_public.gpt2() demands of the same file.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -156,7 +157,7 @@ def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     Raises FileNotFoundError when the file is missing, and ValueError when it is damaged or for
     another number of tokens.
     """
-    if not 257 <= vocab_size <= GPT2_TOKENS:
+    if not LEAST_TOKENS <= vocab_size <= GPT2_TOKENS:
         raise ValueError(f"GPT-2's encoding has 257 to 50257 tokens, got {vocab_size}")
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
@@ -178,7 +179,7 @@ def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
     From 257 on it is GPT-2's, of as many tokens as the model has. One that has more padded them,
     and one that has fewer has none of this package's: for both it is the whole of GPT-2's.
     """
-    return gpt2_tokenizer(vocab_size if 257 <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
+    return gpt2_tokenizer(vocab_size if LEAST_TOKENS <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
 
 
 def _encoder_json() -> Path:
