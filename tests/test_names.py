@@ -154,7 +154,9 @@ def test_wrappers_of_torch(tmp_path, wrap):
         torch.save(wrapped.state_dict(), tmp_path / "x.pt")
         model, params = load_model(tmp_path / "x.pt", n_heads=3)
         assert np.abs(logits_of(model, params) - expected).max() <= LOGITS
-        audit = {row.source: row.note for row in read_checkpoint(tmp_path / "x.pt", n_heads=3).audit}
+        audit = {
+            row.source: row.note for row in read_checkpoint(tmp_path / "x.pt", n_heads=3).audit
+        }
         assert audit.get("n_averaged") == ("a count: dropped" if wrap == "averaged" else None)
 
 

@@ -43,8 +43,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
         "gelu_fast",  # with rounded constants: within 9e-13 of the others in float64
     ),
     "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False, None),
-    "add_cross_attention": (False, None),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
 }
 _EXACT_GELU = ("gelu", "gelu_python")
 

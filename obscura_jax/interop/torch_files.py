@@ -131,16 +131,24 @@ def _globals(path: Path) -> Iterator[str]:
         else:
             with path.open("rb") as file:
                 pickled = file.read(_MUCH)
-        stream, strings = io.BytesIO(pickled), ["", ""]
+        stream = io.BytesIO(pickled)
         while stream.tell() < len(pickled):  # torch's older format is several pickles in a row
+            strings: list[Any] = ["", ""]
+            memo: dict[Any, Any] = {}
+            top: Any = None  # of the stack, where it is a string
             for opcode, value, _ in pickletools.genops(stream):
                 name = ""
-                if opcode.name in ("GLOBAL", "INST"):
-                    name = str(value)
+                if opcode.name == "MEMOIZE":
+                    memo[len(memo)] = top
+                elif opcode.name.endswith("PUT"):
+                    memo[value] = top
+                elif opcode.name in ("GLOBAL", "INST"):
+                    name, top = str(value), None
                 elif opcode.name == "STACK_GLOBAL":
-                    name = " ".join(strings[-2:])
-                elif isinstance(value, str):
-                    strings.append(value)
+                    name, top = " ".join(strings[-2:]), None
+                else:
+                    top = memo.get(value) if opcode.name.endswith("GET") else value
+                    strings += [top] if isinstance(top, str) else []
                 if re.fullmatch(r"[\w.]+ [\w.]+", name):
                     yield name.replace(" ", ".")
     except Exception:  # damaged, or no pickle any longer: errors of any type
