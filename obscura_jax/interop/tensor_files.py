@@ -94,7 +94,9 @@ def read_shards(index: Path, reader: Callable[[Path], Tensors]) -> Tensors:
         ValueError: when a shard is missing, or holds other tensors than the index says.
     """
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+    if not isinstance(places, dict) or not all(
+        isinstance(x, str) and Path(x).name for x in places.values()
+    ):
         raise ValueError(f"{index} has no weight_map from tensors to files")
     tensors: Tensors = {}
     for shard in sorted(set(places.values())):
@@ -115,16 +117,19 @@ def read_msgpack(path: Path) -> Tensors:
     """The leaves of a Flax parameter file, or of the parameters in one of a training state."""
     try:
         tree = msgpack_restore(path.read_bytes())
-        while isinstance(tree.get("params"), dict):
+        while isinstance(tree, dict) and isinstance(tree.get("params"), dict):
             tree = tree["params"]
-        flat = flatten_dict(tree, sep=".")
-        tree_of_arrays = all(isinstance(leaf, np.ndarray) for leaf in flat.values())
+        leaves = flatten_dict(tree) if isinstance(tree, dict) else {(): tree}
+        tree_of_arrays = all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+        flat = {".".join(path): leaf for path, leaf in leaves.items()}
     except Exception as error:  # msgpack and flax meet damage with errors of any type
         raise ValueError(
             f"{path} is damaged, cut short or not a Flax file ({type(error).__name__})"
         ) from error
-    if not tree_of_arrays:
+    if not isinstance(tree, dict) or not tree_of_arrays:
         raise ValueError(f"{path} holds something else than a tree of arrays")
+    if len(flat) < len(leaves):
+        raise ValueError(f"{path} holds two tensors for one place: names with dots, and a tree")
     return flat
 
 

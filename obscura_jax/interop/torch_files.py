@@ -3,6 +3,7 @@
 import io
 import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -91,10 +92,24 @@ def _load(torch: Any, path: Path) -> Any:
                 f"{path} refused: its pickle calls {called}, and a checkpoint of weights calls "
                 "nothing; save model.state_dict(), not the model"
             ) from error
+        if _is_tar(path):
+            raise ValueError(
+                f"{path} is a tar archive, as PyTorch wrote before version 0.1.10, and reading it "
+                "could run code: load it with that PyTorch, and save model.state_dict() again"
+            ) from error
         raise ValueError(
             f"{path} is damaged, cut short or not a PyTorch checkpoint{_reason(error)}: "
             "fetch it again, or save model.state_dict() with torch.save again"
         ) from error
+
+
+def _is_tar(path: Path) -> bool:
+    """Return whether the file is a tar archive with something in it; blank bytes are an empty one."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return archive.next() is not None
+    except (tarfile.TarError, OSError):
+        return False
 
 
 def _check_sums(path: Path) -> None:
