@@ -89,5 +89,5 @@ def _entries(
         yield Entry(".".join(path), tensors, others)
     for key, value in content.items():
         if isinstance(value, Mapping) and len(path) < 2:
-            beside = {name: other for name, other in others.items() if name != str(key)}
-            yield from _entries(value, is_tensor, (*path, str(key)), beside)
+            rest = {name: other for name, other in others.items() if name != str(key)}
+            yield from _entries(value, is_tensor, (*path, str(key)), rest)

@@ -1,4 +1,4 @@
-"""Names of tensors: which dialect they follow, and what stands before every one of them.
+"""Names of tensors: which dialect they follow, and what comes before every one of them.
 
 torch.compile, DataParallel and modules that hold a model put `_orig_mod.`, `module.`, `model.` or
 another prefix before each name. A prefix that all names have says nothing, and is removed; where

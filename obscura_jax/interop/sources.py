@@ -140,9 +140,9 @@ def _read_config(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 def _config_among(beside: Mapping[str, Any]) -> dict[str, Any]:
     """What the first dictionary with `n_heads` in it says of our config."""
-    around = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
-    inner = [value for holder in around[1:] for value in holder.values()]
-    for value in (*around, *inner):
+    outer = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
+    inner = [value for holder in outer[1:] for value in holder.values()]
+    for value in (*outer, *inner):
         if isinstance(value, Mapping) and "n_heads" in value:
             return from_course_config(value)
     return {}

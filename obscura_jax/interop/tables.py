@@ -84,8 +84,7 @@ FLAX = Table("flax", (*_gpt2("embedding", "kernel", "scale", transposed=False), 
 def table_for(names: Names, tensors: Tensors) -> Table | None:
     """Return the table that the tensors follow, None for the course's own names.
 
-    nanoGPT and Hugging Face share their names: what tells them apart is the orientation of the
-    matrices.
+    nanoGPT and Hugging Face share their names and differ in the orientation of the matrices.
     """
     if names.dialect == COURSE:
         return None

@@ -104,7 +104,7 @@ def _load(torch: Any, path: Path) -> Any:
 
 
 def _is_tar(path: Path) -> bool:
-    """Return whether the file is a tar archive with something in it; blank bytes are an empty one."""
+    """Return whether the file is a tar archive that is not empty, as one of blank bytes is."""
     try:
         with tarfile.open(path, "r:") as archive:
             return archive.next() is not None
