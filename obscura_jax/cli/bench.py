@@ -95,7 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2, of 124M")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
-    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: both, in turn")
     add("--repeats", type=size, default=5, metavar="N", help="of each measurement; default: 5")
     add("--no-cold", action="store_true", help="leave out the start of a process")
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 
     from obscura_jax.interop.files import load_model, save_model
 
-    model, params = load_model(args.model, n_heads=args.n_heads, entry=args.entry)
+    model, params = load_model(args.model, n_heads=args.n_heads)
     report = Report(args.json)
     systems = ours(model, params, args.dtype)
     for work in works(model.cfg):
