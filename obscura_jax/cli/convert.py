@@ -13,6 +13,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("destination", help="native, hf: the folder; course, nanogpt: the file")
     parser.add_argument("--to", choices=("native", "course", "hf", "nanogpt"), default="native")
     parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
+    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
     parser.set_defaults(run=run)
 
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert, then print what each tensor became."""
     from obscura_jax.interop import files
 
-    checkpoint = files.read_checkpoint(args.source, n_heads=args.n_heads)
+    checkpoint = files.read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     save = {
         "native": files.save_model,
         "course": files.save_course,

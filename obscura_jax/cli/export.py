@@ -15,6 +15,7 @@ def add_to(commands: Any) -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     add("--platforms", default="cpu,cuda,tpu", metavar="P,...", help="default: cpu,cuda,tpu")
     add("--n-heads", type=size, metavar="H", help="if the source does not say")
+    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
     parser.set_defaults(run=run)
 
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.interop.files import load_model
     from obscura_jax.scale.export import export_model
 
-    model, params = load_model(args.source, n_heads=args.n_heads)
+    model, params = load_model(args.source, n_heads=args.n_heads, entry=args.entry)
     files = export_model(
         args.destination,
         model.cfg,

@@ -20,6 +20,7 @@ def add_to(commands: Any) -> None:
     add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
+    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
     add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
     add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
@@ -62,14 +63,14 @@ def run(args: argparse.Namespace) -> None:
         "sliding": args.sliding,
     }
     if is_artifact(args.model):
-        for option in ("n_heads", "dtype", "mesh", "sliding"):
+        for option in ("n_heads", "entry", "dtype", "mesh", "sliding"):
             if getattr(args, option):
                 name = option.replace("_", "-")
                 raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
         model, params, settings["programs"] = load_artifact(args.model)
     else:
         with nullcontext() if args.mesh is None else _on_the_host():
-            model, params = load_model(args.model, n_heads=args.n_heads)
+            model, params = load_model(args.model, n_heads=args.n_heads, entry=args.entry)
             params = computed_in(args.dtype, params)
     if args.mesh is not None:
         from obscura_jax.scale import generation, mesh

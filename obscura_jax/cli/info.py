@@ -11,6 +11,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
     parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
     parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
+    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
     parser.set_defaults(run=run)
 
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.interop.files import read_checkpoint
     from obscura_jax.nn.model import count_parameters, parameter_bytes
 
-    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads)
+    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     params = checkpoint.params
     print(f"dialect              {checkpoint.dialect}")
     print(f"parameters           {count_parameters(params):,}")

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import PRESETS, GPTConfig, check_size
 from obscura_jax.interop import tables
+from obscura_jax.interop.building import built
 from obscura_jax.interop.dialects import (
     Converted,
-    from_course,
-    infer_config,
     named_tensors,
-    parameter_shapes,
     to_course,
 )
 from obscura_jax.interop.foreign_configs import to_hf_config, to_model_args
@@ -35,6 +33,7 @@ from obscura_jax.interop.sources import (
     TORCH_SUFFIXES,
     WEIGHTS,
     NamedError,
+    check_no_entry,
     tensors_and_config,
     weights_at,
 )
@@ -62,7 +61,7 @@ class Checkpoint:
 
 
 def load_model(
-    source: str | Path, *, n_heads: int | None = None
+    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
 ) -> tuple[GPTModel, dict[str, Any]]:
     """Read a model.
 
@@ -76,6 +75,8 @@ def load_model(
             after `torch.manual_seed(N)`, made without PyTorch (presets: 124M, the default, gpt2,
             gpt2-medium, ...).
         n_heads: the number of attention heads, where the source does not say it.
+        entry: the entry of a PyTorch checkpoint that is the model, such as "ema", where several
+            are; "a.b" is the entry "b" of the entry "a".
 
     Returns:
         The model and its parameters: `model.apply({"params": params}, ids)`.
@@ -84,7 +85,7 @@ def load_model(
         FileNotFoundError: when there is nothing at `source`.
         ValueError: when it is damaged, not a model, or not wholly understood.
     """
-    checkpoint = read_checkpoint(source, n_heads=n_heads)
+    checkpoint = read_checkpoint(source, n_heads=n_heads, entry=entry)
     return GPTModel(checkpoint.cfg), checkpoint.params
 
 
@@ -147,48 +148,29 @@ def save_nanogpt(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: A
     put(path, {path: partial(write_torch, tensors, beside=beside)})
 
 
-def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
+) -> Checkpoint:
     """Read a model with all that is known of it; see `load_model`."""
     if n_heads is not None:
         check_size("n_heads", n_heads)
     if str(source).startswith("torch-seed:"):
+        check_no_entry(source, entry)
         return _from_seed(str(source), n_heads)
     path = weights_at(source)
     try:
-        tensors, dialect, known = tensors_and_config(path)
+        tensors, dialect, known = tensors_and_config(path, entry)
         if n_heads is not None:
             if known.get("n_heads", n_heads) != n_heads:
                 raise ValueError(f"it has n_heads={known['n_heads']}, not {n_heads}")
             known["n_heads"] = n_heads
-        table = tables.table_for(tensors)
-        if table is None:
-            cfg = infer_config(tensors, known)
-            params, audit = from_course(tensors, cfg, share=True)
-            return Checkpoint(dialect or "course", cfg, params, audit)
-        return _converted(table, tensors, known)
+        found, cfg, params, audit = built(tensors, known)
+        dialect = (found == "course" and dialect) or found
+        return Checkpoint(dialect, cfg, params, audit)
     except NamedError:
         raise
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def _converted(
-    table: tables.Table, tensors: Mapping[str, NDArray[Any]], known: dict[str, Any]
-) -> Checkpoint:
-    course, origins, tied = tables.renamed(table, tensors, known)
-    known = {k: v for k, v in known.items() if k != "qkv_bias"} | {"tie_weights": tied}
-    cfg = infer_config(course, known)
-    tables.check_shapes(tensors, origins, parameter_shapes(cfg))
-    params, audit = from_course(course, cfg, share=True)
-    became = {row.source: row.note for row in audit}
-    rows = []
-    for origin in origins:
-        of_targets = {became[target] for target in origin.targets} - {"as it is"}
-        note = ", ".join((origin.note, *of_targets))
-        absent = origin.source == "-"
-        values = course[origin.targets[0]] if absent else tensors[origin.source]
-        rows.append(Converted(origin.source, ", ".join(origin.targets) or "-", note, values))
-    return Checkpoint(table.name, cfg, params, rows)
 
 
 def _from_seed(source: str, n_heads: int | None) -> Checkpoint:

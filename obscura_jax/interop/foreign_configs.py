@@ -6,9 +6,11 @@ so a round trip gives the same config back.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from obscura_jax.config import GPTConfig
+from obscura_jax.interop.config_values import read_values, whole_number
 
 _RECORD = "obscura_jax"
 _GPT2_SIZES = {
@@ -25,14 +27,26 @@ _NANOGPT_SIZES = {
     "n_layer": "n_layers",
     "n_head": "n_heads",
 }
+_GPT2_VALUES = {
+    "tie_word_embeddings": "tie_weights",
+    "layer_norm_epsilon": "ln_eps",
+    "resid_pdrop": "drop_rate",
+}
 # What a GPT-2 config may hold that changes the function, and what it has to be here.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": (
+        "gelu_new",
+        "gelu_pytorch_tanh",
+        "gelu_python_tanh",
+        "gelu_accurate",
+        "gelu_fast",  # with rounded constants: within 9e-13 of the others in float64
+    ),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+_EXACT_GELU = ("gelu", "gelu_python")
 
 
 def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,17 +57,16 @@ def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name, allowed in _FIXED.items():
         if name in config and config[name] not in allowed:
-            raise ValueError(
-                f"the config says {name}={config[name]!r}; this model computes {allowed[0]!r}"
-            )
-    known = {ours: config[theirs] for theirs, ours in _GPT2_SIZES.items() if theirs in config}
-    inner, width = config.get("n_inner"), config.get("n_embd")
+            said = f"the config says {name}={config[name]!r};"
+            if config[name] in _EXACT_GELU:
+                said += " that is the exact (erf) form, which differs by up to 5e-4;"
+            raise ValueError(f"{said} this model computes {allowed[0]!r}")
+    known = read_values(config, _GPT2_SIZES)
+    inner, width = whole_number("n_inner", config.get("n_inner")), known.get("emb_dim")
     if inner is not None and width is not None and inner != 4 * width:
         raise ValueError(f"the config says n_inner={inner}; this model has 4 n_embd = {4 * width}")
-    known["tie_weights"] = config.get("tie_word_embeddings", True)
-    known["ln_eps"] = config.get("layer_norm_epsilon", 1e-5)
-    known["drop_rate"] = config.get("resid_pdrop", 0.1)
-    return known | _recorded(config, "qkv_bias")
+    defaults = {"tie_weights": True, "ln_eps": 1e-5, "drop_rate": 0.1}
+    return defaults | known | read_values(config, _GPT2_VALUES) | _recorded(config, "qkv_bias")
 
 
 def to_hf_config(cfg: GPTConfig) -> dict[str, Any]:
@@ -80,10 +93,14 @@ def from_model_args(beside: Mapping[str, Any]) -> dict[str, Any]:
     """What the entries beside `model` in a nanoGPT `ckpt.pt` say of our config."""
     args = beside.get("model_args")
     args = args if isinstance(args, Mapping) else {}
-    known = {ours: args[theirs] for theirs, ours in _NANOGPT_SIZES.items() if theirs in args}
-    known["tie_weights"] = True
-    known["drop_rate"] = args.get("dropout", 0.1)
+    known = {"tie_weights": True, "drop_rate": 0.1}
+    known |= read_values(args, {**_NANOGPT_SIZES, "dropout": "drop_rate"})
     return known | _recorded(beside.get("config"), "qkv_bias", "tie_weights")
+
+
+def from_course_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a dictionary, such as the course's, that our config has."""
+    return read_values(config, {f.name: f.name for f in fields(GPTConfig)})
 
 
 def to_model_args(cfg: GPTConfig) -> dict[str, Any]:
@@ -105,4 +122,5 @@ def to_model_args(cfg: GPTConfig) -> dict[str, Any]:
 
 def _recorded(holder: Any, *names: str) -> dict[str, Any]:
     record = holder.get(_RECORD) if isinstance(holder, Mapping) else None
-    return {name: record[name] for name in names if name in record} if record else {}
+    known = record if isinstance(record, Mapping) else {}
+    return {name: known[name] for name in names if name in known}
