@@ -30,6 +30,7 @@ EXTRAS = {
     "matplotlib",
     "huggingface_hub",
     "transformers",
+    "tokenizers",
     "libtpu",
     "ctranslate2",
     "orbax",

