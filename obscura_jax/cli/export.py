@@ -1,9 +1,11 @@
 """`obscura export`: a model as programs that run without this package."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import size
+from obscura_jax.cli.suggestions import generate_command
 
 
 def add_to(commands: Any) -> None:
@@ -36,4 +38,5 @@ def run(args: argparse.Namespace) -> None:
     )
     for name, count in files.items():
         print(f"{count:>13,}  {name}")
-    print(f"obscura generate --model {args.destination} ...")
+    if checkpoint.cfg.context_length > 1:  # an exported model does not slide
+        print(generate_command(Path(args.destination), checkpoint.cfg))

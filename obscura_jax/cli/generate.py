@@ -21,7 +21,12 @@ def add_to(commands: Any) -> None:
     add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
-    add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
+    add(
+        "--max-new-tokens",
+        type=size,
+        metavar="N",
+        help="largest number of new tokens; default: what fits in the context, up to 64",
+    )
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
     add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")

@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> None:
     for name, value in cfg.to_dict().items():
         print(f"{name:<20} {value}")
     try:
-        found = tokenizer_of(tokens, cfg, args.source)
-        about = f"{found.name}{', assumed: it brings none' if found.notice else ''}"
+        about = tokenizer_of(tokens, cfg, args.source).name
     except ValueError as error:
         about = f"none: {error}"
     print(f"tokenizer            {about}")
@@ -57,6 +56,8 @@ def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
     print("dialect              exported: obscura generate runs it")
     print(f"platforms            {', '.join(manifest.get('cache_dtypes', {}))}")
-    print(f"made by              obscura_jax {manifest.get('obscura_jax')}, jax {manifest.get('jax')}")
+    print(
+        f"made by              obscura_jax {manifest.get('obscura_jax')}, jax {manifest.get('jax')}"
+    )
     print(f"parameters           {count:,} of {manifest.get('dtype')}")
     return cfg, tokens_at(Path(args.source))

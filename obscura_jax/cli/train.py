@@ -1,6 +1,7 @@
 """`obscura train`: a model from text files."""
 
 import argparse
+import shlex
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
+from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.cli.training_display import Display
 from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
@@ -228,14 +230,15 @@ def _train(
             _draw(read_metrics(folder / METRICS), folder)
     if number := stopped_by:
         if placement.writes:
-            print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+            again = f"obscura train --out {shlex.quote(args.out)} --resume"
+            print(f"saved after step {int(state.step)}: {again}")
         sys.exit(128 + number)
     if not placement.writes:
         return
-    # Of files that the user made only their maker knows the tokenizer.
+    # The tokenizer of token files is unknown here.
     tokens = None if settings["data"] else gpt2_record(cfg)
     save_model(folder / "model", cfg, state.params, tokens=tokens)
-    print(f"obscura generate --model {folder / 'model'} ...")
+    print(generate_command(folder / "model", cfg))
 
 
 def _sampler(model: Any, key: Any) -> Any:

@@ -22,7 +22,7 @@ def stream(
     model: GPTModel,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     *,
     chunk: int = 8,
     **options: Unpack[Options],
@@ -33,7 +33,8 @@ def stream(
         model: the model.
         params: its parameters.
         prompts: one list of token ids for each row; lengths may differ.
-        max_new_tokens: how many tokens a row gets at most.
+        max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
+            room is left in the context after the longest prompt.
         chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
             small one returns to Python more often.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
@@ -138,7 +139,7 @@ def stream_text(
     params: Any,
     prompts: Sequence[str],
     tokenizer: Any,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     *,
     chunk: int = 8,
     stop: Sequence[str] = (),
@@ -152,7 +153,8 @@ def stream_text(
         prompts: one text for each row; `<|endoftext|>` in it is read as that one token.
         tokenizer: the model's own, such as `load_tokenizer(source, model.cfg)` or
             `gpt2_tokenizer()`: any object with `encode` and `decode`.
-        max_new_tokens: how many tokens a row gets at most.
+        max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
+            room is left in the context after the longest prompt.
         chunk: how many tokens of a row to wait for.
         stop: strings that end a row; its text ends before the first of them.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and

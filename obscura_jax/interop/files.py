@@ -85,6 +85,12 @@ def load_model(
     Returns:
         The model and its parameters: `model.apply({"params": params}, ids)`.
 
+    Note:
+        float32 tensors of a `.safetensors` file are mapped into memory, not read. If that file is
+        truncated or rewritten in place, the operating system ends this process (SIGBUS) when it
+        reads a missing page. Replace the file by renaming a new one, as `save_model` and
+        `obscura convert` do.
+
     Raises:
         FileNotFoundError: when there is nothing at `source`.
         ValueError: when it is damaged, not a model, or not wholly understood.
@@ -101,17 +107,20 @@ def save_model(
     tokens: TokenRecord | None = None,
     overwrite: bool = True,
 ) -> None:
-    """Write the native form: `config.json` and `model.safetensors` in `folder`, made if need be.
+    """Write the native form: `config.json` and `model.safetensors` in `folder`.
 
-    Both files are written whole before either takes its place; what was there before is replaced.
+    All files are written before any takes its place, and take it by renaming: a process that has
+    mapped an earlier `model.safetensors` keeps its bytes. What an earlier model in the folder left
+    and would be read with this one, such as its tokenizer, is removed; other files stay.
 
     Args:
-        folder: the folder.
+        folder: the folder, which is created if it is missing.
         cfg: the model's config.
         params: its parameters.
-        tokens: its special tokens and tokenizer, which replace those in the folder. By default
-            those stay.
-        overwrite: whether to replace a model that is there.
+        tokens: its special tokens and the files of its tokenizer, such as
+            `read_checkpoint(source).tokens`. By default none are recorded.
+        overwrite: whether to replace a model that is in the folder, as it is by default. The
+            commands of `obscura` replace one with `--overwrite` only.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
@@ -155,7 +164,7 @@ def save_hf(
 ) -> None:
     """Write the folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
 
-    The arguments are those of `save_model`. Special tokens that `tokens` lacks are unset.
+    The arguments are those of `save_model`. Special tokens that `tokens` lacks are null.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
@@ -277,13 +286,13 @@ def _put_folder(
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; this form is a folder")
     check_free(path, overwrite)
-    files = {} if tokens is None else copies(tokens)
-    if record and tokens and (entries := tokens.to_dict()):
+    tokens = tokens or TokenRecord()
+    files = copies(tokens)
+    if record and (entries := tokens.to_dict()):
         files[TOKENS_FILE] = _json(entries)
     files |= {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
     put(path, {path / name: write for name, write in files.items()})
-    if tokens is not None:
-        remove_companions(path, files)
+    remove_companions(path, files)
 
 
 def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:

@@ -72,17 +72,25 @@ def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return known | _recorded(config, "qkv_bias")
 
 
-def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+def special_ids(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the special tokens that a GPT-2 `config.json` names, and our record of its tokenizer.
 
-    An id that it leaves out is GPT-2's default, where the vocabulary has it; null means unset.
+    An id that is null or absent there is the one in `generation_config.json`, if any. Of an id that
+    is absent from both, GPT-2's default holds if the vocabulary has it; null means unset.
     """
     ids: dict[str, Any] = {}
     size = config.get("vocab_size", _GPT2_END + 1)
     if isinstance(size, int) and size > _GPT2_END:
-        ids = dict.fromkeys(_UNSET, _GPT2_END)
-    ids |= {name: value for name, value in config.items() if name.endswith("_token_id")}
-    return {name: x for name, x in ids.items() if x is not None} | _recorded(config, "tokenizer")
+        ids = {name: _GPT2_END for name in _UNSET if name not in config}
+    for entries in (generation or {}, config):
+        ids |= {name: x for name, x in entries.items() if _is_id(name) and x is not None}
+    return ids | _recorded(config, "tokenizer")
+
+
+def _is_id(name: str) -> bool:
+    return name.endswith("_token_id")
 
 
 def unused_entries(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -96,7 +104,7 @@ def unused_entries(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         name
         for name, value in config.items()
-        if value is not None and name not in kept and not name.endswith("_token_id")
+        if value is not None and name not in kept and not _is_id(name)
     )
 
 

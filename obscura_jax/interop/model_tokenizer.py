@@ -11,7 +11,7 @@ from obscura_jax.interop.sources import MANIFEST, WEIGHT_FILES, tensors_and_conf
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.interop.tokens import TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
-from obscura_jax.text.tokenizers import GPT2_TOKENS, gpt2_tokenizer, has_gpt2_size
+from obscura_jax.text.tokenizers import END_OF_TEXT, GPT2_TOKENS, gpt2_tokenizer, has_gpt2_size
 
 _BYTES_AND_END = 257  # the least that GPT-2's encoding can be cut to
 
@@ -21,10 +21,10 @@ class ModelTokenizer:
     """Text to the ids of a model and back.
 
     Attributes:
-        name: what it is, in words.
+        name: a description of it, for `obscura info`.
         inner: the tokenizer proper, with `encode` and `decode`.
         eos_token_id: the id that ends a text, if it is known.
-        notice: a line that the user should see, where the tokenizer is a guess.
+        notice: a line for the user if the tokenizer is a guess, else empty.
     """
 
     name: str
@@ -49,7 +49,9 @@ class IdTokenizer:
         """Return the numbers in `text`; ValueError if there is anything else, or nothing."""
         words = re.split(r"[\s,]+", text.strip())
         if not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
-            raise ValueError(f"{text[:40]!r} is not a list of token ids: give numbers, as in '1 2 3'")
+            raise ValueError(
+                f"{text[:40]!r} is not a list of token ids: give numbers, as in '1 2 3'"
+            )
         return [int(word) for word in words]
 
     def decode(self, ids: Sequence[int], /) -> str:
@@ -91,30 +93,33 @@ def _record(source: str | Path) -> TokenRecord:
 
 
 def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> ModelTokenizer:
-    """Return the tokenizer that a record tells; see `load_tokenizer`."""
+    """Return the tokenizer of a model with these facts about its tokens; see `load_tokenizer`."""
     size, end = cfg.vocab_size, record.eos_token_id
     folder = next(iter(record.files.values())).parent if record.files else None
     if folder is not None and (found := read_tokenizer(folder)):
         return _of_folder(folder, *found, size, end)
-    notice = ""
-    if record.tokenizer is None and not has_gpt2_size(size):
-        if not _BYTES_AND_END <= size < GPT2_TOKENS:
+    count, why, notice = min(size, GPT2_TOKENS), "", ""
+    if record.tokenizer is None and has_gpt2_size(size):
+        why = f", assumed for a model of {size} tokens"
+    elif record.tokenizer is None:
+        opaque = _has_pickled_characters(source)
+        if opaque or not _BYTES_AND_END <= size < GPT2_TOKENS:
+            pickled = "; meta.pkl is a pickle, which is not opened" if opaque else ""
             raise ValueError(
-                f"{source} has {size} tokens and brings no tokenizer: give token ids (--ids)"
-                + _unopened(source)
+                f"{source} has {size} tokens and no tokenizer{pickled}; give token ids (--ids)"
             )
+        why = ", assumed: it brings none"
         notice = (
             f"{source} brings no tokenizer: text is read as GPT-2's first {size - 1} tokens and "
-            "<|endoftext|>"
+            f"{END_OF_TEXT}, which models trained by obscura have"
         )
-    count = min(size, GPT2_TOKENS)
-    name = "GPT-2's" if count == GPT2_TOKENS else f"GPT-2's first {count - 1} and <|endoftext|>"
-    return ModelTokenizer(name, gpt2_tokenizer(count), count - 1 if end is None else end, notice)
+    name = "GPT-2's" if count == GPT2_TOKENS else f"GPT-2's first {count - 1} and {END_OF_TEXT}"
+    return ModelTokenizer(
+        name + why, gpt2_tokenizer(count), count - 1 if end is None else end, notice
+    )
 
 
-def _of_folder(
-    folder: Path, inner: Any, file: str, size: int, end: int | None
-) -> ModelTokenizer:
+def _of_folder(folder: Path, inner: Any, file: str, size: int, end: int | None) -> ModelTokenizer:
     if isinstance(inner, FolderTokenizer):
         largest, name, own = inner.largest_id, f"its own ({file})", inner.end_of_text
     else:
@@ -127,9 +132,7 @@ def _of_folder(
     return ModelTokenizer(name, inner, own if end is None else end)
 
 
-def _unopened(source: str | Path) -> str:
+def _has_pickled_characters(source: str | Path) -> bool:
+    """Return whether nanoGPT's `meta.pkl`, where it keeps a vocabulary, is next to the model."""
     path = Path(source)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "meta.pkl").is_file():
-        return ""
-    return "; its meta.pkl, where nanoGPT keeps characters, is a pickle and is not opened"
+    return ((path if path.is_dir() else path.parent) / "meta.pkl").is_file()

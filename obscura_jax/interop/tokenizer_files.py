@@ -5,7 +5,7 @@ package `tokenizers` (extra `tokenizers`).
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from obscura_jax.text.tokenizers import END_OF_TEXT, GPT2_TOKENS, gpt2_tokenizer
 
 DEFINITION, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+# Tokenizers of other kinds, which are not read.
+FOREIGN = ("vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _BYTES = 256  # a byte-level vocabulary begins with one token for each
+# Names of special tokens, in the order in which transformers adds them, and its defaults for GPT-2.
+_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_DEFAULTS: Mapping[str, Any] = dict.fromkeys(_NAMES[:3], END_OF_TEXT)
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 _BYTE_LEVEL: Mapping[str, Any] = {"type": "ByteLevel", "add_prefix_space": False}
 
@@ -68,15 +74,24 @@ def read_tokenizer(folder: Path) -> tuple[Any, str] | None:
                 raise ValueError(f"{folder} has {VOCABULARY} without {MERGES}: fetch that file too")
             return _from_vocabulary(folder), VOCABULARY
     except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape
-        raise ValueError(f"the tokenizer files of {folder} are damaged: fetch them again") from error
+        raise ValueError(
+            f"the tokenizer files of {folder} are damaged ({error!r}): fetch them again"
+        ) from error
+    if foreign := next((name for name in FOREIGN if (folder / name).is_file()), None):
+        raise ValueError(
+            f"{folder} has its tokenizer in {foreign}, which is not read: write {DEFINITION} with "
+            "transformers' AutoTokenizer and save_pretrained, or give token ids (--ids)"
+        )
     return None
 
 
 def _from_definition(folder: Path) -> Any:
     path = folder / DEFINITION
-    definition = read(read_json, path)
-    settings = _optional(folder / SETTINGS)
-    if not settings.get("add_bos_token"):
+    definition, settings = read(read_json, path), _optional(folder / SETTINGS)
+    # transformers' class for GPT-2 takes this from its settings, whatever the definition has.
+    of_gpt2 = settings.get("tokenizer_class") in (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+    prefix = settings.get("add_prefix_space") if of_gpt2 else None
+    if not prefix:
         with contextlib.suppress(AttributeError, KeyError, TypeError):  # the library says it better
             if count := _gpt2_tokens(definition):
                 return gpt2_tokenizer(count)
@@ -85,29 +100,25 @@ def _from_definition(folder: Path) -> Any:
         tokenizer = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no error type of its own
         raise ValueError(f"{path} is damaged, or not a tokenizer ({error})") from error
-    return FolderTokenizer(tokenizer, _first_ids(tokenizer, settings))
+    if prefix is not None and isinstance(tokenizer.pre_tokenizer, library.pre_tokenizers.ByteLevel):
+        tokenizer.pre_tokenizer.add_prefix_space = bool(prefix)
+    return FolderTokenizer(tokenizer)
 
 
 def _from_vocabulary(folder: Path) -> Any:
-    path = folder / VOCABULARY
-    vocabulary = read(read_json, path)
-    text = read(lambda p: p.read_bytes().decode(errors="replace"), folder / MERGES)
-    lines = text.split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    if wrong := next((pair for pair in pairs if len(pair) != 2), None):
-        raise ValueError(f"{folder / MERGES} is damaged: {' '.join(wrong)[:40]!r} is not two tokens")
-    settings = _optional(folder / SETTINGS)
+    path, settings = folder / VOCABULARY, _optional(folder / SETTINGS)
+    vocabulary, pairs = read(read_json, path), read(_merges, folder / MERGES)
     special = _special_tokens(folder, settings)
-    plain = not settings.get("add_bos_token") and not settings.get("add_prefix_space")
-    if plain and special.keys() <= {END_OF_TEXT} and (count := _gpt2_count(vocabulary, pairs)):
+    prefix, begin = (bool(settings.get(f"add_{name}")) for name in ("prefix_space", "bos_token"))
+    plain = not prefix and not begin and special.keys() <= {END_OF_TEXT}
+    if plain and (count := _gpt2_count(vocabulary, pairs)):
         return gpt2_tokenizer(count)
     library = require("tokenizers", "tokenizers", f"reading {path}")
     try:
-        model = library.models.BPE(vocabulary, [tuple(pair) for pair in pairs])
+        model = library.models.BPE(vocabulary, pairs)
     except Exception as error:  # as above
         raise ValueError(f"{path} and {MERGES} are not a tokenizer ({error})") from error
     tokenizer = library.Tokenizer(model)
-    prefix = bool(settings.get("add_prefix_space"))
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = library.decoders.ByteLevel()
     for token, number in special.items():
@@ -117,37 +128,40 @@ def _from_vocabulary(folder: Path) -> Any:
                 f"{folder} gives {token} the id {number}, and its vocabulary leaves it "
                 f"{tokenizer.token_to_id(token)}"
             )
-    return FolderTokenizer(tokenizer, _first_ids(tokenizer, settings))
+    first = _text(settings.get("bos_token") or END_OF_TEXT)
+    return FolderTokenizer(tokenizer, [tokenizer.token_to_id(first)] if begin else [])
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Return the pairs of tokens in a file of merges, in order."""
+    pairs = []
+    for line in path.read_bytes().decode(errors="replace").split("\n"):
+        words = line.removesuffix("\r").split(" ")
+        if len(words) == 2 and words[0] != "#version:":
+            pairs.append((words[0], words[1]))
+        elif line.strip() and not line.startswith("#version"):
+            raise ValueError(f"{path} is damaged: {line[:40]!r} is not two tokens")
+    return pairs
 
 
 def _special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int | None]:
-    """Return the special tokens that the files beside a vocabulary name, with ids where given."""
-    named = [*_named(settings), *_named(_optional(folder / SPECIAL))]
-    numbered = [(int(n), _text(x)) for n, x in settings.get("added_tokens_decoder", {}).items()]
+    """Return the special tokens of a vocabulary with known ids, in the order of ids."""
+    entries = {**_DEFAULTS, **_optional(folder / SPECIAL), **settings}
+    try:
+        numbered = [(int(n), _text(x)) for n, x in entries.get("added_tokens_decoder", {}).items()]
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
     numbered += [(n, token) for token, n in _optional(folder / ADDED).items()]
+    more = [x for name in _LISTS for x in entries.get(name) or []]
+    named = [entries[name] for name in _NAMES if entries.get(name)] + more
     in_order: dict[str, int | None] = {token: number for number, token in sorted(numbered)}
-    in_order |= {token: None for token in named if token not in in_order}
-    return in_order or {END_OF_TEXT: None}  # transformers' default for GPT-2
-
-
-def _named(entries: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in entries.items():
-        if name.endswith("_token") and value and not isinstance(value, bool):
-            yield _text(value)
-        elif name in ("additional_special_tokens", "extra_special_tokens") and value:
-            yield from map(_text, value)
+    for token in map(_text, named):
+        in_order.setdefault(token, None)
+    return in_order
 
 
 def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, Mapping) else token)
-
-
-def _first_ids(tokenizer: Any, settings: Mapping[str, Any]) -> list[int]:
-    """Return the ids that `add_bos_token` puts before a text, if the tokenizer does not itself."""
-    if not settings.get("add_bos_token"):
-        return []
-    first = tokenizer.token_to_id(_text(settings.get("bos_token") or END_OF_TEXT))
-    return [] if first is None or tokenizer.encode("").ids[:1] == [first] else [first]
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -191,5 +205,5 @@ def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) 
     theirs = {token: n for token, n in gpt2_vocabulary().items() if n < last}
     if vocabulary != theirs | {END_OF_TEXT: last}:
         return 0
-    in_order = list(theirs)[_BYTES:]
+    in_order = sorted(theirs, key=lambda token: theirs[token])[_BYTES:]
     return count if ["".join(pair) for pair in merges] == in_order else 0

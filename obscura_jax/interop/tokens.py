@@ -20,6 +20,7 @@ from obscura_jax.interop.tensor_files import read, read_json
 from obscura_jax.interop.tokenizer_files import (
     ADDED,
     DEFINITION,
+    FOREIGN,
     MERGES,
     SETTINGS,
     SPECIAL,
@@ -28,15 +29,10 @@ from obscura_jax.interop.tokenizer_files import (
 from obscura_jax.text.tokenizers import GPT2_TOKENS
 
 TOKENS_FILE = "tokens.json"
-# Files that go along; the last two are not read here, but by transformers.
-CARRIED = (
-    DEFINITION,
-    VOCABULARY,
-    MERGES,
-    SETTINGS,
-    SPECIAL,
-    ADDED,
-    "generation_config.json",
+GENERATION = "generation_config.json"
+CARRIED = (  # the last ones are for transformers only
+    *(DEFINITION, VOCABULARY, MERGES, SETTINGS, SPECIAL, ADDED, GENERATION),
+    *FOREIGN,
     "chat_template.jinja",
 )
 GPT2 = "gpt2"
@@ -120,7 +116,8 @@ def tokens_at(folder: Path) -> TokenRecord:
         path = folder / TOKENS_FILE
         entries = read(read_json, path) if path.is_file() else {}
     else:
-        entries, unused = special_ids(config), unused_entries(config)
+        generation = read(read_json, folder / GENERATION) if GENERATION in files else {}
+        entries, unused = special_ids(config, generation), unused_entries(config)
     try:
         return TokenRecord.of(entries, files=files, unused=unused)
     except ValueError as error:
