@@ -18,7 +18,7 @@ from typing import Any
 from obscura_jax.decoding.score import score
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.encoding import encode_ordinary
-from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.text.tokenizers import gpt2_tokenizer
 
 _ROWS = 8  # windows in a batch
 
@@ -27,7 +27,7 @@ def model_bits(model: GPTModel, params: Any, text: str) -> float:
     """How many bits the model needs for a byte of `text`."""
     if model.cfg.context_length < 2:
         raise ValueError("a model with a context of one token predicts nothing in a window")
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
+    tokenizer = gpt2_tokenizer(model.cfg.vocab_size)
     ids = [tokenizer.eot_token, *encode_ordinary(tokenizer, text)]
     windows = _windows(len(ids), model.cfg.context_length)
     nats = 0.0

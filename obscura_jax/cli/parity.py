@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint.params,
         beside,
         seed=args.seed,
+        end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,
         new_tokens=args.tokens,
     )

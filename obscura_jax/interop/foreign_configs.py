@@ -32,6 +32,22 @@ _GPT2_VALUES = {
     "layer_norm_epsilon": "ln_eps",
     "resid_pdrop": "drop_rate",
 }
+_GPT2_END = 50256  # the id that GPT-2's config has for its first and last token
+_UNSET = dict.fromkeys(("bos_token_id", "eos_token_id"))
+# Entries of a GPT-2 config that are read or written here, or that describe the file only.
+_OTHERS = (
+    "n_inner",
+    "n_ctx",
+    "tie_word_embeddings",
+    "layer_norm_epsilon",
+    "resid_pdrop",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "_name_or_path",
+    _RECORD,
+)
 # What a GPT-2 config may hold that changes the function, and what it has to be here.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
@@ -69,9 +85,52 @@ def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | known | read_values(config, _GPT2_VALUES) | _recorded(config, "qkv_bias")
 
 
-def to_hf_config(cfg: GPTConfig) -> dict[str, Any]:
-    """The `config.json` with which transformers' `GPT2LMHeadModel` is this model."""
-    last = cfg.vocab_size - 1  # GPT-2's <|endoftext|>, and that of a vocabulary cut from it
+def special_ids(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the special tokens that a GPT-2 `config.json` names, and our record of its tokenizer.
+
+    An id that is null or absent there is the one in `generation_config.json`, if any. Of an id that
+    is absent from both, GPT-2's default holds if the vocabulary has it; null means unset.
+    """
+    ids: dict[str, Any] = {}
+    size = config.get("vocab_size", _GPT2_END + 1)
+    if isinstance(size, int) and size > _GPT2_END:
+        ids = {name: _GPT2_END for name in _UNSET if name not in config}
+    for entries in (generation or {}, config):
+        ids |= {name: x for name, x in entries.items() if _is_id(name) and x is not None}
+    return ids | _recorded(config, "tokenizer")
+
+
+def _is_id(name: str) -> bool:
+    return name.endswith("_token_id")
+
+
+def unused_entries(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names in a GPT-2 `config.json` that are read by nothing here and written nowhere.
+
+    Those that are null, or that describe the file and not the model, are not among them.
+    """
+    rate = config.get("resid_pdrop", 0.1)
+    kept = {*_GPT2_SIZES, *_FIXED, *_OTHERS}
+    kept |= {name for name in ("embd_pdrop", "attn_pdrop") if config.get(name, rate) == rate}
+    return tuple(
+        name
+        for name, value in config.items()
+        if value is not None and name not in kept and not _is_id(name)
+    )
+
+
+def to_hf_config(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `config.json` with which transformers' `GPT2LMHeadModel` is this model.
+
+    Args:
+        cfg: the model's config.
+        tokens: `TokenRecord.to_dict()`. A special token that it lacks is written as null, for
+            which transformers takes none; GPT-2's would be its default.
+    """
+    ids = dict(tokens or {})
+    tokenizer = {name: ids.pop(name) for name in ("tokenizer",) if name in ids}
     return {
         "architectures": ["GPT2LMHeadModel"],
         **{theirs: getattr(cfg, ours) for theirs, ours in _GPT2_SIZES.items()},
@@ -82,10 +141,10 @@ def to_hf_config(cfg: GPTConfig) -> dict[str, Any]:
         "layer_norm_epsilon": cfg.ln_eps,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), cfg.drop_rate),
         "tie_word_embeddings": cfg.tie_weights,
-        "bos_token_id": last,
-        "eos_token_id": last,
+        **_UNSET,
+        **ids,
         "dtype": "float32",
-        _RECORD: {"qkv_bias": cfg.qkv_bias},
+        _RECORD: {"qkv_bias": cfg.qkv_bias, **tokenizer},
     }
 
 
@@ -95,7 +154,7 @@ def from_model_args(beside: Mapping[str, Any]) -> dict[str, Any]:
     args = args if isinstance(args, Mapping) else {}
     known = {"tie_weights": True, "drop_rate": 0.1}
     known |= read_values(args, {**_NANOGPT_SIZES, "dropout": "drop_rate"})
-    return known | _recorded(beside.get("config"), "qkv_bias", "tie_weights")
+    return known | _recorded(beside.get("config"), "qkv_bias", "tie_weights", "tokens")
 
 
 def from_course_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,8 +162,8 @@ def from_course_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return read_values(config, {f.name: f.name for f in fields(GPTConfig)})
 
 
-def to_model_args(cfg: GPTConfig) -> dict[str, Any]:
-    """The entries beside `model` of a nanoGPT `ckpt.pt`.
+def to_model_args(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The entries beside `model` of a nanoGPT `ckpt.pt`; `tokens` is `TokenRecord.to_dict()`.
 
     Raises:
         ValueError: when nanoGPT's layer norm, whose eps is fixed, would compute something else.
@@ -115,7 +174,8 @@ def to_model_args(cfg: GPTConfig) -> dict[str, Any]:
             f"{cfg.ln_eps}: keep it in the native form"
         )
     args = {theirs: getattr(cfg, ours) for theirs, ours in _NANOGPT_SIZES.items()}
-    record = {"qkv_bias": cfg.qkv_bias, "tie_weights": cfg.tie_weights}
+    record: dict[str, Any] = {"qkv_bias": cfg.qkv_bias, "tie_weights": cfg.tie_weights}
+    record |= {"tokens": dict(tokens)} if tokens else {}
     args |= {"dropout": cfg.drop_rate, "bias": True}
     return {"model_args": args, "config": {_RECORD: record}}
 

@@ -20,9 +20,10 @@ from obscura_jax.interop.tensor_files import (
 from obscura_jax.interop.torch_files import read_torch
 
 FORMAT, WEIGHTS, CONFIG = "obscura_jax", "model.safetensors", "config.json"
+MANIFEST = "manifest.json"  # of an exported model, see scale.artifact
 TORCH_SUFFIXES, SAFETENSORS_SUFFIX = (".pth", ".pt", ".bin", ".ckpt"), ".safetensors"
 # The files of a folder that hold its weights; the first that is there is read.
-_WEIGHT_FILES = (
+WEIGHT_FILES = (
     WEIGHTS,
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -30,6 +31,7 @@ _WEIGHT_FILES = (
     "flax_model.msgpack",
 )
 _SHIPPED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
+_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # of the hub
 _HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -54,7 +56,12 @@ def weights_at(source: str | Path) -> Path:
         )
     if not path.is_dir():
         return path
-    found = [name for name in _WEIGHT_FILES if (path / name).is_file()]
+    if (path / MANIFEST).is_file() and not (path / CONFIG).exists():
+        raise ValueError(
+            f"{path} is an exported model, which obscura generate and obscura info take: "
+            "give the folder that it was exported from"
+        )
+    found = [name for name in WEIGHT_FILES if (path / name).is_file()]
     for part, there in ((WEIGHTS, found), (CONFIG, (path / CONFIG).is_file())):
         if not there:
             raise FileNotFoundError(f"{path} is not a model: the folder has no {part}")
@@ -64,7 +71,7 @@ def weights_at(source: str | Path) -> Path:
 def _fetched(name: str) -> Path:
     hub = require("huggingface_hub", "hub", f"fetching {name}")
     try:
-        files = [CONFIG, WEIGHTS]
+        files = [CONFIG, WEIGHTS, *_TOKEN_FILES]
         return (
             Path(hub.snapshot_download(f"openai-community/{name}", allow_patterns=files)) / WEIGHTS
         )
@@ -108,7 +115,7 @@ def tensors_and_config(
             f"{path} does not end in .safetensors, .pth, .pt, .bin, .ckpt or .msgpack: "
             "not a model file"
         )
-    if path.name in _WEIGHT_FILES and (config := path.with_name(CONFIG)).exists():
+    if path.name in WEIGHT_FILES and (config := path.with_name(CONFIG)).exists():
         return tensors, *_named(_read_config, config)
     if "model_args" in beside:
         return tensors, None, from_model_args(beside)

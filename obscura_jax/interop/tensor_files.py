@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from obscura_jax.atomic_files import temporary_paths
+from obscura_jax.atomic_files import new_folders, temporary_paths
 
 Tensors = dict[str, NDArray[Any]]
 _TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -173,14 +173,17 @@ def destination(path: str | Path) -> Path:
 
 
 def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write every file beside its place, then move all to their places; or change nothing."""
+    """Write every file under a temporary name, then rename all of them; or change nothing.
+
+    No file is written in place: a process that has mapped an old one keeps its bytes.
+    """
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
-        with temporary_paths(*temporaries.values()):
+        folders = {path.parent for path in files}
+        with new_folders(*folders), temporary_paths(*temporaries.values()):
             for path, temporary in temporaries.items():
                 if path.is_dir():
                     raise IsADirectoryError(f"{path} is a folder")
-                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.touch()
                 mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
                 files[path](temporary)
