@@ -51,8 +51,9 @@ def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     from obscura_jax.interop.tokens import tokens_at
     from obscura_jax.scale.artifact import read_manifest
 
-    if args.n_heads is not None:
-        raise ValueError(f"{args.source} is exported: --n-heads has no effect on it")
+    for option, given in (("--n-heads", args.n_heads), ("--entry", args.entry)):
+        if given is not None:
+            raise ValueError(f"{args.source} is exported; leave out {option}, which has no effect")
     manifest, cfg = read_manifest(args.source)
     count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
     print("dialect              exported: obscura generate runs it")
