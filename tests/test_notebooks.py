@@ -130,7 +130,7 @@ def test_beside():
     assert not beside([1, 2], [1, 3]).equal
     assert beside([2e-4], [2.0000001e-4], decimals=None).equal
     assert not beside([2e-4], [2.00001e-4], decimals=None).equal
-    with pytest.raises(ValueError, match=r"ours has shape \(2,\), the course's figure \(3,\)"):
+    with pytest.raises(ValueError, match=r"ours has shape \(2,\), but course has \(3,\)"):
         beside(row, [0.1, 0.2, 0.3])
 
 
