@@ -248,7 +248,7 @@ def test_errors_and_warnings_fail(tmp_path, monkeypatch, capsys):
 def test_an_unknown_notebook_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         runner.main(["ch09"])
-    assert "no notebook is called 'ch09': there are ch01_setup, " in capsys.readouterr().err
+    assert "no notebook is named 'ch09'; choose from ch01_setup, " in capsys.readouterr().err
 
 
 # --- the map
