@@ -1,4 +1,11 @@
-"""Strict for every test: shapes checked at each call, no silent broadcast, no key used twice."""
+"""Strict for every test: shapes checked at each call, no silent broadcast, no key used twice.
+
+Compiled programs are kept in build/test-programs, for later runs and for the processes that tests
+start: most of the time of the tests is compilation.
+"""
+
+import os
+from pathlib import Path
 
 import jaxtyping
 from jaxtyping import install_import_hook
@@ -6,6 +13,13 @@ from jaxtyping import install_import_hook
 from obscura_jax.scale import libtpu
 
 libtpu.quiet()  # before JAX starts
+PROGRAMS = Path(__file__).parents[1] / "build" / "test-programs"
+os.environ |= {
+    "OBSCURA_CACHE_DIR": str(PROGRAMS),
+    "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 # Before the first import of the package: the annotations of its mathematics become checks.
 install_import_hook("obscura_jax.nn", "beartype.beartype")

@@ -601,14 +601,13 @@ def test_generate_draws_by_its_seed(says, small):
     assert says(*words, "--dtype", "bfloat16") != ""
 
 
-@pytest.mark.parametrize("variable", ["JAX_ENABLE_X64=1", "JAX_NUMPY_DTYPE_PROMOTION=strict"])
-def test_generate_prints_the_same_however_jax_promotes_types(small, variable):
+def test_generate_prints_the_same_however_jax_promotes_types(small):
     command = (*MODULE, "generate", *small, *TWO, "--max-new-tokens", 99, "--sliding")
-    name, value = variable.split("=")
-    for words in ((), ("--temperature", 1, "--top-k", 9, "--top-p", 0.9)):
-        plain = process(*command, *words)
-        done = process(*command, *words, env={**BUFFERED, name: value})
-        assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
+    command += ("--top-k", 9, "--top-p", 0.9)
+    variables = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    plain = process(*command, "--temperature", 1)
+    done = process(*command, "--temperature", 1, env={**BUFFERED, **variables})
+    assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
     assert process(*command, "--temperature", 2).stdout != plain.stdout
 
 
@@ -630,7 +629,7 @@ def test_generate_ends_before_a_stop_string(says, small):
     ("words", "message"),
     [
         (["--temperature", "-1"], "temperature must be from 0 to 3.403e+38, got -1.0"),
-        (["--temperature", "nan"], "temperature must be a finite number"),
+        (["--temperature", "nan"], "temperature must be from 0 to 3.403e+38"),
         (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["--top-k", "0"], "argument --top-k: must be a whole number of at least 1"),
         (["--top-k", "50258"], "top_k must be a whole number from 1 to 50257"),

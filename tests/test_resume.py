@@ -2,10 +2,11 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -26,15 +27,19 @@ def start(*words):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_step(process, out, step):
-    """Until this process, which begins by writing the file anew, has come to a step."""
-    begin, until = time.time(), time.monotonic() + 120
+def metrics_file(out):
+    """The file that has the metrics now: each process begins by writing another one."""
     path = out / "metrics.jsonl"
-    while time.monotonic() < until and process.poll() is None:
-        rows = read_metrics(path) if path.exists() and path.stat().st_mtime > begin else []
+    return path.stat().st_ino if path.exists() else None
+
+
+def wait_for_step(process, out, step, before=None):
+    """Wait until `process` has written the metrics of a step to another file than `before`."""
+    while process.poll() is None:
+        rows = read_metrics(out / "metrics.jsonl") if metrics_file(out) != before else []
         if rows and rows[-1]["step"] >= step:
             return rows[-1]["step"]
-        time.sleep(0.005)
+        threading.Event().wait(0.005)
     raise AssertionError(process.communicate()[0])
 
 
@@ -67,15 +72,16 @@ def test_killed_at_random_moments(tmp_path):
     want = what_was_computed(alone)
     assert len(want[0]) == 603
 
-    random.seed(time.time_ns())
+    random.seed(3)
     reached = 0
     words = ["--text", text, *SETTINGS]
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        before = metrics_file(out)
         with start("--out", out, *words, *HOW) as process:
-            at = wait_for_step(process, out, reached + random.randint(1, 60))
-            time.sleep(random.random() / 20)
+            at = wait_for_step(process, out, reached + random.randint(1, 60), before)
+            threading.Event().wait(random.random() / 20)
             process.send_signal(number)
-            said = process.communicate(timeout=60)[0]
+            said = process.communicate()[0]
         if number == signal.SIGKILL:
             assert process.returncode == -number
         else:
@@ -87,7 +93,7 @@ def test_killed_at_random_moments(tmp_path):
         reached, words = at, ["--resume"]
     text.unlink()  # its tokens are in the folder
     with start("--out", out, "--resume", *HOW) as process:
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate()[0]
     assert process.returncode == 0, said
     assert what_was_computed(out) == want
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -112,22 +118,69 @@ def test_resume_says_what_is_wrong(tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
 
-    refused("holds no training to resume", "--resume")
+    refused("holds no training run to resume", "--resume")
     assert not out.exists()
     main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "2"])
     capsys.readouterr()
     before = what_was_computed(out)
     refused("was begun with --emb-dim 8, not 16", "--resume", "--emb-dim", "16")
-    refused("holds a training already: --resume goes on", "--text", str(text))
+    refused("already contains a training run; pass --resume", "--text", str(text))
     refused("--steps and --epochs cannot both be given", "--steps", "3", "--epochs", "1")
     settings = json.loads((out / "settings.json").read_text())
     (out / "settings.json").write_text(json.dumps({**settings, "lr": 0.5}))
     refused("its optimizer.learning_rate is 0.01, here it is 0.5", "--resume")
     (out / "settings.json").write_text("{")
     refused("settings.json is damaged", "--resume")
+    for wrong in ({"lr": "x"}, {"steps": "2"}, {"text": "a.txt"}, {"seed": None}, {"seed": True}):
+        (out / "settings.json").write_text(json.dumps({**settings, **wrong}))
+        refused("settings.json is damaged", "--resume")
+    for wrong in (b"[]", b"3", b"\xff"):
+        (out / "settings.json").write_bytes(wrong)
+        refused("settings.json is damaged", "--resume")
     (out / "settings.json").write_text(json.dumps(settings))
+    metrics = (out / "metrics.jsonl").read_bytes()
+    for wrong in (b"3", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"\xff\xfe", b"{"):
+        (out / "metrics.jsonl").write_bytes(metrics + wrong + b"\n" + metrics)
+        number = metrics.count(b"\n") + 1
+        refused(f"metrics.jsonl is damaged: line {number} is not a row", "--resume")
+    (out / "metrics.jsonl").write_bytes(metrics + b'{"st')  # a kill left half a line
     main(["train", "--out", str(out), "--resume"])  # nothing is left to do
     assert what_was_computed(out) == before
+
+
+def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path, capsys):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    for name in ("checkpoints/3/bad", "notes.txt"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine")
+        with pytest.raises(SystemExit):
+            main(["train", "--text", str(text), "--out", str(out), *SETTINGS])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{out} is not empty ({name.split('/')[0]}); choose a new or empty --out" in error
+        assert [str(p.relative_to(out)) for p in out.rglob("[!.]*") if p.is_file()] == [name]
+        shutil.rmtree(out)
+    out.mkdir()
+    (out / ".gitkeep").touch()
+    main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
+
+
+def test_no_checkpoint_that_can_be_read_is_one_line(tmp_path, capfd):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    words = [*SETTINGS, "--steps", "2", "--save-every", "1"]
+    main(["train", "--text", str(text), "--out", str(out), *words])
+    metadata = [path for path in out.glob("checkpoints/*/**/*") if path.is_file()]
+    capfd.readouterr()
+    for path in metadata:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--out", str(out), "--resume"])
+    assert stop.value.code == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "can be read: step 2 (" in error
 
 
 def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
@@ -145,10 +198,11 @@ def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
 
 
 def test_other_ways_to_run_go_on_from_the_same_checkpoint(tmp_path):
-    """In a loop, recomputed, with logits in parts: the losses are those of a run left alone."""
+    """With --scan, recomputed, with logits in parts, dropping: the losses of a run left alone."""
     text, one, two = tmp_path / "text.txt", tmp_path / "one", tmp_path / "two"
     text.write_text(sample_text(), encoding="utf-8")
     words = [*SIZES[:-1], "3", "--context-length", "16", "--batch-size", "4", "--steps", "8"]
+    words += ["--drop-rate", "0.2"]
     main(["train", "--text", str(text), "--out", str(one), *words])
     main(["train", "--text", str(text), "--out", str(two), *words, "--max-seconds", "0.001"])
     how = ["--scan", "--recompute", "blocks", "--chunk", "5"]

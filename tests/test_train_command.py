@@ -104,15 +104,52 @@ def test_nanogpts_token_files(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_padded_vocabulary_is_trained_on_text(text, tmp_path):
+    """A sample leaves out the ids beyond GPT-2's, most of a vocabulary as large as this one."""
+    out = tmp_path / "run"
+    call("--text", text, "--out", out, "--vocab-size", 500_000, "--steps", 1, *SMALL)
+    ids = np.fromfile(out / "tokens.bin", np.uint16).tolist()
+    assert ids == [*gpt2_tokenizer().encode(sample_text()), 50256]
+    (row,) = [row for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
+    assert len(gpt2_tokenizer().encode(row["sample"])) < 15  # of 15 drawn ids
+    assert load_model(out / "model")[0].cfg.vocab_size == 500_000
+
+
+def test_a_small_vocabulary_is_for_token_ids(text, tmp_path, capsys):
+    message = "at least 257 tokens, got 65; raise --vocab-size, or pass files of token ids with --d"
+    words = ["--out", tmp_path / "run", "--vocab-size", 65, "--steps", 2, *SMALL]
+    refused(capsys, message, "--text", text, *words)
+    assert not (tmp_path / "run").exists()
+    for name in ("train.bin", "val.bin"):
+        np.random.default_rng(0).integers(0, 65, 99).astype(np.uint16).tofile(tmp_path / name)
+    call("--data", tmp_path, *words)
+    (row,) = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in row]
+    assert "sample" not in row  # nobody knows what the ids spell
+
+
+def test_a_damaged_journal_is_a_line_with_a_way_out(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    call("--text", text, "--out", out, "--vocab-size", 300, "--steps", 2, *SMALL)
+    tokens = (out / "tokens.bin").read_bytes()
+    (out / "tokens.bin.json").write_text("{}")
+    capsys.readouterr()
+    message = f"{out}/tokens.bin.json is damaged; delete {out}/tokens.bin.json and {out}/tokens.bin"
+    refused(capsys, message, "--out", out, "--resume")
+    (out / "tokens.bin.json").unlink()
+    (out / "tokens.bin").unlink()
+    call("--out", out, "--resume")
+    assert (out / "tokens.bin").read_bytes() == tokens
+
+
 def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["--text", text, "--out", out, "--steps", 40, "--lr", 1e30, "--warmup-steps", 1]
-    refused(capsys, "try a lower learning rate", *words, "--vocab-size", 300, *SMALL)
+    refused(capsys, "with a lower learning rate (--lr)", *words, "--vocab-size", 300, *SMALL)
     rows = read_metrics(out / "metrics.jsonl")
     kept = [int(path.name) for path in (out / "checkpoints").iterdir()]
     assert kept == [rows[-1]["step"] + 1]  # the state after the last step that was finite
     assert all(math.isfinite(row["loss"]) for row in rows)
-    refused(capsys, f"the loss of step {kept[0]} is nan", "--out", out, "--resume")
+    refused(capsys, f"training diverged at step {kept[0]} (loss nan", "--out", out, "--resume")
     assert not (out / "model").exists()
 
 
@@ -179,9 +216,9 @@ def test_gpt2_parameters():
     [
         (None, "no text at"),
         (b"", "is empty"),
-        (b" \n", "is empty"),
+        (b"\n", "the text has 2 tokens"),
         (b"good \xff bad", "is not UTF-8 text: byte 5 is 0xff"),
-        (b"ab\0cd", "is not text: byte 2 is a zero"),
+        (b"ab\0cd", "is not UTF-8 text: byte 2 is 0x00"),
         (b"too short", "the text has 3 tokens"),
     ],
 )
@@ -206,7 +243,7 @@ def test_bad_settings(text, tmp_path, capsys):
 
 def test_a_training_is_not_written_over(text, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("mine")
-    refused(capsys, "holds a training already", "--text", text, "--out", tmp_path, *SMALL)
+    refused(capsys, "already contains a training run", "--text", text, "--out", tmp_path, *SMALL)
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
     refused(capsys, "is not a folder", "--text", text, "--out", text, *SMALL)
 

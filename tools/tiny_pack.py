@@ -8,15 +8,14 @@ import sys
 import jax
 import numpy as np
 
-from obscura_jax.interop.files import load_model, save_model
+from obscura_jax.interop.files import read_checkpoint, save_model
 
 
 def main(source: str, destination: str) -> None:
     """Read a model, round it to float16, and write it."""
-    model, params = load_model(source)
-    save_model(
-        destination, model.cfg, jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), params)
-    )
+    model = read_checkpoint(source)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), model.params)
+    save_model(destination, model.cfg, params, tokens=model.tokens)
 
 
 if __name__ == "__main__":

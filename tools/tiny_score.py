@@ -17,7 +17,8 @@ from typing import Any
 
 from obscura_jax.decoding.score import score
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.text.encoding import encode_ordinary
+from obscura_jax.text.tokenizers import gpt2_tokenizer
 
 _ROWS = 8  # windows in a batch
 
@@ -26,8 +27,8 @@ def model_bits(model: GPTModel, params: Any, text: str) -> float:
     """Return the bits that the model needs per byte of `text`."""
     if model.cfg.context_length < 2:
         raise ValueError("context_length is 1, but scoring needs windows of at least 2 tokens")
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
-    ids = [tokenizer.eot_token, *tokenizer.encode_ordinary(text)]
+    tokenizer = gpt2_tokenizer(model.cfg.vocab_size)
+    ids = [tokenizer.eot_token, *encode_ordinary(tokenizer, text)]
     windows = _windows(len(ids), model.cfg.context_length)
     nats = 0.0
     for at in range(0, len(windows), _ROWS):

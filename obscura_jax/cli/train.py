@@ -1,6 +1,7 @@
 """`obscura train`: a model from text files."""
 
 import argparse
+import shlex
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,8 @@ from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
-from obscura_jax.cli.training_display import Display
+from obscura_jax.cli.suggestions import generate_command
+from obscura_jax.cli.training_display import Display, say
 from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import PRESETS
@@ -41,6 +43,16 @@ _DEFAULTS = {
     "dtype": "float32",
     "chunk": None,
     "recompute": None,
+}
+_KINDS: dict[str, type] = {name: type(value) for name, value in _DEFAULTS.items()} | {
+    "text": list,
+    "data": str,
+    "preset": str,
+    "steps": int,
+    "epochs": int,
+    "stride": int,
+    "chunk": int,
+    "recompute": str,
 }
 _SAMPLE_TOKENS = 32
 _RECOMPUTE = ("elementwise", "blocks")
@@ -122,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
             _follow(args)
             return
         with owned(args.out) as folder:
-            settings = settle(folder, given, _DEFAULTS, args.resume)
+            settings = settle(folder, given, _DEFAULTS, _KINDS, args.resume)
             if args.resume:
                 remember(folder, settings)  # the last ones given, for other processes and next time
             try:
@@ -155,7 +167,7 @@ def _follow(args: argparse.Namespace) -> None:
     """Take part in the training of process 0, with the settings that it has written."""
     _meet("prepared")
     folder = Path(args.out)
-    settings = settle(folder, {}, _DEFAULTS, resume=True)
+    settings = settle(folder, {}, _DEFAULTS, _KINDS, resume=True)
     _train(args, folder, settings, *_prepared(args, folder, settings))
 
 
@@ -200,10 +212,12 @@ def _train(
     import jax
 
     from obscura_jax.interop.files import save_model
+    from obscura_jax.interop.tokens import gpt2_record
     from obscura_jax.training.initial import gpt2_parameters
-    from obscura_jax.training.run import METRICS, fit, read_metrics
+    from obscura_jax.training.loop import DivergedError
+    from obscura_jax.training.run import METRICS, fit
 
-    cfg, key = run.model.cfg, jax.random.key(settings["seed"])
+    cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl="threefry2x32")
     try:
         quiet = nullcontext(lambda row: None)
         with deferred() as stop, Display(run.steps) if placement.writes else quiet as show:
@@ -222,45 +236,64 @@ def _train(
                 placement=placement,
             )
             stopped_by = placement.agree(stop())
-    finally:
+    except DivergedError:
         if placement.writes:
-            _draw(read_metrics(folder / METRICS), folder)
+            _draw(folder / METRICS, folder / "loss.png")
+        raise
+    if placement.writes:
+        _draw(folder / METRICS, folder / "loss.png")
     if number := stopped_by:
         if placement.writes:
-            print(f"saved after step {int(state.step)}: obscura train --out {args.out} --resume")
+            again = f"obscura train --out {shlex.quote(args.out)} --resume"
+            say(f"saved after step {int(state.step)}: {again}", sys.stdout)
         sys.exit(128 + number)
     if not placement.writes:
         return
-    save_model(folder / "model", cfg, state.params)
-    print(f"obscura generate --model {folder / 'model'} ...")
+    # The tokenizer of token files is unknown here.
+    tokens = None if settings["data"] else gpt2_record(cfg)
+    save_model(folder / "model", cfg, state.params, tokens=tokens)
+    say(generate_command(folder / "model", cfg), sys.stdout)
 
 
 def _sampler(model: Any, key: Any) -> Any:
-    """Text that the parameters make, to be shown beside a validation loss."""
-    from obscura_jax.decoding.generate import generate
-    from obscura_jax.text.tokenizers import tokenizer_for
+    """Return a function from parameters to text they generate, to show with a validation loss.
 
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
-    count = min(_SAMPLE_TOKENS, model.cfg.context_length - 1)
+    Return None for a model without a text tokenizer, or without room for a second token. The text
+    is only shown, so an error in it is a warning and does not end the run.
+    """
+    from obscura_jax.decoding.generate import generate
+    from obscura_jax.decoding.stream import text_until
+    from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
+
+    cfg = model.cfg
+    count = min(_SAMPLE_TOKENS, cfg.context_length - 1)
+    if cfg.vocab_size < LEAST_TOKENS or count == 0:
+        return None
+    tokenizer = tokenizer_for(cfg.vocab_size)
+    start = [[tokenizer.eot_token]]
 
     def sample(params: Any) -> str:
-        out = generate(model, params, [[tokenizer.eot_token]], count, temperature=0.8, key=key)
-        return str(tokenizer.decode(out.tokens[0]))
+        try:
+            out = generate(model, params, start, count, temperature=0.8, key=key)
+            return text_until(tokenizer, out.tokens[0])[0]
+        except Exception as error:
+            warnings.warn(f"no sample of text: {error}", stacklevel=2)
+            return ""
 
     return sample
 
 
-def _draw(rows: list[dict[str, Any]], folder: Path) -> None:
-    """The loss curves, where matplotlib is installed."""
-    from obscura_jax.extras import MissingExtraError
+def _draw(metrics: Path, picture: Path) -> None:
+    """Draw the loss curves, if matplotlib is installed; no error in this ends a run."""
     from obscura_jax.plots import loss_curves
+    from obscura_jax.training.run import read_metrics
 
-    if rows:
-        try:
-            loss_curves(rows).savefig(folder / "loss.png", dpi=120)
-        except (MissingExtraError, OSError) as error:
-            print(f"no loss.png: {error}", file=sys.stderr)
+    try:
+        if rows := read_metrics(metrics):
+            loss_curves(rows).savefig(picture, dpi=120)
+    except Exception as error:
+        say(f"no {picture.name}: {error}", sys.stderr)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"obscura train: {message}", file=sys.stderr, flush=True)
+    say(f"obscura train: {message}", sys.stderr)

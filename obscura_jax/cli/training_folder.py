@@ -44,29 +44,39 @@ def owned(out: str) -> Iterator[Path]:
 
 
 def settle(
-    folder: Path, given: Mapping[str, Any], defaults: Mapping[str, Any], resume: bool
+    folder: Path,
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    kinds: Mapping[str, type],
+    resume: bool,
 ) -> dict[str, Any]:
-    """The settings of a run: what was given, else what it began with, else the defaults.
+    """Return the settings of a run: those given, else those it began with, else the defaults.
 
     They are not written yet: see `remember`.
 
     Raises:
-        ValueError: when a training is there and `resume` is false, or none is and it is true, or
-            when something else is given than what the run began with, unless it is CHANGEABLE.
+        ValueError: if the folder is not empty and `resume` is false, or holds no run and it is
+            true; if another value is given than the run began with, unless it is CHANGEABLE; or if
+            the saved settings are damaged, for example of other types than `kinds`.
     """
     path = folder / SETTINGS
     if not resume:
-        if any((folder / name).exists() for name in (SETTINGS, "metrics.jsonl", "model")):
+        if path.exists():
             raise ValueError(
-                f"{folder} holds a training already: --resume goes on with it, or name another "
-                "folder"
+                f"{folder} already contains a training run; pass --resume to continue it, or "
+                "choose another --out"
             )
+        if other := next((p.name for p in folder.iterdir() if not p.name.startswith(".")), None):
+            raise ValueError(f"{folder} is not empty ({other}); choose a new or empty --out")
         return {**defaults, **given}
     if not path.is_file():
-        raise ValueError(f"{folder} holds no training to resume")
+        raise ValueError(f"{folder} holds no training run to resume")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         begun = {name: saved[name] for name in defaults}
+        for name, value in begun.items():
+            if not _is_kind(value, kinds[name], optional=defaults[name] is None):
+                raise TypeError(f"{name} is {value!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     for name, value in given.items():
@@ -77,6 +87,16 @@ def settle(
                 "name another folder"
             )
     return {**begun, **given}
+
+
+def _is_kind(value: object, kind: type, *, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def remember(folder: Path, settings: Mapping[str, Any]) -> None:

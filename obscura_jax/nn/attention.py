@@ -214,10 +214,11 @@ class MultiHeadAttention(nn.Module):
         *,
         deterministic: bool = True,
         attend: Attend | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d_out"]:
         """Attend within each sequence, in every head; position t sees positions 0..t.
 
-        If given, `attend` replaces causal attention.
+        If given, `attend` replaces causal attention. `key` is as in `dropout_key`.
         """
         check_length(x.shape[-2], self.context_length)
         queries, keys, values = (
@@ -232,6 +233,6 @@ class MultiHeadAttention(nn.Module):
             values,
             causal_mask(x.shape[-2]),
             dropout_rate=self.dropout,
-            key=dropout_key(self, self.dropout, deterministic),
+            key=dropout_key(self, self.dropout, deterministic, key),
         )
         return self.out_proj(merge_heads(context))

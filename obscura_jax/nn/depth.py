@@ -55,34 +55,33 @@ def hidden_states(
     key: Array | None = None,
     recompute: Recompute | None = None,
 ) -> Float[Array, "*batch t d"]:
-    """`GPTModel.hidden_states`, with dropout if there is a key, of either kind of tree.
+    """Return `GPTModel.hidden_states` for a tree of either kind, with dropout if there is a key.
 
-    The loop over stacked blocks drops with keys of its own: block n with fold_in(key, n).
+    Both kinds drop the same values.
     """
     how: dict[str, Any] = {"deterministic": key is None}
-
-    def rngs(key: Array | None) -> Any:
-        return {} if key is None else {"rngs": {"dropout": key}}
-
+    rngs: Any = {} if key is None else {"rngs": {"dropout": key}}
     if "0" in params[_BLOCKS]:
         method = "hidden_states"
-        out: Any = model.apply(
-            {"params": params}, ids, method=method, recompute=recompute, **how, **rngs(key)
-        )
+        how |= {"recompute": recompute, **rngs}
+        out: Any = model.apply({"params": params}, ids, method=method, **how)
         return out
+    if key is not None:  # as in GPTModel.hidden_states
+        made: Any = model.apply({}, method=lambda model: model.make_rng("dropout"), **rngs)
+        key = made
     blocks = params[_BLOCKS]
     numbers = jnp.arange(len(jax.tree.leaves(blocks)[0]))
 
     def run(x: Array, block: tuple[Any, Array]) -> tuple[Array, None]:
         weights, number = block
         own = None if key is None else jax.random.fold_in(key, number)
-        y: Any = TransformerBlock(model.cfg).apply({"params": weights}, x, **how, **rngs(own))
+        y: Any = TransformerBlock(model.cfg).apply({"params": weights}, x, key=own, **how)
         return y, None
 
     if recompute is not None:
         run = jax.checkpoint(run, policy=KEPT[recompute], prevent_cse=False)
     first = None if key is None else jax.random.fold_in(key, len(numbers))
-    x: Any = model.apply({"params": params}, ids, method="embeddings", **how, **rngs(first))
+    x: Any = model.apply({"params": params}, ids, method="embeddings", key=first, **how)
     x, _ = lax.scan(run, x, (blocks, numbers))
     return x
 

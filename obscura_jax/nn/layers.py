@@ -29,14 +29,20 @@ def dropout(
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def dropout_key(module: nn.Module, rate: float, deterministic: bool) -> Array | None:
+def dropout_key(
+    module: nn.Module, rate: float, deterministic: bool, key: Array | None = None
+) -> Array | None:
     """Return the dropout key of `module` for this call, or None if it drops nothing.
 
+    The key is `key` if the caller passes one, and otherwise comes from the `rngs` of `apply`.
+
     Raises:
-        ValueError: if dropout is active and `apply` was called without a key.
+        ValueError: if dropout is active and there is neither.
     """
     if deterministic or rate == 0:
         return None
+    if key is not None:
+        return key
     if not module.has_rng("dropout"):
         raise ValueError('dropout needs a key: apply(..., rngs={"dropout": key})')
     return module.make_rng("dropout")
@@ -149,10 +155,10 @@ class Dropout(nn.Module):
         super().__post_init__()
 
     def __call__(
-        self, x: Float[Array, "*shape"], *, deterministic: bool = True
+        self, x: Float[Array, "*shape"], *, deterministic: bool = True, key: Array | None = None
     ) -> Float[Array, "*shape"]:
-        """Drop values of `x`; ValueError if `apply` was called without a key."""
-        return dropout(x, self.rate, key=dropout_key(self, self.rate, deterministic))
+        """Drop values of `x`; `key` as in `dropout_key`."""
+        return dropout(x, self.rate, key=dropout_key(self, self.rate, deterministic, key))
 
 
 class Embedding(nn.Module):

@@ -19,6 +19,7 @@ from obscura_jax.nn.layers import (
     FeedForward,
     LayerNorm,
     ModuleList,
+    dropout_key,
     whole_ids,
 )
 from obscura_jax.nn.linear import Linear, linear
@@ -77,18 +78,34 @@ class TransformerBlock(ConfiguredModule):
         *,
         deterministic: bool = True,
         attend: Attend | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """Return the output of the block; `attend` as in `MultiHeadAttention`."""
-        x = self.residual(x, deterministic=deterministic, attend=attend)
+        """Return the output of the block; `attend` and `key` as in `MultiHeadAttention`.
+
+        Attention weights are dropped with `fold_in(key, 0)`, the outputs of attention and of the
+        feed-forward layers with `fold_in(key, 1)` and `fold_in(key, 2)`.
+        """
+        key = dropout_key(self, self.cfg.drop_rate, deterministic, key)
+        x = self.residual(x, deterministic=deterministic, attend=attend, key=key)
         y = self.ff(self.norm2(x))
-        return x + self.drop_shortcut(y, deterministic=deterministic)
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 2))
 
     def residual(
-        self, x: Float[Array, "*batch t d"], *, deterministic: bool, attend: Attend | None
+        self,
+        x: Float[Array, "*batch t d"],
+        *,
+        deterministic: bool,
+        attend: Attend | None,
+        key: Array | None,
     ) -> Float[Array, "*batch t d"]:
         """Return the residual stream after attention, before the feed-forward layers."""
-        y = self.att(self.norm1(x), deterministic=deterministic, attend=attend)
-        return x + self.drop_shortcut(y, deterministic=deterministic)
+        y = self.norm1(x)
+        y = self.att(y, deterministic=deterministic, attend=attend, key=_folded(key, 0))
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 1))
+
+
+def _folded(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 Recompute = Literal["elementwise", "blocks"]
@@ -130,8 +147,9 @@ class GPTModel(ConfiguredModule):
             ids: token ids in [0, V), (..., T): an array of any integer type, or lists; at most
                 `context_length` positions. Inside jit their range cannot be checked, and JAX
                 narrows 64-bit arguments to 32 bits; there an id outside [0, V) gives NaN.
-            deterministic: False drops values at `drop_rate`, with the key passed to `apply` as
-                `rngs={"dropout": key}`.
+            deterministic: False drops values at `drop_rate`. The key is derived from the one passed
+                to `apply` as `rngs={"dropout": key}`: block n uses `fold_in(key, n)`, the
+                embeddings use `fold_in(key, n_layers)`.
             positions: the position of each token; default: 0, 1, 2, ...
             attend: called as `attend(block, queries, keys, values)` in place of causal attention;
                 `block` is the block index. The key-value cache is implemented this way.
@@ -163,11 +181,19 @@ class GPTModel(ConfiguredModule):
         backward pass, `recompute` selects what it computes again: "elementwise" stores only the
         products with weights, "blocks" only the input of each block.
         """
-        x = self.embeddings(ids, deterministic=deterministic, positions=positions)
+        cfg = self.cfg
+        key = dropout_key(self, cfg.drop_rate, deterministic)
+        x = self.embeddings(
+            ids,
+            deterministic=deterministic,
+            positions=positions,
+            key=_folded(key, cfg.n_layers),
+        )
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
+            own_key = _folded(key, number)
             run: Any = TransformerBlock.__call__
-            run = partial(run, deterministic=deterministic, attend=attend_here)
+            run = partial(run, deterministic=deterministic, attend=attend_here, key=own_key)
             if recompute is not None:
                 run = nn.remat(run, policy=KEPT[recompute])
             x = run(block, x)
@@ -179,12 +205,13 @@ class GPTModel(ConfiguredModule):
         *,
         deterministic: bool = True,
         positions: Integer[Array, "*batch t"] | None = None,
+        key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """Return the input of the first block; the arguments are those of `__call__`."""
+        """Return the input of the first block; `key` as in `dropout_key`."""
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
-        return self.drop_emb(x, deterministic=deterministic)
+        return self.drop_emb(x, deterministic=deterministic, key=key)
 
     def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
         """Apply the final layer norm to hidden states and return their logits."""

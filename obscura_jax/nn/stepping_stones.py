@@ -12,7 +12,15 @@ from numpy.typing import ArrayLike
 
 from obscura_jax.config import check_drop_rate, check_eps, check_size, check_sizes
 from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
-from obscura_jax.nn.layers import GELU, ConfiguredModule, Dropout, Embedding, ModuleList, Sequential
+from obscura_jax.nn.layers import (
+    GELU,
+    ConfiguredModule,
+    Dropout,
+    Embedding,
+    ModuleList,
+    Sequential,
+    dropout_key,
+)
 from obscura_jax.nn.linear import Linear, linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
 
@@ -131,7 +139,9 @@ class DummyGPTModel(ConfiguredModule):
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
-        x = self.drop_emb(x, deterministic=deterministic)
+        key = dropout_key(self, self.cfg.drop_rate, deterministic)
+        key = None if key is None else jax.random.fold_in(key, self.cfg.n_layers)
+        x = self.drop_emb(x, deterministic=deterministic, key=key)
         for block in self.trf_blocks:
             x = block(x)
         x = self.final_norm(x)

@@ -34,11 +34,27 @@ def linen_key(key: Words, path: Sequence[str], count: int) -> Words:
     return threefry.fold_in(key, int.from_bytes(digest[:4], "big"))
 
 
+def dropout_key(key: Words, path: Sequence[str], count: int, blocks: int) -> Words:
+    """Return the key of the count-th dropout, from 1, at `path` under `rngs={"dropout": key}`.
+
+    A model of `blocks` blocks, or a block alone, makes one key of that and folds numbers into it:
+    that of the block, and that of the dropout within the block. Other modules leave it to Linen.
+    """
+    if not path or path[0] not in ("trf_blocks", "drop_emb", "att", "drop_shortcut"):
+        return linen_key(key, path, count)
+    key = linen_key(key, (), 1)
+    if path[0] == "drop_emb":
+        return threefry.fold_in(key, blocks)
+    if path[0] == "trf_blocks":
+        key, path = threefry.fold_in(key, int(path[1])), path[2:]
+    return threefry.fold_in(key, 0 if path[0] == "att" else count)
+
+
 @contextmanager
 def same_dropout(module: "nn.Module", key: Words, dtype: DTypeLike | None = None) -> Iterator[None]:
-    """Within, a training-mode `module` drops as ours does under `rngs={"dropout": key}`.
+    """Make a training-mode `module` drop the values that ours drops under `rngs={"dropout": key}`.
 
-    Each call of `module` draws anew from `key`, as each `apply` does; draws are told apart by the
+    Each call of `module` starts from `key` again, as each `apply` does; draws are told apart by the
     names of the `torch.nn.Dropout` modules, which must be the course's.
 
     Args:
@@ -56,11 +72,12 @@ def same_dropout(module: "nn.Module", key: Words, dtype: DTypeLike | None = None
         (x,) = args
         counts[path] += 1
         draw_in = dtype or (np.float64 if x.dtype == torch.float64 else np.float32)
-        own = linen_key(key, path, counts[path])
+        own = dropout_key(key, path, counts[path], blocks)
         keep = threefry.bernoulli(own, 1 - dropout.p, tuple(x.shape), draw_in)
         kept = torch.from_numpy(keep).to(x.device)
         return torch.where(kept, x / (1 - dropout.p), torch.zeros_like(x))
 
+    blocks = sum(1 for name, _ in module.named_modules() if name.rpartition(".")[0] == "trf_blocks")
     with ExitStack() as hooks:
         hooks.enter_context(module.register_forward_pre_hook(lambda *_: counts.clear()))
         for name, part in module.named_modules():

@@ -1,19 +1,24 @@
 """Text files to one file of token ids, a piece at a time: a text may be larger than memory."""
 
+from __future__ import annotations
+
 import codecs
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from obscura_jax.text.tokenizers import gpt2_tokenizer
+from obscura_jax.text.encoding import encode_beginning, encode_ordinary
+from obscura_jax.text.token_journal import IDS, Journal, read_journal
+from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
 
-_PIECE = 1 << 22  # bytes read at once
-IDS = np.dtype("<u2")  # as nanoGPT's files have them; no vocabulary here is larger
+if TYPE_CHECKING:
+    import tiktoken
+
+_PIECE = 1 << 20  # bytes of text in memory
 
 
 def write_tokens(
@@ -25,13 +30,15 @@ def write_tokens(
 ) -> int:
     """Write the GPT-2 tokens of texts, each followed by `<|endoftext|>`, as 16-bit numbers.
 
-    Cut where white space begins, pieces have the tokens of the whole. How far it came is noted in
-    `path` + ".json" after each piece: called again after a kill, it goes on there.
+    At most 1 MiB of text is in memory. It is cut before white space, so the pieces have the tokens
+    of the whole text; 1 MiB without white space is cut as `encode_beginning` says. Progress is
+    saved to `path` + ".json" after each piece. A call after a crash resumes there, and the cuts
+    depend on the text only, so the file is the same.
 
     Args:
         texts: UTF-8 files, or one stream.
         path: the file to write.
-        vocab_size: as in `gpt2_tokenizer`.
+        vocab_size: as in `tokenizer_for`, at least 257.
         progress: called with the bytes done and the bytes to do (0 for a stream).
 
     Returns:
@@ -39,57 +46,64 @@ def write_tokens(
 
     Raises:
         FileNotFoundError: for a text that is not there.
-        ValueError: for one that is empty or not UTF-8 text; the position of the first wrong byte is
-            named. Or when other texts were begun with.
+        ValueError: for a text that is not a file, cannot be read, is empty or is not UTF-8 (the
+            position of the first wrong byte is named); when a text changes while it is read; when
+            `path` was begun with other texts or its journal is damaged; for a small vocabulary.
+        OSError: when `path` cannot be written.
     """
-    path, tokenizer = Path(path), gpt2_tokenizer(vocab_size)
+    if vocab_size < LEAST_TOKENS:
+        raise ValueError(
+            f"text needs a vocabulary of at least {LEAST_TOKENS} tokens, got {vocab_size}; "
+            "raise --vocab-size, or pass files of token ids with --data"
+        )
+    path, tokenizer = Path(path), tokenizer_for(vocab_size)
     names = [str(text) for text in texts] if isinstance(texts, Sequence) else []
-    sizes = [_size(name) for name in names]
-    journal = _journal(path)
-    fresh: dict[str, Any] = {
-        "texts": [list(pair) for pair in zip(names, sizes, strict=True)],
-        "vocab_size": vocab_size,
-        "text": 0,
-        "offset": 0,
-        "tokens": 0,
-        "done": False,
-    }
-    at = fresh
-    if journal.exists() and names:
-        at = json.loads(journal.read_text(encoding="utf-8"))
-        if any(at[field] != fresh[field] for field in ("texts", "vocab_size")):
-            raise ValueError(f"{path} was begun with other texts or another vocabulary")
-    with open(path, "r+b" if path.exists() else "w+b") as file:
-        file.truncate(at["tokens"] * IDS.itemsize)
+    fresh = Journal([[name, *_size_and_time(name)] for name in names], vocab_size)
+    at = (read_journal(path) if names else None) or fresh
+    if (at.texts, at.vocab_size) != (fresh.texts, vocab_size):
+        raise ValueError(
+            f"{path} was begun with other texts or another vocabulary, or a text has changed; "
+            "start again in a new folder"
+        )
+    sizes = [cast(int, size) for _, size, _ in at.texts]
+    with open(path, "r+b" if path.exists() else "w+b", buffering=0) as file:
+        file.truncate(at.tokens * IDS.itemsize)
         file.seek(0, os.SEEK_END)
 
-        def put(ids: list[int], **now: Any) -> None:
-            np.array(ids, IDS).tofile(file)
-            file.flush()
-            at.update(now, tokens=at["tokens"] + len(ids))
-            _replace(journal, json.dumps(at))
+        def put(ids: list[int]) -> None:
+            with _naming(path):
+                data = memoryview(np.array(ids, IDS).tobytes())
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+                at.tokens += len(ids)
+                at.write(path)
 
-        streams = range(at["text"], max(len(names), 1)) if not at["done"] else ()
-        for number in streams:
-            name = names[number] if names else "standard input"
-            given = cast(BinaryIO, texts)
-            with open(name, "rb") if names else contextlib.nullcontext(given) as stream:
-                for text, offset in _pieces(stream, name, at["offset"]):
-                    put(tokenizer.encode_ordinary(text), offset=offset)
+        while at.text < max(len(names), 1) and not at.done:
+            name = names[at.text] if names else "standard input"
+            with _open(name) if names else contextlib.nullcontext(cast(BinaryIO, texts)) as text:
+                for ids, offset in _pieces(text, name, at.offset, tokenizer):
+                    at.offset = offset
+                    put(ids)
                     if progress:
-                        progress(sum(sizes[:number]) + offset, sum(sizes))
-            put([tokenizer.eot_token], text=number + 1, offset=0)
-        put([], done=True)
-    return int(at["tokens"])
+                        progress(sum(sizes[: at.text]) + at.offset, sum(sizes))
+            if names and [name, *_size_and_time(name)] != [name, at.offset, at.texts[at.text][2]]:
+                raise ValueError(f"{name} changed while it was read; start again in a new folder")
+            at.text, at.offset = at.text + 1, 0
+            put([tokenizer.eot_token])
+        at.done = True
+        put([])
+    return at.tokens
 
 
 def tokens_written(path: str | Path) -> int | None:
-    """How many tokens `write_tokens` has written to `path`, or None when it has not finished."""
-    journal = _journal(Path(path))
-    if not journal.exists():
-        return None
-    at = json.loads(journal.read_text(encoding="utf-8"))
-    return int(at["tokens"]) if at["done"] else None
+    """Return how many tokens `write_tokens` has written to `path`, or None before it is done.
+
+    Raises:
+        ValueError: when its journal is damaged or `path` does not have that many tokens.
+    """
+    journal = read_journal(Path(path))
+    return journal.tokens if journal and journal.done else None
 
 
 def split_point(count: int, fraction: float, window: int) -> int:
@@ -107,61 +121,93 @@ def split_point(count: int, fraction: float, window: int) -> int:
     return at
 
 
-def _journal(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _size(name: str) -> int:
+def _size_and_time(name: str) -> tuple[int, int]:
+    """Return the size in bytes and the time of the last change in nanoseconds."""
     path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"no text at {name!r}")
-    if not path.is_file():
-        raise ValueError(f"{name} is not a file")
-    return path.stat().st_size
+    with _readable(name):
+        if not path.exists():
+            raise FileNotFoundError(f"no text at {name!r}; check the path")
+        if path.is_dir():
+            raise ValueError(f"{name} is a folder; name the text files in it")
+        if not path.is_file():
+            raise ValueError(f"{name} is not a file; send its text to standard input instead")
+        return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _pieces(stream: BinaryIO, name: str, start: int) -> Iterator[tuple[str, int]]:
-    """Pieces of a text from byte `start` on, each with the byte at which it ends."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    if start:
-        stream.seek(start)
-    text, begin, read, blank = "", start, start, start == 0
-    while True:
-        data = stream.read(_PIECE)
-        undecoded = len(decoder.getstate()[0])
-        try:
-            text += decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{name} is not UTF-8 text: byte {read - undecoded + error.start} is "
-                f"{error.object[error.start]:#04x}"
-            ) from None
-        read += len(data)
-        if (zero := text.find("\0")) >= 0:
-            raise ValueError(
-                f"{name} is not text: byte {begin + len(text[:zero].encode())} is a zero"
-            )
-        blank = blank and not text.removeprefix("\ufeff").strip()
-        cut = _cut(text) if data else len(text)
-        if cut and not blank:
-            piece, text = text[:cut], text[cut:]
-            first, begin = begin == 0, begin + len(piece.encode())
-            yield piece.removeprefix("\ufeff") if first else piece, begin
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn an error of the operating system into a ValueError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add `path` to errors of writing, which do not name it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from error
+
+
+def _open(name: str) -> BinaryIO:
+    with _readable(name):
+        return open(name, "rb")
+
+
+def _pieces(
+    stream: BinaryIO, name: str, offset: int, tokenizer: tiktoken.Encoding
+) -> Iterator[tuple[list[int], int]]:
+    """Yield the ids of one piece after another, and the byte at which each piece ends.
+
+    A piece depends only on the bytes after the previous one.
+    """
+    data = b""
+    if offset:
+        with _readable(name):
+            stream.seek(offset)
+    else:
+        data = _fill(stream, name, b"", len(codecs.BOM_UTF8))
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"{name} is UTF-16 or UTF-32 text; convert it to UTF-8")
+        if data == codecs.BOM_UTF8:
+            offset, data = len(data), _fill(stream, name, b"", 1)
         if not data:
-            break
-    if blank:
-        raise ValueError(f"{name} is empty")
+            raise ValueError(f"{name} is empty; a text needs at least one character")
+    while data := _fill(stream, name, data, _PIECE):
+        last = len(data) < _PIECE
+        text = _decoded(data, name, offset, last)
+        if last:
+            ids = encode_ordinary(tokenizer, text)
+        else:
+            ids, text = encode_beginning(tokenizer, text)
+        size = len(text.encode())
+        data, offset = data[size:], offset + size
+        yield ids, offset
 
 
-def _cut(text: str) -> int:
-    """The last place where white space follows something else: no token lies across it."""
-    for i in range(len(text) - 1, 0, -1):
-        if text[i] in " \n\r\t" and not text[i - 1].isspace():
-            return i
-    return 0
+def _fill(stream: BinaryIO, name: str, data: bytes, size: int) -> bytes:
+    """Read until `data` has `size` bytes; fewer only at the end of the stream."""
+    with _readable(name):
+        while len(data) < size and (more := stream.read(size - len(data))):
+            data += more
+    return data
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _decoded(data: bytes, name: str, offset: int, last: bool) -> str:
+    """Decode the complete characters of `data`, which begins at byte `offset` of the text."""
+    text, wrong = "", data.find(0)
+    try:
+        text, _ = codecs.utf_8_decode(data, "strict", last)
+    except UnicodeDecodeError as error:
+        wrong = error.start if wrong < 0 else min(wrong, error.start)
+    if wrong >= 0:
+        raise ValueError(
+            f"{name} is not UTF-8 text: byte {offset + wrong} is {data[wrong]:#04x}; "
+            "convert it to UTF-8, or pass token ids with --data"
+        )
+    return text

@@ -6,7 +6,6 @@ shapes, B is the batch size and L is max_length.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from obscura_jax.config import check_size
+from obscura_jax.text.encoding import encode_text
 from obscura_jax.text.tokenizers import END_OF_TEXT, Tokenizer
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
@@ -58,11 +58,7 @@ class GPTDatasetV1:
 
         Raises ValueError if the text has fewer than max_length + 1 tokens.
         """
-        if "allowed_special" in inspect.signature(tokenizer.encode).parameters:
-            ids = cast(Any, tokenizer).encode(txt, allowed_special={END_OF_TEXT})
-        else:
-            ids = tokenizer.encode(txt)
-        self._set(ids, max_length, stride)
+        self._set(encode_text(tokenizer, txt, {END_OF_TEXT}), max_length, stride)
 
     @classmethod
     def from_ids(cls, ids: Integers, max_length: int, stride: int) -> Self:
@@ -81,8 +77,8 @@ class GPTDatasetV1:
         self.token_ids = _token_ids(ids)
         if len(self.token_ids) <= self.max_length:
             raise ValueError(
-                f"the text has {len(self.token_ids)} tokens, "
-                f"a window needs max_length + 1 = {self.max_length + 1}"
+                f"the text has {len(self.token_ids)} tokens, a window needs max_length + 1 = "
+                f"{self.max_length + 1}; give more text or a smaller max_length"
             )
         # (windows, L) views; starts are range(0, n_tokens - max_length, stride), as in the course.
         self._inputs = sliding_window_view(self.token_ids[:-1], self.max_length)[:: self.stride]

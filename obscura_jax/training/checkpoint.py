@@ -85,45 +85,51 @@ class Checkpoints:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """The newest state that is whole, or None where there is none at all.
+        """Return the newest state that can be read, or None if there is no checkpoint.
 
-        Of a damaged one a UserWarning tells, and the one before it is taken; it is set aside as
-        `folder/STEP.damaged`, so that the run can save that step again.
+        A damaged checkpoint raises a UserWarning and is renamed to `folder/STEP.damaged`, so that
+        its step can be saved again; the newest one before it is used.
 
         Args:
             like: a state of this run, whose arrays' names, shapes and types must be the same.
 
         Raises:
-            ValueError: for a checkpoint of another run, naming what differs, or when there are
-                checkpoints and all are damaged.
+            ValueError: for a checkpoint of another run, naming what differs, or if there are
+                checkpoints and none can be read.
         """
-        damaged = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
                 arrays = self._read(step, like)
             except _OtherRunError:
                 raise
             except Exception as error:  # whatever damage makes orbax, tensorstore, JSON raise
-                damaged.append(step)
+                damaged[step] = _first_line(error)
+                continue
+            for bad, reason in damaged.items():
                 warnings.warn(
-                    f"the checkpoint of step {step} in {self.folder} is damaged "
-                    f"({_first_line(error)}): the one before it is used",
+                    f"the checkpoint of step {bad} in {self.folder} is damaged ({reason}); "
+                    f"that of step {step} is used",
                     stacklevel=2,
                 )
-                continue
-            for bad in damaged if self.writes else ():
-                aside = self.folder / f"{bad}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(bad)).rename(aside)
+                if self.writes:
+                    aside = self.folder / f"{bad}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.folder / str(bad)).rename(aside)
             self._latest = step
             return jax.tree.unflatten(jax.tree.structure(like), map(arrays.get, _named(like)))
         if damaged:
-            raise ValueError(f"all checkpoints in {self.folder} are damaged: {damaged}")
+            reasons = ", ".join(f"step {step} ({reason})" for step, reason in damaged.items())
+            raise ValueError(
+                f"no checkpoint in {self.folder} can be read: {reasons}; restore one from a copy, "
+                "or train again in another folder"
+            )
         return None
 
     def _read(self, step: int, like: TrainState) -> dict[str, Any]:
         ocp, path = _orbax(), self.folder / str(step)
-        metadata = ocp.checkpointables_metadata(path)
+        with _quiet():
+            metadata = ocp.checkpointables_metadata(path)
         about = metadata.custom_metadata
         check_same_run(about["run"], self.run, str(self.folder))
         want = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named(like).items()}
@@ -159,6 +165,11 @@ class _OtherRunError(ValueError):
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:
     """Raise ValueError, naming the first difference, unless two runs are the same."""
+    if "dropout" in here and "dropout" not in there:
+        raise _OtherRunError(
+            f"{place} was begun by an earlier version, which drops other values; train again in "
+            "another folder"
+        )
     for field in sorted(there.keys() | here.keys()):
         if there.get(field) != here.get(field):
             raise _OtherRunError(

@@ -95,8 +95,9 @@ def train(
             loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
-                    f"the loss of step {step} is {loss}, the norm of its gradients {norm}: "
-                    "try a lower learning rate, or clipping",
+                    f"training diverged at step {step} (loss {loss}, gradient norm {norm}); start "
+                    "again in another folder with a lower learning rate (--lr) or stronger "
+                    "clipping (--clip-norm)",
                     state,
                 )
             seconds = time.perf_counter() - begin

@@ -69,6 +69,7 @@ class Run:
             "seed": self.seed,
             "accumulate": self.accumulate,
             "compute_dtype": self.compute_dtype and str(jax.numpy.dtype(self.compute_dtype)),
+            **({"dropout": "keys folded by block"} if self.model.cfg.drop_rate else {}),
         }
 
     def shape_of_state(self) -> TrainState:
@@ -135,7 +136,7 @@ def fit(
         run.loader,
         steps=run.steps,
         accumulate=run.accumulate,
-        key=jax.random.key(run.seed) if run.model.cfg.drop_rate else None,
+        key=jax.random.key(run.seed, impl="threefry2x32") if run.model.cfg.drop_rate else None,
         compute_dtype=run.compute_dtype,
         chunk=run.chunk,
         recompute=run.recompute,
@@ -177,14 +178,24 @@ def fit(
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    """Return the rows of a `metrics.jsonl`, except a last line that was cut off.
+
+    Raises:
+        ValueError: for a file that is not UTF-8, or a line that is not a row, with its number.
+    """
     path = Path(path)
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path} is damaged: line {number} is not a row; delete that line")
+        rows.append(row)
     return rows
 
 

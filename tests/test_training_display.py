@@ -1,0 +1,95 @@
+"""A training outlives the terminal or pipe that it reports to."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from obscura_jax.cli.training_display import Display, Expendable, say, show_reading
+from obscura_jax.text import sample_text
+
+ROWS = [
+    {"step": 9, "loss": 1.0, "tokens_per_second": 5.0},
+    {"step": 9, "val_loss": 1.0, "sample": "[red]ü"},
+]
+
+
+def show_everything():
+    with Display(10) as show:
+        for row in ROWS:
+            show(row)
+    show_reading(1 << 23, 1 << 24)
+
+
+def test_what_is_shown(capsys):
+    show_everything()
+    assert capsys.readouterr().out.splitlines() == [
+        "step 10: loss 1.0000, 5 tokens/s",
+        "step 10: validation loss 1.0000",
+        "  '[red]ü'",
+        "tokens: 50% of 16 MiB of text",
+    ]
+
+
+def broken_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w")
+
+
+def closed_stream():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def full_disk():
+    return open("/dev/full", "w")
+
+
+@pytest.mark.parametrize("make", [lambda: None, broken_pipe, closed_stream, full_disk])
+def test_nothing_is_raised_where_nothing_can_be_written(monkeypatch, make):
+    stream = make()
+    monkeypatch.setattr(sys, "stdout", stream)
+    show_everything()
+    say("a line", stream)
+    if stream is not None:
+        stream.close()  # nothing is left in it that could not be written
+
+
+def test_a_plain_print_raises_there():
+    """Control for the test before."""
+    for make, error in ((broken_pipe, BrokenPipeError), (closed_stream, ValueError)):
+        stream = make()
+        with pytest.raises(error):
+            print("a line", file=stream, flush=True)
+        if error is BrokenPipeError:
+            with pytest.raises(BrokenPipeError):
+                stream.close()
+
+
+def test_a_terminal_and_its_encoding_are_seen(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    assert Expendable(stream).isatty()
+    assert Expendable(stream).encoding == "latin-1"
+    assert not Expendable(None).isatty()
+    assert Expendable(None).encoding == "utf-8"
+
+
+@pytest.mark.parametrize("how", ["closed", "broken"])
+def test_a_run_ends_well_without_its_outputs(tmp_path, how):
+    """Closed by the shell from the start; or pipes whose reader is gone."""
+    words = sample_text() + "\n" * (9 << 20)  # long enough for lines about the reading
+    (tmp_path / "text.txt").write_text(words, encoding="utf-8")
+    sizes = "--emb-dim 8 --n-heads 2 --n-layers 1 --context-length 16 --vocab-size 50257"
+    rest = f"--steps 11 --batch-size 2 --held-out 0.0001 --out {tmp_path}/run"
+    command = f"{sys.executable} -m obscura_jax train --text {tmp_path}/text.txt {sizes} {rest}"
+    if how == "closed":
+        command += " >&- 2>&-"
+    with broken_pipe() as pipe:
+        ended = subprocess.run(["sh", "-c", command], stdout=pipe, stderr=pipe, timeout=300)
+    assert ended.returncode == 0
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
