@@ -235,7 +235,7 @@ def test_help_and_version(capsys):
         (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
         (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
         (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
-        (["info", f"torch-seed:{2**64}"], "a torch seed is a whole number of 64 bits"),
+        (["info", f"torch-seed:{2**64}"], "a torch seed must be a 64-bit integer"),
         (["info", "torch-seed:1", "--n-heads", "7"], "torch-seed:1 has n_heads=12, not 7"),
         (["info", "nothing.pth"], "no model at 'nothing.pth'"),
         (["info", ""], "no model at ''"),
