@@ -259,7 +259,7 @@ def _sampler(model: Any, key: Any) -> Any:
     """Return a function from parameters to text they generate, to show with a validation loss.
 
     Return None for a model without a text tokenizer, or without room for a second token. The text
-    is only shown, so an error in it is a warning and does not end the run.
+    is only shown, so an error in it is reported and does not end the run.
     """
     from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.stream import text_until
@@ -277,7 +277,7 @@ def _sampler(model: Any, key: Any) -> Any:
             out = generate(model, params, start, count, temperature=0.8, key=key)
             return text_until(tokenizer, out.tokens[0])[0]
         except Exception as error:
-            warnings.warn(f"no sample of text: {error}", stacklevel=2)
+            _warn(f"no sample of text: {error}")
             return ""
 
     return sample
@@ -292,7 +292,7 @@ def _draw(metrics: Path, picture: Path) -> None:
         if rows := read_metrics(metrics):
             loss_curves(rows).savefig(picture, dpi=120)
     except Exception as error:
-        say(f"no {picture.name}: {error}", sys.stderr)
+        _warn(f"no {picture.name}: {error}")
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -123,7 +123,7 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
     while count < new and not _ended(state):
         if count < cached:
             count = min(count + chunk, cached)
-            state = programs.decode(model, params, state, request, jnp.asarray(count))
+            state = programs.decode(model, params, state, request, jnp.asarray(count, jnp.int32))
         else:
             count = min(count + chunk, new)
             state = programs.slide(
@@ -132,7 +132,7 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
                 plan.prompts,
                 replace(state, cache=NO_CACHE),
                 request,
-                jnp.asarray(count),
+                jnp.asarray(count, jnp.int32),
                 context,
             )
         yield state

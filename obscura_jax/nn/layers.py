@@ -25,7 +25,8 @@ def dropout(
     rate = check_drop_rate("the drop rate", rate)
     if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # In float32 for any type of `x`: under x64 JAX would draw other values in float64.
+    keep = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 

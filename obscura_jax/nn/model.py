@@ -47,7 +47,7 @@ def token_and_position_embedding(
     """
     tokens = tok_emb(ids)
     if positions is None:
-        positions = jnp.arange(ids.shape[-1])
+        positions = jnp.arange(ids.shape[-1], dtype=jnp.int32)
     else:
         size = pos_emb.num_embeddings
         positions = whole_ids(positions, size, name="position", table="context")
