@@ -55,7 +55,7 @@ def gpt2_definition(count):
 
 
 def config(size, context=32):
-    return GPTConfig(size, context, 12, 3, 2, 0.1, True, tie_weights=True)
+    return GPTConfig(size, context, 12, 3, 1, 0.1, True, tie_weights=True)
 
 
 def weights(size, context=32, seed=0):

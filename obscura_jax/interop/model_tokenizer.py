@@ -50,7 +50,7 @@ class IdTokenizer:
         words = re.split(r"[\s,]+", text.strip())
         if not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
             raise ValueError(
-                f"{text[:40]!r} is not a list of token ids: give numbers, as in '1 2 3'"
+                f"{text[:40]!r} is not a list of token ids; give numbers, such as '1 2'"
             )
         return [int(word) for word in words]
 

@@ -66,7 +66,7 @@ class TokenRecord:
         tokenizer = entries.get("tokenizer")
         if tokenizer not in (None, GPT2):
             raise ValueError(f"its tokenizer is {tokenizer!r}, and this version knows {GPT2!r}")
-        ids = {name: value for name, value in entries.items() if name.endswith("_token_id")}
+        ids = {name: entries[name] for name in sorted(entries) if name.endswith("_token_id")}
         for name, value in ids.items():
             values = value if isinstance(value, list) else [value]
             if not all(isinstance(x, int) and not isinstance(x, bool) for x in values):
