@@ -20,12 +20,14 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
 
-    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError.
+    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError. Draws have the type
+    of `x`, at least float32, so that float32 numbers are dropped alike with and without x64.
     """
     rate = check_drop_rate("the drop rate", rate)
     if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    kept = jnp.asarray(1 - rate, jnp.promote_types(x.dtype, jnp.float32))
+    keep = jax.random.bernoulli(key, kept, x.shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
