@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from obscura_jax.config import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
-from obscura_jax.nn.linear import Linear, check_floating
+from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
 DimSize = Any  # an int, or a symbolic dimension in a program to be exported
 
@@ -27,7 +27,7 @@ def attention_scores(
     queries: Float[Array, "*batch t k"], keys: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t s"]:
     """Return the dot product of every query with every key, unscaled, in at least float32."""
-    accumulate = jnp.promote_types(queries.dtype, jnp.float32)
+    accumulate = at_least_float32(queries.dtype)
     return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=accumulate)
 
 

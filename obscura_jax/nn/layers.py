@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
 from obscura_jax.config import GPTConfig, check_drop_rate, check_eps, check_sizes
-from obscura_jax.nn.linear import Linear, check_floating
+from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
 
 def dropout(
@@ -20,7 +20,8 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
 
-    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError.
+    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError. Draws have the type
+    of `x`, at least float32, so that float32 numbers are dropped alike with and without x64.
     """
     rate = check_drop_rate("the drop rate", rate)
     if key is None:
@@ -59,10 +60,11 @@ def layer_norm(
     must be a floating-point type (ValueError). Ba et al. 2016; chapter 4.2.
     """
     check_floating(x)
-    z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    z = x.astype(at_least_float32(x.dtype))
     z = z - z.mean(axis=-1, keepdims=True)
     z = z / jnp.sqrt(jnp.square(z).mean(axis=-1, keepdims=True) + eps)
-    return (jnp.broadcast_to(scale, x.shape) * z + jnp.broadcast_to(shift, x.shape)).astype(x.dtype)
+    scale, shift = (jnp.broadcast_to(a, x.shape).astype(z.dtype) for a in (scale, shift))
+    return (scale * z + shift).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

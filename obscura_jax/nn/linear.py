@@ -5,6 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
@@ -18,6 +19,16 @@ def check_floating(x: Array) -> None:
     """Raise ValueError for integers: casting the result back to their type would truncate it."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"the input must be of a floating-point type, got {x.dtype}")
+
+
+def at_least_float32(dtype: DTypeLike) -> np.dtype:
+    """Return the type of sums of `dtype`: float32 or wider.
+
+    It is `jnp.promote_types(dtype, jnp.float32)`, which refuses 16-bit types where implicit
+    promotion is forbidden (`jax_numpy_dtype_promotion=strict`).
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def linear(
@@ -50,13 +61,13 @@ def linear(
         # scalar loop that reads only 2.6 GB/s.
         if on_cpu and not (isinstance(count, int) and count > 1):
             y = lax.optimization_barrier(y)
-        y += jnp.broadcast_to(bias, y.shape)
+        y += jnp.broadcast_to(bias, y.shape).astype(y.dtype)
     return y.astype(dtype or x.dtype).reshape(*batch, len(weight))
 
 
 def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     """Multiply two matrices, summing over `axis_a` and `axis_b` in at least float32."""
-    accumulate = jnp.promote_types(a.dtype, jnp.float32)
+    accumulate = at_least_float32(a.dtype)
     return lax.dot_general(
         a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=accumulate
     )

@@ -22,7 +22,7 @@ from obscura_jax.nn.layers import (
     dropout_key,
     whole_ids,
 )
-from obscura_jax.nn.linear import Linear, linear
+from obscura_jax.nn.linear import Linear, at_least_float32, linear
 
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> Array:
@@ -217,7 +217,7 @@ class GPTModel(ConfiguredModule):
         """Apply the final layer norm to hidden states and return their logits."""
         x = self.final_norm(x)
         head = self.tok_emb if self.cfg.tie_weights else self.out_head
-        return linear(x, head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return linear(x, head.weight, dtype=at_least_float32(x.dtype))
 
 
 def count_parameters(params: Any, *, weight_tying: bool = False) -> int:

@@ -21,7 +21,7 @@ from obscura_jax.nn.layers import (
     Sequential,
     dropout_key,
 )
-from obscura_jax.nn.linear import Linear, linear
+from obscura_jax.nn.linear import Linear, at_least_float32, linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
 
 
@@ -145,7 +145,7 @@ class DummyGPTModel(ConfiguredModule):
         for block in self.trf_blocks:
             x = block(x)
         x = self.final_norm(x)
-        return linear(x, self.out_head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return linear(x, self.out_head.weight, dtype=at_least_float32(x.dtype))
 
 
 class ExampleDeepNeuralNetwork(nn.Module):

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from obscura_jax.nn.depth import hidden_states
+from obscura_jax.nn.linear import at_least_float32
 from obscura_jax.nn.model import GPTModel, Recompute
 
 
@@ -59,7 +60,7 @@ def next_token_loss(
     if whole == 1 and rest == 0:
         logits: Any = model.apply({"params": params}, hidden, method="output_head")
         return cross_entropy(logits, targets)
-    zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
+    zero = jnp.zeros((), at_least_float32(hidden.dtype))
     total, _ = lax.scan(add, zero, jnp.arange(whole) * size)
     if rest:
         total += of_chunk(hidden[:, -rest:], targets[:, -rest:])
@@ -69,6 +70,6 @@ def next_token_loss(
 def _summed_cross_entropy(
     logits: Float[Array, "*n v"], targets: Int[Array, "*n"]
 ) -> Float[Array, ""]:
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return (jax.nn.logsumexp(logits, axis=-1) - chosen).sum()
