@@ -17,8 +17,9 @@ from obscura_jax import load_model, load_tokenizer, save_model
 from obscura_jax.atomic_files import new_folders, remove_temporary_paths
 from obscura_jax.cli.__main__ import main
 from obscura_jax.interop.files import read_checkpoint, save_course, save_hf, save_nanogpt
+from obscura_jax.interop.sources import is_exported
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
-from obscura_jax.scale.artifact import is_artifact, load_artifact
+from obscura_jax.scale.artifact import load_artifact
 from obscura_jax.scale.export import export_model
 from tests.checkpoints import bits, leaves
 from tests.tokenizer_folders import bpe, config, hf_folder, weights, write_json
@@ -136,7 +137,7 @@ def test_export_replaces_no_model_unasked(tmp_path, exported, fails):
     words = ["export", str(tmp_path / "m"), str(tmp_path / "m"), "--platforms", "cpu"]
     assert "holds a model (config.json)" in fails(*words)
     main([*words, "--overwrite"])
-    assert is_artifact(tmp_path / "m")
+    assert is_exported(tmp_path / "m")
     assert "config.json" not in names(tmp_path / "m")
     assert "tokens.json" not in names(tmp_path / "m")
     assert load_tokenizer(tmp_path / "m", CFG).notice == ""
@@ -182,6 +183,16 @@ def test_nothing_of_an_earlier_model_is_read_with_the_new_one(tmp_path, exported
     save(old, CFG, weights(300), tokens=TokenRecord(None, {"eos_token_id": 9}))
     assert load_tokenizer(old, CFG).notice
     assert read_checkpoint(old).tokens.eos_token_id == 9
+
+
+def test_a_manifest_of_another_program_is_no_export(tmp_path, capsys):
+    save_model(tmp_path / "m", CFG, weights(300), tokens=gpt2_record(CFG))
+    write_json(tmp_path / "m" / "manifest.json", {"name": "a page", "format": "x"})
+    main(["info", str(tmp_path / "m")])
+    assert "dialect              native" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "m", CFG).notice == ""
+    save_model(tmp_path / "m", CFG, weights(300, seed=1))
+    assert names(tmp_path / "m") == ["config.json", "manifest.json", "model.safetensors"]
 
 
 def test_an_export_leaves_nothing_of_an_earlier_one(tmp_path, exported):

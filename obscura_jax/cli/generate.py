@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.decoding.plan import computed_in
     from obscura_jax.interop.files import read_checkpoint
     from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
+    from obscura_jax.interop.sources import is_exported
     from obscura_jax.interop.tokens import tokens_at
     from obscura_jax.nn.model import GPTModel
-    from obscura_jax.scale.artifact import is_artifact, load_artifact
+    from obscura_jax.scale.artifact import load_artifact
 
     settings: dict[str, Any] = {
         "temperature": args.temperature,
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         "key": jax.random.key(args.seed, impl="threefry2x32"),  # whatever JAX's default is
         "sliding": args.sliding,
     }
-    if is_artifact(args.model):
+    if is_exported(args.model):
         for option in ("n_heads", "entry", "dtype", "mesh", "sliding"):
             if getattr(args, option):
                 name = option.replace("_", "-")

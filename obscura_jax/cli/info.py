@@ -22,10 +22,10 @@ def run(args: argparse.Namespace) -> None:
     """Read the model and print its sizes and its tokenizer."""
     from obscura_jax.interop.files import read_checkpoint
     from obscura_jax.interop.model_tokenizer import tokenizer_of
+    from obscura_jax.interop.sources import is_exported
     from obscura_jax.nn.model import count_parameters, parameter_bytes
-    from obscura_jax.scale.artifact import is_artifact
 
-    if is_artifact(args.source):
+    if is_exported(args.source):
         cfg, tokens = _exported(args)
     else:
         checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from obscura_jax.interop.sources import CONFIG, MANIFEST, WEIGHT_FILES
+from obscura_jax.interop.sources import CONFIG, FORMATS, MANIFEST, WEIGHT_FILES
+from obscura_jax.interop.tensor_files import read_json
 from obscura_jax.interop.tokens import CARRIED, TOKENS_FILE
 
 _PROGRAMS = ("prefill.*.jaxexport", "decode.*.jaxexport")
@@ -27,8 +28,16 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def remove_companions(folder: Path, written: Container[str]) -> None:
-    """Remove files that would be read with the model just written, and belong to an earlier one."""
+    """Remove files that belong to an earlier model and would be read with the one just written."""
     programs = [path.name for pattern in _PROGRAMS for path in folder.glob(pattern)]
-    for name in (MANIFEST, CONFIG, TOKENS_FILE, *CARRIED, *programs):
+    manifest = [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []  # others have such a file
+    for name in (*manifest, CONFIG, TOKENS_FILE, *CARRIED, *programs):
         if name not in written:
             (folder / name).unlink(missing_ok=True)
+
+
+def _is_of_an_export(manifest: Path) -> bool:
+    try:
+        return str(read_json(manifest).get("format")).startswith(FORMATS)
+    except (OSError, ValueError):
+        return False

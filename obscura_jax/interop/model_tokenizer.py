@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.sources import MANIFEST, WEIGHT_FILES, tensors_and_config, weights_at
+from obscura_jax.interop.sources import WEIGHT_FILES, is_exported, tensors_and_config, weights_at
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.interop.tokens import TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
@@ -59,7 +59,9 @@ class IdTokenizer:
         return "".join(f" {token}" for token in ids)
 
 
-def load_tokenizer(source: str | Path, cfg: GPTConfig) -> ModelTokenizer:
+def load_tokenizer(
+    source: str | Path, cfg: GPTConfig, *, entry: str | None = None
+) -> ModelTokenizer:
     """Read the tokenizer of the model at `source`.
 
     A folder's `tokenizer.json`, or `vocab.json` and `merges.txt`, is used if it is there, then the
@@ -69,6 +71,7 @@ def load_tokenizer(source: str | Path, cfg: GPTConfig) -> ModelTokenizer:
     Args:
         source: as in `load_model`, or the folder of an exported model.
         cfg: the model's config.
+        entry: as in `load_model`.
 
     Returns:
         An object with `encode` and `decode`, for `stream_text` and `score` too.
@@ -78,18 +81,18 @@ def load_tokenizer(source: str | Path, cfg: GPTConfig) -> ModelTokenizer:
         ValueError: when the model brings no tokenizer and cannot have GPT-2's, when the files of
             its tokenizer are damaged or another model's, or the extra `tokenizers` is missing.
     """
-    return tokenizer_of(_record(source), cfg, source)
+    return tokenizer_of(_record(source, entry), cfg, source)
 
 
-def _record(source: str | Path) -> TokenRecord:
+def _record(source: str | Path, entry: str | None) -> TokenRecord:
     if str(source).startswith("torch-seed:"):
         return TokenRecord()
-    if Path(source, MANIFEST).is_file():
+    if is_exported(source):
         return tokens_at(Path(source))
     path = weights_at(source)
     if path.name in WEIGHT_FILES:
         return tokens_at(path.parent)
-    return TokenRecord.of(tensors_and_config(path)[2].get("tokens", {}))
+    return TokenRecord.of(tensors_and_config(path, entry)[2].get("tokens", {}))
 
 
 def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> ModelTokenizer:

@@ -20,7 +20,7 @@ from obscura_jax.interop.tensor_files import (
 from obscura_jax.interop.torch_files import read_torch
 
 FORMAT, WEIGHTS, CONFIG = "obscura_jax", "model.safetensors", "config.json"
-MANIFEST = "manifest.json"  # of an exported model, see scale.artifact
+MANIFEST, FORMATS = "manifest.json", "obscura_jax artifact"  # of exports, see scale.artifact
 TORCH_SUFFIXES, SAFETENSORS_SUFFIX = (".pth", ".pt", ".bin", ".ckpt"), ".safetensors"
 # The files of a folder that hold its weights; the first that is there is read.
 WEIGHT_FILES = (
@@ -33,6 +33,12 @@ WEIGHT_FILES = (
 _SHIPPED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
 _TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # of the hub
 _HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Return whether `folder` is an exported model; a folder with a config is not."""
+    manifest, config = (os.path.join(folder, name) for name in (MANIFEST, CONFIG))
+    return os.path.isfile(manifest) and not os.path.lexists(config)
 
 
 class NamedError(ValueError):
@@ -56,7 +62,7 @@ def weights_at(source: str | Path) -> Path:
         )
     if not path.is_dir():
         return path
-    if (path / MANIFEST).is_file() and not (path / CONFIG).exists():
+    if is_exported(path):
         raise ValueError(
             f"{path} is an exported model, which obscura generate and obscura info take: "
             "give the folder that it was exported from"

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop.foreign_configs import special_ids, unused_entries
-from obscura_jax.interop.sources import CONFIG, FORMAT, MANIFEST
+from obscura_jax.interop.sources import CONFIG, FORMAT, MANIFEST, is_exported
 from obscura_jax.interop.tensor_files import read, read_json
 from obscura_jax.interop.tokenizer_files import (
     ADDED,
@@ -107,7 +107,7 @@ def tokens_at(folder: Path) -> TokenRecord:
     files = {name: folder / name for name in CARRIED if (folder / name).is_file()}
     unused: tuple[str, ...] = ()
     path = folder / CONFIG
-    if (folder / MANIFEST).is_file():
+    if is_exported(folder):
         path = folder / MANIFEST
         entries = read(read_json, path).get("tokens", {})
     elif not path.is_file():

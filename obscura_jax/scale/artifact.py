@@ -25,12 +25,12 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import KVCache
 from obscura_jax.decoding.engine import Programs, Request, State
 from obscura_jax.decoding.sampling import Settings
-from obscura_jax.interop.sources import MANIFEST
+from obscura_jax.interop.sources import FORMATS, MANIFEST
 from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
 from obscura_jax.interop.tokens import CARRIED
 from obscura_jax.nn.model import GPTModel
 
-FORMAT = "obscura_jax artifact 2"
+FORMAT = f"{FORMATS} 2"
 WEIGHTS, NAMES = "model.safetensors", ("prefill", "decode")
 GENERATOR = "threefry2x32"  # of random numbers: the only kind of key that the programs take
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
@@ -39,11 +39,6 @@ _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 def file_name(program: str, platform: str) -> str:
     """Where the program for a platform lies."""
     return f"{program}.{platform}.jaxexport"
-
-
-def is_artifact(folder: str) -> bool:
-    """Whether there is a manifest."""
-    return Path(folder, MANIFEST).is_file()
 
 
 def read_manifest(folder: str | Path) -> tuple[dict[str, Any], GPTConfig]:
