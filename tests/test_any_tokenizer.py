@@ -1,4 +1,4 @@
-"""Any tokenizer: the same ids and text as its own, whole or in pieces; unknown ids are U+FFFD."""
+"""Any tokenizer: its own ids, its own text even in pieces, and U+FFFD for unknown ids."""
 
 from itertools import pairwise
 

@@ -165,11 +165,18 @@ def test_what_a_config_says_of_special_tokens(entries, generation, ids):
         assert known == {name: x for name, x in ids.items() if name in found}
 
 
-@pytest.mark.parametrize("value", ["5", 5.0, True, [5, "6"], {"a": 5}])
+@pytest.mark.parametrize("value", ["x", 5.5, True, [5, "x"], {"a": 5}])
 def test_special_tokens_that_are_no_ids_are_refused(tmp_path, value):
     folder = hf_folder(tmp_path / "a", 300, eos_token_id=value)
-    with pytest.raises(ValueError, match=r"config\.json: eos_token_id=.* is not a token id"):
+    words = r"config\.json: the config says eos_token_id=.*; it must be a whole number"
+    with pytest.raises(ValueError, match=words):
         read_checkpoint(folder)
+
+
+def test_numbers_are_read_as_other_entries_are(tmp_path):
+    folder = hf_folder(tmp_path / "a", 300, eos_token_id="5", pad_token_id=[7.0, 8])
+    change_config(folder, vocab_size="300")
+    assert ids_of(folder) == {"eos_token_id": 5, "pad_token_id": [7, 8]}
 
 
 def test_a_record_of_another_version_is_refused(tmp_path):
@@ -181,6 +188,9 @@ def test_a_record_of_another_version_is_refused(tmp_path):
         write_json(tmp_path / "a" / "tokens.json", content)
         with pytest.raises(ValueError, match=rf"tokens\.json: {words}"):
             read_checkpoint(tmp_path / "a")
+    (tmp_path / "a" / "tokens.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^[^:]*: [^:]*tokens\.json is not JSON"):
+        read_checkpoint(tmp_path / "a")
     save_nanogpt(tmp_path / "a.pt", config(300), weights(300))
     saved = torch.load(tmp_path / "a.pt", weights_only=True)
     saved["config"]["obscura_jax"]["tokens"] = [1]

@@ -12,7 +12,7 @@ from obscura_jax.interop.tokens import TokenRecord, gpt2_record
 from obscura_jax.text import sample_text
 from tests.tokenizer_folders import bpe, config, hf_folder, weights
 
-ODD = "a b'c $HOME"  # a folder that a shell would take apart
+ODD = "a b'c $HOME"  # a shell would split and expand it
 
 
 @pytest.fixture

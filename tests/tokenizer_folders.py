@@ -1,7 +1,6 @@
 """Model folders with tokenizers of their own, and those of transformers to compare with."""
 
 import json
-import shutil
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -85,7 +84,3 @@ def auto_tokenizer(path):
 
 def write_json(path, content):
     path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def copy(source, destination):
-    return shutil.copytree(source, destination)

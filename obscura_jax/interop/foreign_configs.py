@@ -92,14 +92,24 @@ def special_ids(
 
     An id that is null or absent there is the one in `generation_config.json`, if any. Of an id that
     is absent from both, GPT-2's default holds if the vocabulary has it; null means unset.
+
+    Raises:
+        ValueError: for an id that is neither a whole number nor a list of them.
     """
     ids: dict[str, Any] = {}
-    size = config.get("vocab_size", _GPT2_END + 1)
-    if isinstance(size, int) and size > _GPT2_END:
+    size = whole_number("vocab_size", config.get("vocab_size"))
+    if size is None or size > _GPT2_END:
         ids = {name: _GPT2_END for name in _UNSET if name not in config}
     for entries in (generation or {}, config):
-        ids |= {name: x for name, x in entries.items() if _is_id(name) and x is not None}
+        found = {name: _ids(name, value) for name, value in entries.items() if _is_id(name)}
+        ids |= {name: value for name, value in found.items() if value is not None}
     return ids | _recorded(config, "tokenizer")
+
+
+def _ids(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [whole_number(name, x) for x in value]
+    return whole_number(name, value)
 
 
 def _is_id(name: str) -> bool:

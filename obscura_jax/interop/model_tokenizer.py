@@ -11,9 +11,13 @@ from obscura_jax.interop.sources import WEIGHT_FILES, is_exported, tensors_and_c
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.interop.tokens import TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
-from obscura_jax.text.tokenizers import END_OF_TEXT, GPT2_TOKENS, gpt2_tokenizer, has_gpt2_size
-
-_BYTES_AND_END = 257  # the least that GPT-2's encoding can be cut to
+from obscura_jax.text.tokenizers import (
+    END_OF_TEXT,
+    GPT2_TOKENS,
+    LEAST_TOKENS,
+    gpt2_tokenizer,
+    has_gpt2_size,
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> Mod
         why = f", assumed for a model of {size} tokens"
     elif record.tokenizer is None:
         opaque = _has_pickled_characters(source)
-        if opaque or not _BYTES_AND_END <= size < GPT2_TOKENS:
+        if opaque or not LEAST_TOKENS <= size < GPT2_TOKENS:
             pickled = "; meta.pkl is a pickle, which is not opened" if opaque else ""
             raise ValueError(
                 f"{source} has {size} tokens and no tokenizer{pickled}; give token ids (--ids)"

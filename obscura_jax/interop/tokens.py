@@ -106,22 +106,23 @@ def tokens_at(folder: Path) -> TokenRecord:
     """
     files = {name: folder / name for name in CARRIED if (folder / name).is_file()}
     unused: tuple[str, ...] = ()
-    path = folder / CONFIG
-    if is_exported(folder):
-        path = folder / MANIFEST
-        entries = read(read_json, path).get("tokens", {})
-    elif not path.is_file():
-        entries = {}
-    elif (config := read(read_json, path)).get("format") == FORMAT:
-        path = folder / TOKENS_FILE
-        entries = read(read_json, path) if path.is_file() else {}
-    else:
-        generation = read(read_json, folder / GENERATION) if GENERATION in files else {}
-        entries, unused = special_ids(config, generation), unused_entries(config)
+    path, entries = folder / CONFIG, {}
     try:
+        if is_exported(folder):
+            path = folder / MANIFEST
+            entries = read(read_json, path).get("tokens", {})
+        elif path.is_file():
+            config = read(read_json, path)
+            if config.get("format") == FORMAT:
+                path = folder / TOKENS_FILE
+                entries = read(read_json, path) if path.is_file() else {}
+            else:
+                generation = read(read_json, folder / GENERATION) if GENERATION in files else {}
+                entries, unused = special_ids(config, generation), unused_entries(config)
         return TokenRecord.of(entries, files=files, unused=unused)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        named = str(folder) in str(error)  # by `read_json`
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def copies(tokens: TokenRecord) -> dict[str, Callable[[Path], object]]:
