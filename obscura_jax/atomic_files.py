@@ -11,9 +11,9 @@ _temporary_paths: set[Path] = set()
 
 @contextlib.contextmanager
 def temporary_paths(*paths: Path) -> Iterator[None]:
-    """Remove files or folders that are still there at the end of the block.
+    """Context manager: remove the files or folders that still exist after the block.
 
-    `remove_temporary_paths` removes them too, for a process that ends without leaving its blocks.
+    `remove_temporary_paths` also removes them, for a process that exits inside a block.
     """
     _temporary_paths.update(paths)
     try:
@@ -26,7 +26,7 @@ def temporary_paths(*paths: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder for the length of the block."""
+    """Context manager: create a temporary folder, and remove it after the block."""
     path = Path(tempfile.mkdtemp())
     with temporary_paths(path):
         yield path
