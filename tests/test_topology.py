@@ -139,7 +139,7 @@ def test_what_is_refused(words, message, capsys):
 
 @pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", ""])
 def test_topologies_that_are_not(name, capsys):
-    refused(["--topology", name], "give one of v4, v5e, v5p, v6e and a shape", capsys)
+    refused(["--topology", name], "give a chip (v4, v5e, v5p, v6e) and a shape", capsys)
 
 
 def test_without_libtpu(monkeypatch, capsys):

@@ -57,7 +57,7 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Context manager: write `text` to standard output if a signal ends the process."""
+    """Context manager: write `text` to standard output if a signal ends the process inside."""
     _State.last_words = text.encode()
     try:
         yield

@@ -37,7 +37,7 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Return the size of all result arrays, per execution."""
+        """Return the bytes of all result arrays, per execution."""
         return sum(math.prod(shape) * _bits(dtype) for dtype, shape in self.arrays) // 8
 
     @property

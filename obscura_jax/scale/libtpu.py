@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-_GOOGLE = "0x1ae0"  # the PCI vendor id of TPUs
+_GOOGLE = "0x1ae0"  # the PCI vendor id of Google, which makes TPUs
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -59,7 +59,7 @@ _VOCABULARY = ("tok_emb.weight", "out_head.weight")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Parse "data=4,model=2"; ValueError for unknown or repeated axes, or sizes that are not."""
+    """Parse "data=4,model=2"; ValueError for unknown or repeated axes, or missing sizes."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)=([0-9]{1,6})\s*", part)

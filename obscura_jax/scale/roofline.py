@@ -55,7 +55,7 @@ def matrix_flops(jaxpr: Any) -> int:
 
 
 def bound(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
-    """Return the seconds for each of one chip's resources, and which one takes longest."""
+    """Return the seconds that each resource of a chip needs, the longest, and its name."""
     seconds = {
         "compute": flops / chip.flops,
         "memory": moved / chip.bandwidth,

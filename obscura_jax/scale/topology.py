@@ -1,4 +1,4 @@
-"""Compilation for TPUs without having one: memory, communication and best possible time."""
+"""Compilation for TPUs that are not present: memory, communication and best possible time."""
 
 import math
 import warnings
@@ -60,7 +60,7 @@ def topology(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not shape:
         raise ValueError(
-            f"unknown topology {name!r}; give one of {', '.join(CHIPS)} and a shape: v5e:4x4"
+            f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, as in v5e:4x4"
         )
     require("libtpu", "tpu", "compiling for a TPU")
     leave_alone()
@@ -76,7 +76,7 @@ def topology(name: str) -> Topology:
 
 
 def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]:
-    """Return the default mesh: FSDP as far as it divides the width to train, data otherwise."""
+    """Return the default mesh: to train, `fsdp` as large as the width allows; else all `data`."""
     fsdp = math.gcd(chips, cfg.emb_dim) if program == "train" else 1
     return {"data": chips // fsdp, "fsdp": fsdp}
 
@@ -97,8 +97,8 @@ def describe(
 
     Returns:
         A dictionary for JSON, with figures per chip: `memory` in bytes (the `temporaries` are not
-        all alive at once; `peak` must fit), `flops` of matrix products, `bytes` of memory traffic
-        at least, `collectives` with the bytes of their results, bytes `sent` at least, and the
+        all alive at once; `peak` must fit), `flops` of matrix products, `bytes` that memory must
+        move, `collectives` with the bytes of their results, bytes that must be `sent`, and the
         shortest possible times in seconds (`roofline`).
 
     Raises:

@@ -131,7 +131,7 @@ class OnMesh(Placement):
         return as_the_model_has_them(self.mesh, self.cfg, params)
 
     def _own_rows(self, rows: int) -> list[int]:
-        """Return the rows, out of `rows`, that are on this process's devices."""
+        """Return which of a batch's `rows` are on this process's devices."""
         indices: Any = self.batch_sharding.addressable_devices_indices_map((1, rows, 1)).values()
         return sorted({row for index in indices for row in range(rows)[index[1]]})
 
