@@ -9,6 +9,7 @@ from .decoding.stream import stream as stream
 from .decoding.stream import stream_text as stream_text
 from .interop.files import load_model as load_model
 from .interop.files import save_model as save_model
+from .interop.model_tokenizer import load_tokenizer as load_tokenizer
 from .nn.attention import CausalAttention as CausalAttention
 from .nn.attention import MultiHeadAttention as MultiHeadAttention
 from .nn.layers import GELU as GELU

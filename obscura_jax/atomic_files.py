@@ -1,4 +1,4 @@
-"""Temporary files and folders that are removed even when a signal ends the process."""
+"""Temporary files and new empty folders, which are removed even if a signal ends the process."""
 
 import contextlib
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _temporary_paths: set[Path] = set()
+_new_folders: list[Path] = []
 
 
 @contextlib.contextmanager
@@ -32,10 +33,36 @@ def temporary_folder() -> Iterator[Path]:
         yield path
 
 
+@contextlib.contextmanager
+def new_folders(*folders: Path) -> Iterator[None]:
+    """Context manager: create folders and their parents, and remove the ones left empty.
+
+    Folders that existed before are kept. `remove_temporary_paths` also removes empty new folders.
+    """
+    missing = {path for folder in folders for path in (folder, *folder.parents)}
+    created = sorted((path for path in missing if not path.exists()), key=lambda p: len(p.parts))
+    _new_folders.extend(created)
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        _remove_empty(created)
+        for path in created:
+            _new_folders.remove(path)
+
+
 def remove_temporary_paths() -> None:
-    """Remove the paths of every `temporary_paths` block that is still open."""
+    """Remove what every open block of `temporary_paths` and `new_folders` would remove."""
     for path in list(_temporary_paths):
         _remove(path)
+    _remove_empty(list(_new_folders))
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for path in reversed(folders):  # inner ones first
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _remove(path: Path) -> None:

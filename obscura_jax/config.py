@@ -1,6 +1,6 @@
-"""The sizes that identify a model: `GPTConfig`, the course's `GPT_CONFIG_124M`, the GPT-2 family.
+"""Model configurations: `GPTConfig`, the course's `GPT_CONFIG_124M` and the GPT-2 family.
 
-How a model is run (number type, device, key) is never stored here; it is an argument of the run.
+Number type, device and random key are never stored here; they are arguments of each run.
 """
 
 import math
@@ -22,11 +22,11 @@ GPT_CONFIG_124M: dict[str, Any] = {
 }
 
 
-_LARGEST_SIZE = 2**31 - 1  # what an int32 index reaches, and every index in this package is one
+_LARGEST_SIZE = 2**31 - 1  # every index in this package is an int32
 
 
 def check_size(name: str, value: object, least: int = 1) -> int:
-    """Give `value` as an int; ValueError unless whole, at least `least`, and within int32."""
+    """Return `value` as an int; ValueError unless it is an integer from `least` to 2**31 - 1."""
     try:
         size = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -39,27 +39,27 @@ def check_size(name: str, value: object, least: int = 1) -> int:
 
 
 def check_sizes(owner: object, *names: str, least: int = 1) -> None:
-    """`check_size` for the named attributes of `owner`, each of which becomes a plain int."""
+    """Apply `check_size` to the named attributes of `owner`; each becomes a plain int."""
     for name in names:
         object.__setattr__(owner, name, check_size(name, getattr(owner, name), least))
 
 
 def check_drop_rate(name: str, value: object) -> float:
-    """Give `value` as a float; ValueError unless it is a probability in [0, 1)."""
+    """Return `value` as a float; ValueError unless it is a probability in [0, 1)."""
     if not 0 <= (rate := _number(value)) < 1:
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
     return rate
 
 
 def check_eps(name: str, value: object) -> float:
-    """Give `value` as a float; ValueError unless it lies in (0, 1)."""
+    """Return `value` as a float; ValueError unless it is in (0, 1)."""
     if not 0 < (eps := _number(value)) < 1:
         raise ValueError(f"{name} must be a number in (0, 1), got {value!r}")
     return eps
 
 
 def _number(value: object) -> float:
-    """`value` as a float: NaN, which lies in no range, where it is not a real number."""
+    """Return `value` as a float, or NaN, which is in no range, if it is not a real number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         return math.nan
     try:
@@ -69,28 +69,28 @@ def _number(value: object) -> float:
 
 
 def check_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
-    """Raise ValueError unless `width`, a size, splits evenly into `heads`, another."""
+    """Raise ValueError unless `width` is divisible by `heads`."""
     if width % heads:
         raise ValueError(f"{width_name}={width} is not divisible by {heads_name}={heads}")
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """A GPT's sizes, under the course's names (chapter 4), checked when made.
+    """The sizes of a GPT model, under the course's names (chapter 4).
 
     Attributes:
         vocab_size: number of tokens in the vocabulary, V.
-        context_length: the longest sequence the position table covers, C tokens.
+        context_length: number of positions in the position table, C; no sequence may be longer.
         emb_dim: width of the residual stream, D; divisible by `n_heads`.
-        n_heads: attention heads in a block, H.
-        n_layers: transformer blocks.
+        n_heads: number of attention heads per block, H.
+        n_layers: number of transformer blocks.
         drop_rate: probability of dropping a value, in [0, 1); used in training only.
         qkv_bias: whether the query, key and value projections have biases.
-        tie_weights: whether the output head is the token embedding itself.
+        tie_weights: whether the output head uses the weights of the token embedding.
         ln_eps: added to the variance in every layer norm, in (0, 1).
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range; the message names it.
     """
 
     vocab_size: int
@@ -114,11 +114,11 @@ class GPTConfig:
 
     @classmethod
     def of(cls, cfg: Self | Mapping[str, Any]) -> Self:
-        """`cfg` itself, or the config that a dictionary such as `GPT_CONFIG_124M` describes."""
+        """Return `cfg`, or the config that a dictionary such as `GPT_CONFIG_124M` describes."""
         if isinstance(cfg, cls):
             return cfg
         if not isinstance(cfg, Mapping):
-            raise ValueError(f"a config is a GPTConfig or a dictionary, got {type(cfg).__name__}")
+            raise ValueError(f"cfg must be a GPTConfig or a dictionary, got {type(cfg).__name__}")
         names = {f.name for f in fields(cls)}
         if missing := sorted(names - {"tie_weights", "ln_eps"} - cfg.keys()):
             raise ValueError(f"the config lacks {', '.join(missing)}")
@@ -127,7 +127,7 @@ class GPTConfig:
         return cls(**cfg)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dictionary, in order."""
+        """Return the fields as a plain dictionary, in order."""
         return asdict(self)
 
 

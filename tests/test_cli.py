@@ -235,7 +235,7 @@ def test_help_and_version(capsys):
         (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
         (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
         (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
-        (["info", f"torch-seed:{2**64}"], "a torch seed is a whole number of 64 bits"),
+        (["info", f"torch-seed:{2**64}"], "a torch seed must be a 64-bit integer"),
         (["info", "torch-seed:1", "--n-heads", "7"], "torch-seed:1 has n_heads=12, not 7"),
         (["info", "nothing.pth"], "no model at 'nothing.pth'"),
         (["info", ""], "no model at ''"),
@@ -316,8 +316,12 @@ def test_prompts_are_utf8_and_output_is_escaped_in_any_locale(small, locale):
     assert plain.stdout.startswith(TWO[1].encode("ascii", "backslashreplace").decode())
 
 
-def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(fails, native, tmp_path):
-    assert "outside the vocabulary, 0..16" in fails("generate", "Hello", "--model", native)
+def test_a_model_without_a_text_tokenizer_is_one_line(fails, native):
+    message = f"{native} has 17 tokens and no tokenizer; give token ids (--ids)"
+    assert message in fails("generate", "Hello", "--model", native)
+
+
+def test_ids_that_the_tokenizer_lacks_are_shown_as_the_replacement_character(tmp_path, capsys):
     torch.manual_seed(0)
     model = torch_reference.GPTModel({**TINY, "vocab_size": 50300})
     with torch.no_grad():  # prefers a token that the tokenizer lacks, whatever it reads
@@ -327,7 +331,11 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_one_line(fails, native, tmp_
         model.out_head.weight[50299] = 1
     torch.save({"model": model.state_dict(), "config": {"n_heads": 3}}, tmp_path / "x.pth")
     words = ("generate", "Hello", "--model", tmp_path / "x.pth", "--max-new-tokens", 2)
-    assert "the model made token id 50299" in fails(*words)
+    assert call(*words) == 0
+    assert capsys.readouterr() == ("Hello\ufffd\ufffd\n", "")
+    assert call(*words, "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["text"], made["tokens"]) == ("\ufffd\ufffd", [50299, 50299])
 
 
 class Code:
@@ -589,6 +597,26 @@ def test_generate_json_is_what_generate_gives(says, small):
     assert len(rows) == 2
 
 
+def test_generate_fits_in_the_context_by_default(says, small, fails):
+    """The longest of several prompts leaves the room."""
+
+    def count(*words):
+        return [
+            len(json.loads(row)["tokens"])
+            for row in says(*words, *small, "--json").split("\n")[:-1]
+        ]
+
+    assert count("Hello") == [63]
+    assert count("Hello", "a" + " a" * 39) == [24, 24]
+    assert count("Hello", "--max-new-tokens", 5) == [5]
+    assert count("Hello", "--sliding") == [64]
+    full = "a" + " a" * 63
+    assert count("a" + " a" * 62) == [1]
+    line = "obscura generate: a prompt of 64 tokens fills the context of 64 tokens; shorten it, or "
+    assert fails("generate", full, *small) == line + "pass sliding=True (--sliding)"
+    assert count(full, "--sliding") == [64]
+
+
 def test_generate_draws_by_its_seed(says, small):
     words = (*TWO, *small, "--max-new-tokens", 9)
     greedy = says(*words)
@@ -640,7 +668,7 @@ def test_generate_ends_before_a_stop_string(says, small):
         (["--seed", str(2**64)], "argument --seed: must be a whole number from 0"),
         (["--stop", ""], "stop must be a list of strings that are not empty"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
-        (["--max-new-tokens", "64"], "exceed context_length=64"),
+        (["--max-new-tokens", "64"], "1 prompt tokens + 64 new tokens exceed the context of 64"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line(fails, small, monkeypatch, words, message):

@@ -91,7 +91,7 @@ def test_indices_behave_as_in_a_list() -> None:
             ds.windows([0, index])
     with pytest.raises(TypeError):
         ds[1.0]  # type: ignore[index]
-    with pytest.raises(ValueError, match="indices must be one row of integers"):
+    with pytest.raises(ValueError, match="indices must be a 1-D list or array of integers"):
         ds.windows([1.0])  # type: ignore[list-item]
 
 
@@ -118,13 +118,13 @@ def test_bad_window_sizes_are_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("ids", "words"),
     [
-        ([1, 2, -1], r"ids must lie in 0\.\.2147483647, got -1\.\.2"),
-        ([1, 2, 2**31], r"ids must lie in 0\.\.2147483647, got 1\.\.2147483648"),
-        ([1, 2, 2**70], "ids must be one row of integers"),
-        ([1.0, 2.0, 3.0], "ids must be one row of integers"),
-        ([True, False, True], "ids must be one row of integers"),
-        (["1", "2", "3"], "ids must be one row of integers"),
-        ([[1, 2, 3]], "ids must be one row of integers"),
+        ([1, 2, -1], r"ids must be in 0\.\.2147483647, got -1\.\.2"),
+        ([1, 2, 2**31], r"ids must be in 0\.\.2147483647, got 1\.\.2147483648"),
+        ([1, 2, 2**70], "ids must be a 1-D list or array of integers"),
+        ([1.0, 2.0, 3.0], "ids must be a 1-D list or array of integers"),
+        ([True, False, True], "ids must be a 1-D list or array of integers"),
+        (["1", "2", "3"], "ids must be a 1-D list or array of integers"),
+        ([[1, 2, 3]], "ids must be a 1-D list or array of integers"),
     ],
 )
 def test_bad_ids_are_refused(ids: Any, words: str) -> None:

@@ -132,7 +132,7 @@ def test_what_is_in_the_folder(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     programs = {f"{n}.{p}.jaxexport" for n in ("prefill", "decode") for p in PLATFORMS}
     assert manifest["files"].keys() == programs | {"model.safetensors"}
-    assert manifest["tokenizer"] == "gpt2"
+    assert manifest["tokens"] == {}
     for name, entry in manifest["files"].items():
         assert (folder / name).stat().st_size == entry["bytes"]
     for platform in PLATFORMS:

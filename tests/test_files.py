@@ -1,5 +1,6 @@
 """Model files: read is what was written, and a file is written whole or not at all."""
 
+import errno
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ import torch
 
 from obscura_jax.config import PRESETS
 from obscura_jax.interop.files import load_model, read_checkpoint, save_course, save_model
+from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity import torch_reference
 from tests.checkpoints import BIASED, CFG, IDS, LOGITS, bits, course_model, difference, leaves
@@ -161,7 +163,7 @@ def test_a_seed_is_a_model(monkeypatch):
     ["", "x", "1.5", "1e3", "1:nope", "1:", "1:tiny:", " 1", "0x10", "--1", "9" * 5000, "9" * 20],
 )
 def test_a_malformed_seed_is_refused(source):
-    with pytest.raises(ValueError, match=r"torch-seed:N|64 bits"):
+    with pytest.raises(ValueError, match=r"torch-seed:N|64-bit"):
         read_checkpoint(f"torch-seed:{source}")
 
 
@@ -207,10 +209,11 @@ def test_wrong_parameters_leave_nothing_behind(tmp_path, save):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from obscura_jax.interop.files import load_model, save_course, save_model
+from obscura_jax.interop.files import load_model, save_course, save_hf, save_model, save_nanogpt
 model, params = load_model(sys.argv[1])
+params["out_head"] = params["tok_emb"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # what a full disk is, at 5000 bytes
-for save, path in ((save_model, sys.argv[2]), (save_course, sys.argv[3])):
+for save, path in zip((save_model, save_course, save_hf, save_nanogpt), sys.argv[2:]):
     try:
         save(path, model.cfg, params)
     except ValueError as error:
@@ -225,15 +228,27 @@ def test_a_full_disk_loses_nothing(tmp_path, native, course):
     save_model(tmp_path / "other", model.cfg, params)
     before = contents(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path / "other", native, course[0]],
+        [sys.executable, "-c", FULL_DISK, tmp_path / "other", native, course[0], native, course[0]],
         capture_output=True,
         text=True,
         check=True,
     )
-    first, second = done.stdout.splitlines()
-    assert f"{native} cannot be written: " in first
-    assert f"{course[0]} cannot be written: " in second
+    lines = [f"{path} cannot be written: File too large" for path in (native, course[0])]
+    assert done.stdout.splitlines() == lines * 2
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 1_000_000])
+def test_torch_hands_on_what_the_system_says(tmp_path, size):
+    """As much of a tensor as a buffer holds, and more."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("only Linux has a disk that is always full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_torch({"x": np.zeros(size, np.float32)}, full)
+    assert error.value.errno == errno.ENOSPC
+    write_torch({"x": np.zeros(size, np.float32)}, tmp_path / "x.pth")
+    assert torch.load(tmp_path / "x.pth", weights_only=True)["x"].shape == (size,)
 
 
 def test_a_config_that_cannot_be_written_leaves_the_old_weights(native, monkeypatch):

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from flax.serialization import msgpack_serialize
 
 from obscura_jax.interop.files import load_model
 from tests.checkpoints import BIASED, bits, course_model, leaves
@@ -95,6 +97,135 @@ def test_a_foreign_file_is_refused(tmp_path, name, content):
         load_model(path, n_heads=3)
 
 
+def safetensors_of(header, data=bytes(48), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def header_with(**changes):
+    entry = {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48], **changes}
+    return {"tok_emb.weight": entry}
+
+
+@pytest.mark.parametrize(
+    ("header", "more"),
+    [
+        (header_with(), {"length": 2**64 - 1}),
+        (header_with(), {"length": 2**63}),
+        (header_with(), {"length": 200 << 20}),
+        (header_with(), {"length": 20}),
+        (header_with(), {"data": bytes(47)}),
+        (header_with(), {"data": bytes(52)}),
+        (b"", {}),
+        (b"[]", {}),
+        (b"null", {}),
+        (b"[" * 100_000, {}),
+        (b'{"__metadata__":' + b'{"a":' * 50_000, {}),
+        (b'{"\xff": 1}', {}),
+        (header_with(dtype="F31"), {}),
+        (header_with(dtype=3), {}),
+        (header_with(shape=[3, 5]), {}),
+        (header_with(shape=[-3, -4]), {}),
+        (header_with(shape=[3.0, 4]), {}),
+        (header_with(shape=[2**62, 2**62]), {}),
+        (header_with(shape=[30, 4], data_offsets=[0, 480]), {}),
+        (header_with(data_offsets=[4, 52]), {}),
+        (header_with(data_offsets=[48, 0]), {}),
+        ({**header_with(), "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, {}),
+        ({**header_with(), "__metadata__": {"a": 3}}, {}),
+        ({**header_with(), "__metadata__": ["a"]}, {}),
+        ({"tok_emb.weight": {"dtype": "F32", "shape": [3, 4]}}, {}),
+    ],
+)
+def test_a_header_of_safetensors_that_is_wrong(tmp_path, header, more):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_of(header_with()))
+    with pytest.raises(ValueError, match=r"pos_emb\.weight is missing"):  # read, and no model
+        load_model(path, n_heads=3)
+    path.write_bytes(safetensors_of(header, **more))
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged, cut short or not a") as error:
+        load_model(path, n_heads=3)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+TREE = {"wte": {"embedding": np.ones((3, 4), np.float32)}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"is damaged, cut short or not a Flax file"),
+        (msgpack_serialize(TREE) + b"x", r"is damaged, cut short or not a Flax file"),
+        (msgpack_serialize(TREE).replace(b"\3\4", b"\4\4"), r"is damaged, cut short or not a"),
+        (msgpack_serialize(TREE).replace(b"float32", b"object0"), r"is damaged, cut short or not"),
+        (b"\x81\xa1a" * 3000 + b"\1", r"is damaged, cut short or not a Flax file"),
+        (b"\xc9\xff\xff\xff\xff\1abc", r"is damaged, cut short or not a Flax file"),
+        (b"\xdf\xff\xff\xff\xff", r"is damaged, cut short or not a Flax file"),
+        (b"\x81\1\x81\2\3", r"is damaged, cut short or not a Flax file|something else than a"),
+        (b"\3", r"holds something else than a tree of arrays"),
+        (b"\xc0", r"holds something else than a tree of arrays"),
+        (b"\x91\1", r"holds something else than a tree of arrays"),
+        (msgpack_serialize({"a": 3}), r"holds something else than a tree of arrays"),
+        (msgpack_serialize({"a": {"b": [1]}}), r"holds something else than a tree of arrays"),
+        (msgpack_serialize({**TREE, "wte.embedding": np.ones(3)}), r"two tensors for one place"),
+        (msgpack_serialize({"params": {}}), r"no known dialect: .*the first are: none"),
+        (msgpack_serialize(TREE), r"missing tensors: ln_f\.scale and 1 more"),
+    ],
+)
+def test_a_flax_file_that_is_wrong(tmp_path, content, words):
+    path = tmp_path / "x.msgpack"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.msgpack.*({words})") as error:
+        load_model(path, n_heads=3)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flax_file_cut_short_is_refused_at_any_length(tmp_path):
+    path, whole = tmp_path / "x.msgpack", msgpack_serialize(TREE)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"x\.msgpack is damaged, cut short or not a Flax"):
+            load_model(path, n_heads=3)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_tar_archive_of_the_first_pytorch(tmp_path, whole):
+    """It cannot be read without running its code, which torch's own words advise to do."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            content = pickle.dumps({"protocol_version": 1000}, protocol=2)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    content = buffer.getvalue()
+    (tmp_path / "x.pth").write_bytes(content if whole else content[:700])
+    with pytest.raises(ValueError, match=r"x\.pth is a tar archive, .* 0\.1\.10,") as error:
+        load_model(tmp_path / "x.pth", n_heads=3)
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("[]", "is not a JSON object"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {"a": 3}}', "has no weight_map"),
+        ('{"weight_map": {"a": ""}}', "has no weight_map"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "has the key 'a' twice"),
+        ('{"weight_map": {}}', "no known dialect"),
+        ('{"weight_map": {"a": "../../etc/passwd"}}', "the shard passwd is missing"),
+        ('{"weight_map": {"a": ".."}}', "the shard .. is missing"),
+    ],
+)
+def test_an_index_of_shards_that_is_wrong(tmp_path, index, words):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + ".*" + words):
+        load_model(path, n_heads=3)
+
+
 def test_a_file_of_the_other_kind_is_refused(tmp_path, course, native):
     (tmp_path / "a.safetensors").write_bytes(course[0].read_bytes())
     (tmp_path / "b.pth").write_bytes((native / "model.safetensors").read_bytes())
@@ -151,14 +282,26 @@ GOOD = {"format": "obscura_jax", **BIASED.to_dict()}
         ("{", r"config\.json is not JSON"),
         ("[" * 200_000, r"config\.json is not JSON"),
         ("\ufeff{}", r"config\.json is not JSON"),
-        (json.dumps(GOOD).encode("utf-16"), r"config\.json is not JSON"),
+        (json.dumps(GOOD).encode("utf-16"), r"config\.json is not UTF-8 text"),
+        (json.dumps(GOOD).encode()[:-1] + b', "a": "\xe9"}', r"config\.json is not UTF-8 text"),
+        ('{"n_heads": 3, "n_heads": 4}', r"config\.json has the key 'n_heads' twice: remove one"),
+        ('{"a": {"b": 1, "b": 1}}', r"config\.json has the key 'b' twice: remove one"),
+        ("null", r"config\.json is not a JSON object, .* but null"),
+        ('"text"', r"config\.json is not a JSON object, .* but a string"),
+        ("3", r"config\.json is not a JSON object, .* but a value"),
         (json.dumps(GOOD).replace("17", "9" * 5000), r"config\.json is not JSON"),
-        ("[]", r"config\.json is not a JSON object"),
+        ("[]", r"config\.json is not a JSON object, with names and values, but a list"),
         ("{}", r'no "format": "obscura_jax"'),
         ({**GOOD, "format": "pt"}, r'no "format": "obscura_jax"'),
         ({**GOOD, "n_head": 3}, r"config\.json: the config has unknown entries: n_head"),
         ({k: v for k, v in GOOD.items() if k != "n_heads"}, r"config\.json: .* lacks n_heads"),
         ({**GOOD, "n_heads": "3"}, r"config\.json: n_heads must be a whole number"),
+        ({**GOOD, "n_heads": 3.0}, r"config\.json: n_heads must be a whole number .* got 3\.0"),
+        ({**GOOD, "n_heads": True}, r"config\.json: n_heads must be a whole number .* got True"),
+        ({**GOOD, "n_heads": None}, r"config\.json: n_heads must be a whole number .* got None"),
+        ({**GOOD, "drop_rate": None}, r"config\.json: drop_rate must be a number in .* got None"),
+        ({**GOOD, "ln_eps": float("inf")}, r"config\.json: ln_eps must be a number in .* got inf"),
+        ({**GOOD, "qkv_bias": "true"}, r"config\.json: qkv_bias must be True or False, got 'true'"),
         ({**GOOD, "n_heads": 0}, r"config\.json: n_heads must be a whole number"),
         ({**GOOD, "n_heads": 5}, r"config\.json: emb_dim=12 is not divisible by n_heads=5"),
         ({**GOOD, "drop_rate": float("nan")}, r"config\.json: drop_rate"),

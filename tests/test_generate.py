@@ -141,9 +141,31 @@ def test_sliding_is_the_course(lengths):
 
 
 def test_past_the_end_is_an_error():
-    with pytest.raises(ValueError, match=r"60 tokens and 8 new ones exceed context_length=67"):
+    message = r"60 prompt tokens \+ 8 new tokens exceed the context of 67 tokens; request at most 7"
+    with pytest.raises(ValueError, match=message):
         generate(MODEL, PARAMS, prompts(3, 60), 8)
     assert len(generate(MODEL, PARAMS, prompts(3, 60), 7).tokens[1]) == 7
+
+
+@pytest.mark.parametrize(("lengths", "count"), [((3, 60), 7), ((1,), 64), ((3,), 64), ((4,), 63)])
+def test_as_many_tokens_as_fit_are_generated_by_default(lengths, count):
+    rows = prompts(*lengths)
+    out = generate(MODEL, PARAMS, rows)
+    assert [len(row) for row in out.tokens] == [count] * len(rows)
+    assert out.tokens == generate(MODEL, PARAMS, rows, count).tokens
+    assert [len(row) for row in generate(MODEL, PARAMS, rows, sliding=True).tokens] == [64] * len(
+        rows
+    )
+
+
+def test_a_prompt_that_fills_the_context_is_an_error():
+    message = r"a prompt of 67 tokens fills the context of 67 tokens; shorten it, or pass sliding"
+    for new in (None, 1, 64):
+        with pytest.raises(ValueError, match=message):
+            generate(MODEL, PARAMS, prompts(3, 67), new)
+        with pytest.raises(ValueError, match=r"of 68 tokens exceeds the context of 67 tokens"):
+            generate(MODEL, PARAMS, prompts(68), new)
+    assert [len(row) for row in generate(MODEL, PARAMS, prompts(3, 66)).tokens] == [1, 1]
 
 
 def test_stop_ids_are_per_row():

@@ -31,6 +31,7 @@ EXTRAS = {
     "matplotlib",
     "huggingface_hub",
     "transformers",
+    "tokenizers",
     "libtpu",
     "ctranslate2",
     "orbax",

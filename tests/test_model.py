@@ -300,7 +300,7 @@ def test_the_target_of_the_gradient_experiment_has_the_shape_of_the_output(unche
     model, x = ExampleDeepNeuralNetwork((4, 4, 1), True), jnp.ones((3, 4))
     params = model.init(jax.random.key(0), x)["params"]
     assert len(mean_abs_gradients(model, params, x, jnp.ones((3, 1)))) == 2
-    with pytest.raises(ValueError, match=r"target has shape \(3,\), the output \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"target has shape \(3,\), but the output has \(3, 1\)"):
         mean_abs_gradients(model, params, x, jnp.ones(3))
 
 

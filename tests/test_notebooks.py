@@ -130,7 +130,7 @@ def test_beside():
     assert not beside([1, 2], [1, 3]).equal
     assert beside([2e-4], [2.0000001e-4], decimals=None).equal
     assert not beside([2e-4], [2.00001e-4], decimals=None).equal
-    with pytest.raises(ValueError, match=r"ours has shape \(2,\), the course's figure \(3,\)"):
+    with pytest.raises(ValueError, match=r"ours has shape \(2,\), but course has \(3,\)"):
         beside(row, [0.1, 0.2, 0.3])
 
 
@@ -248,7 +248,7 @@ def test_errors_and_warnings_fail(tmp_path, monkeypatch, capsys):
 def test_an_unknown_notebook_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         runner.main(["ch09"])
-    assert "no notebook is called 'ch09': there are ch01_setup, " in capsys.readouterr().err
+    assert "no notebook is named 'ch09'; choose from ch01_setup, " in capsys.readouterr().err
 
 
 # --- the map

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from obscura_jax.cli.__main__ import main
 from obscura_jax.scale.processes import joined
+from obscura_jax.scale.rendezvous import parse_address
 from obscura_jax.text import sample_text
 from obscura_jax.training.run import read_metrics
 
@@ -32,6 +34,7 @@ def start(count, devices, *words):
     """So many processes of one training, each with so many devices."""
     command = [sys.executable, "-m", "obscura_jax", "train", *map(str, words)]
     command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
+    command += ["--join-timeout", "600"]
     return [
         subprocess.Popen(
             [*command, "--process-id", str(number)],
@@ -44,13 +47,9 @@ def start(count, devices, *words):
     ]
 
 
-def ended(processes, seconds=100):
+def ended(processes):
     """What each printed, and its exit code."""
-    try:
-        said = [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    said = [process.communicate()[0] for process in processes]
     return said, [process.returncode for process in processes]
 
 
@@ -122,8 +121,7 @@ def start_three(out):
     text = out.with_name("text.txt")
     text.write_text(sample_text(), encoding="utf-8")
     processes = start(3, 1, "--text", text, "--out", out, *HOW, "--batch-size", 6, "--steps", 10**6)
-    until = time.monotonic() + 100
-    while time.monotonic() < until and not (out / "checkpoints" / "6").exists():
+    while not (out / "checkpoints" / "6").exists():
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.05)
     return processes
@@ -132,7 +130,7 @@ def start_three(out):
 def test_a_signal_to_one_saves_and_stops_all(tmp_path):
     processes = start_three(tmp_path / "run")
     processes[1].terminate()
-    said, codes = ended(processes, 60)
+    said, codes = ended(processes)
     assert codes == [128 + signal.SIGTERM] * 3, said
     step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"saved after step {step}" in said[0]
@@ -144,10 +142,8 @@ def test_a_signal_to_one_saves_and_stops_all(tmp_path):
 def test_a_killed_process_stops_the_others(victim, tmp_path):
     out = tmp_path / "run"
     processes = start_three(out)
-    killed = time.monotonic()
     processes[victim].kill()
-    said, codes = ended(processes, 60)
-    assert time.monotonic() - killed < 60
+    said, codes = ended(processes)
     for number in {0, 1, 2} - {victim}:
         message = f"process {victim} of 3 died; shutting down process {number}. Restart all"
         assert message in said[number].splitlines()[-1]
@@ -163,7 +159,7 @@ def test_a_process_that_fails_stops_the_others(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
     words = ("--text", text, "--out", tmp_path / "run", *HOW, "--mesh", "data=3")
-    said, codes = ended(start(2, 1, *words), 60)
+    said, codes = ended(start(2, 1, *words))
     assert codes == [2, 2]
     assert "mesh data=3 needs 3 devices, but there are 2 (cpu)" in said[0].splitlines()[-1]
     assert "process 0 of 2 died; shutting down process 1" in said[1].splitlines()[-1]
@@ -182,7 +178,7 @@ def test_processes_with_other_options(tmp_path):
         )
         for number in range(2)
     ]
-    said, codes = ended(processes, 60)
+    said, codes = ended(processes)
     assert codes == [2, 2]
     for line in said:
         assert line == (
@@ -204,10 +200,8 @@ def test_processes_with_other_options(tmp_path):
 def test_who_does_not_come(words, message, tmp_path, capsys):
     address = f"localhost:{free_port()}"
     words = [str(word).format(address) for word in words]
-    begin = time.monotonic()
     with pytest.raises(SystemExit) as stop:
         main(["train", "--out", str(tmp_path / "run"), *words, "--join-timeout", "1"])
-    assert time.monotonic() - begin < 10
     error = capsys.readouterr().err
     assert (stop.value.code, error.count("\n")) == (2, 1)
     assert message in error
@@ -228,35 +222,41 @@ def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
                 connection.recv(100)
 
         threading.Thread(target=greet).start()
-        with pytest.raises(ValueError, match="not a coordinator"), joined(address, 2, 1, timeout=5):
+        with (
+            pytest.raises(ValueError, match="is not a coordinator"),
+            joined(address, 2, 1, timeout=600),
+        ):
             pass
     address = f"localhost:{free_port()}"
 
-    def disturb():
-        time.sleep(0.5)
-        with socket.create_connection(("localhost", int(address.rpartition(":")[2]))):
-            time.sleep(9)
+    over = threading.Event()
 
-    threading.Thread(target=disturb, daemon=True).start()
-    begin = time.monotonic()
+    def disturb():
+        while not over.wait(0.1):
+            with suppress(OSError), socket.create_connection(parse_address(address)):
+                over.wait()
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
     with (
         pytest.raises(ValueError, match="waiting for process 1 of 2 to connect"),
         joined(address, 2, 0, timeout=4),
     ):
         pass
-    assert time.monotonic() - begin < 8
+    over.set()
+    disturbing.join()
 
 
 def test_processes_that_count_differently(tmp_path):
     address = f"localhost:{free_port()}"
     code = (
         "from obscura_jax.scale.processes import joined\n"
-        f"with joined('{address}', 3, 2, timeout=20): pass\n"
+        f"with joined('{address}', 3, 2, timeout=600): pass\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
         with (
             pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 as one"),
-            joined(address, 2, 0, timeout=20),
+            joined(address, 2, 0, timeout=600),
         ):
             pass
-        assert "ValueError: process 2 was started as one of 3" in other.communicate(timeout=30)[1]
+        assert "ValueError: process 2 was started as one of 3" in other.communicate()[1]

@@ -65,6 +65,16 @@ def test_a_stream_slides():
     assert joined(stream(MODEL, PARAMS, ROWS, 70, chunk=9, sliding=True)) == expected
 
 
+def test_a_stream_fits_in_the_context_by_default():
+    long = [[1] * 40, [2]]
+    assert [len(row) for row in joined(stream(MODEL, PARAMS, long))] == [27, 27]
+    assert joined(stream(MODEL, PARAMS, long)) == joined(stream(MODEL, PARAMS, long, 27))
+    assert len(joined(stream(MODEL, PARAMS, [[2]]))[0]) == 64
+    with pytest.raises(ValueError, match="fills the context of 67 tokens"):
+        stream(MODEL, PARAMS, [[1] * 67])
+    assert len(joined(stream(MODEL, PARAMS, [[1] * 67], sliding=True))[0]) == 64
+
+
 def test_a_stream_ends_with_its_last_row():
     free = generate(MODEL, PARAMS, ROWS, 30).tokens
     stops = [[row[3]] for row in free]
@@ -90,7 +100,7 @@ def test_a_stream_is_computed_as_it_is_read():
         ([[1], []], 5, {}, "prompt 1: the prompt is empty"),
         ([[61]], 5, {}, "prompt 0: .*outside the vocabulary"),
         (ROWS, 0, {}, "max_new_tokens must be"),
-        (ROWS, 60, {}, "exceed context_length=67"),
+        (ROWS, 60, {}, "17 prompt tokens . 60 new tokens exceed the context of 67 tokens"),
         (ROWS, 5, {"temperature": -1}, "temperature must be"),
         (ROWS, 5, {"temperature": 1.0}, "needs a key"),
         (ROWS, 5, {"top_k": [1, 2]}, "top_k lists 2 values for 3 rows"),
@@ -208,9 +218,6 @@ def test_what_a_text_stream_refuses():
     for stop in ([""], ["a", ""], "word"):
         with pytest.raises(ValueError, match="stop must be a list of strings that are not empty"):
             TextStream(TOKENIZER, stop)
-    for token in (50257, 60000):
-        with pytest.raises(ValueError, match=f"the model made token id {token}"):
-            TextStream(TOKENIZER).feed([5, token])
 
 
 # Text to text.
@@ -236,6 +243,13 @@ def test_streamed_text_is_the_text_of_the_tokens():
     assert said(pieces) == [TOKENIZER.decode(ids) for ids in drawn] != expected
 
 
+def test_streamed_text_fits_in_the_context_by_default():
+    count = SPEAKING.context_length - max(map(len, ENCODED))
+    expected = [TOKENIZER.decode(ids) for ids in generate(SPEAKER, SPOKEN, ENCODED, count).tokens]
+    assert said(stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER)) == expected
+    assert count < SPEAKING.context_length - len(ENCODED[-1])
+
+
 def test_streamed_text_ends_with_the_last_row():
     ids = generate(SPEAKER, SPOKEN, ENCODED, 20).tokens
     texts = [TOKENIZER.decode(row) for row in ids]
@@ -256,7 +270,7 @@ def test_text_errors_come_at_the_call():
         (["a", ""], {}, "prompt 1: the prompt is empty"),
         (["a"], {"stop": [""]}, "stop must be a list"),
         (["a"], {"chunk": 0}, "chunk must be"),
-        (["a"], {"max_new_tokens": 64}, "exceed context_length=64"),
+        (["a"], {"max_new_tokens": 64}, "exceed the context of 64 tokens; request at most 63"),
     ):
         with pytest.raises(ValueError, match=message):
             stream_text(SPEAKER, SPOKEN, prompts, TOKENIZER, **options)

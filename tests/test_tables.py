@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 import torch
 from flax.serialization import msgpack_serialize
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from obscura_jax import generate
 from obscura_jax.config import PRESETS
@@ -233,7 +233,10 @@ def test_a_head_of_its_own_is_not_for_nanogpt(tmp_path):
 
 
 def flax_tree(theirs):
-    """The parameters of transformers' Flax GPT-2, which stored its kernels as (out, in)."""
+    """The parameters of transformers' Flax GPT-2.
+
+    Its own layers stored their kernels as (out, in); an untied head was Flax's, with (in, out).
+    """
     flat = {}
     for name, tensor in theirs.transformer.state_dict().items():
         *path, last = name.split(".")
@@ -243,7 +246,46 @@ def flax_tree(theirs):
             last = "embedding" if path[0] in ("wte", "wpe") else "kernel"
         turned = tensor.T if last == "kernel" else tensor
         flat[("transformer", *path, last)] = turned.numpy()
+    if not theirs.config.tie_word_embeddings:
+        head = theirs.lm_head.weight.detach().numpy()
+        flat[("lm_head", "kernel")] = np.ascontiguousarray(head.T)
     return unflatten_dict(flat)
+
+
+@pytest.mark.parametrize("name", ["flax_model.msgpack", "model.safetensors"])
+def test_flax_with_a_head_of_its_own(tmp_path, name):
+    theirs = hf_model(BIASED)
+    theirs.config.save_pretrained(tmp_path)
+    tree = flax_tree(theirs)
+
+    def write(tree):
+        if name == "flax_model.msgpack":
+            (tmp_path / name).write_bytes(msgpack_serialize(tree))
+        else:
+            flat = {k: np.ascontiguousarray(v) for k, v in flatten_dict(tree, sep=".").items()}
+            safetensors.numpy.save_file(flat, tmp_path / name)
+
+    write(tree)
+    assert distance(tmp_path, hf_logits(theirs)) <= LOGITS
+    checkpoint = read_checkpoint(tmp_path)
+    assert (checkpoint.dialect, checkpoint.cfg.tie_weights) == ("flax", False)
+    row = next(row for row in checkpoint.audit if row.source == "lm_head.kernel")
+    assert (row.target, row.shape, row.note) == ("out_head.weight", (12, 17), "transposed")
+    head, table = tree["lm_head"]["kernel"], tree["transformer"]["wte"]["embedding"]
+    write(tree | {"lm_head": {"kernel": head[::-1].copy()}})
+    assert distance(tmp_path, hf_logits(theirs)) > 0.1
+    write(tree | {"lm_head": {"kernel": np.ascontiguousarray(head.T)}})
+    with pytest.raises(ValueError, match=r"lm_head\.kernel has shape \(17, 12\), the model needs"):
+        load_model(tmp_path)
+    write({k: v for k, v in tree.items() if k != "lm_head"})
+    with pytest.raises(ValueError, match=r"missing tensors: lm_head\.kernel, which the config"):
+        load_model(tmp_path)
+    hf_model().config.save_pretrained(tmp_path)
+    write(tree | {"lm_head": {"kernel": np.ascontiguousarray(table.T)}})
+    assert read_checkpoint(tmp_path).cfg.tie_weights
+    write(tree)
+    with pytest.raises(ValueError, match=r"lm_head\.kernel is not transformer\.wte\.embedding,"):
+        load_model(tmp_path)
 
 
 def test_flax(tmp_path):
@@ -324,7 +366,12 @@ ZEROS = np.zeros
             "two dialects at once: the course",
         ),
         ({"wte.weight": ZEROS((17, 12), "f")}, "two tensors for one place: transformer.wte.weight"),
-        ({"h.1.attn.rotary": ZEROS(3, "f")}, r"unexpected tensors: h\.1\.attn\.rotary"),
+        (
+            {"transformer.h.1.attn.rotary": ZEROS(3, "f")},
+            r"unexpected .*: transformer\.h\.1\.attn\.r",
+        ),
+        ({"h.1.attn.rotary": ZEROS(3, "f")}, r"prefix 'transformer\.': .* h\.1\.attn\.rotary does"),
+        ({"score.weight": ZEROS(3, "f")}, r"unexpected tensors: score\.weight"),
         ({C_ATTN: None}, r"missing tensors: h\.1\.attn\.c_attn\.weight"),
         (
             {C_ATTN: ZEROS((12, 35), "f")},

@@ -324,7 +324,6 @@ def test_text_imports_neither_jax_nor_the_package_of_the_data() -> None:
         [sys.executable, "-c", "if True:" + script],
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
     )
 
 

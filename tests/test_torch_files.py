@@ -117,7 +117,7 @@ def test_no_flipped_bit_of_a_checkpoint_passes_for_another_model(course):
         ({"a": 1, 2: "b"}, "holds 0 state dicts, not one; its entries: a, 2"),
         ({"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, "holds 2 state dicts"),
         ({3: torch.zeros(1)}, "entry 3 of the state dict is not a named tensor"),
-        ({"a": torch.zeros(1), "b": 3}, "entry 'b' of the state dict is not a named tensor"),
+        ({"a": torch.zeros(1), "b": 3}, "of no known dialect: .*; the first are: a"),
         ({"a": torch.zeros(3).to_sparse()}, "a is not a plain array"),
         ({"a": torch.zeros(3, device="meta")}, "a is not a plain array"),
         ({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, "a is not a plain array"),

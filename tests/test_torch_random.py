@@ -73,7 +73,7 @@ def test_seeds(seed):
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "1", np.float64(3), np.array([1, 2])])
 def test_impossible_seeds(seed):
-    with pytest.raises(ValueError, match="a torch seed is a whole number of 64 bits"):
+    with pytest.raises(ValueError, match="a torch seed must be a 64-bit integer"):
         TorchGenerator(seed)
 
 

@@ -1,10 +1,11 @@
-"""Blocks in a loop (--scan) or one after the other: how long a training step compiles, and runs.
+"""Time to compile and to run a training step, with the blocks in a loop (--scan) or unrolled.
 
     python tools/bench_depth.py
 
-GPT-2's width, 4 windows of 256 tokens, on the device that is here. Depths take turns to compile,
-and a ratio is the median over the rounds of each depth against the first; then GPT-2 124M takes
-steps in both ways, in turn, of which each second one counts.
+The models have GPT-2's width and read 4 windows of 256 tokens on JAX's default device. In each
+round every depth compiles once; a ratio is the median over the rounds of a depth's time divided by
+that of the smallest depth. Then GPT-2 124M takes steps both ways, in turn, and every second step is
+timed.
 """
 
 import argparse
@@ -24,14 +25,14 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import first_state, train_step
 
 BLOCKS = (12, 24, 48)
-WAYS = {"in a loop": True, "one after the other": False}
+WAYS = {"in a loop": True, "unrolled": False}
 CFG = replace(PRESETS["gpt2"], drop_rate=0.0)
 CONFIG = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
 ROWS, LENGTH = 4, 256
 
 
 def compiling(blocks: int, scan: bool) -> float:
-    """Seconds to trace, lower and compile a step of a model with so many blocks."""
+    """Return the seconds to trace, lower and compile a step of a model with `blocks` blocks."""
     cfg = replace(CFG, n_layers=blocks)
     state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, ROWS, LENGTH), jnp.int32)
@@ -42,11 +43,11 @@ def compiling(blocks: int, scan: bool) -> float:
 
 
 def main() -> None:
-    """Print a row for each way and depth, then one for the steps."""
+    """Print one row per form of the model and depth, then one for the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="rounds; default: 3")
     rounds = parser.parse_args().repeats
-    compiling(BLOCKS[0], scan=True)  # whatever is done once in a process
+    compiling(BLOCKS[0], scan=True)  # work that is done once per process
     for way, scan in WAYS.items():
         found = [[compiling(blocks, scan) for blocks in BLOCKS] for _ in range(rounds)]
         for place, blocks in enumerate(BLOCKS):
@@ -56,7 +57,7 @@ def main() -> None:
     steps = {way: training_step(CFG, ROWS, LENGTH, "float32", scan=s) for way, s in WAYS.items()}
     loop, unrolled = time_training("steps", steps, ROWS * LENGTH, rounds)
     ratio = statistics.median(b / a for a, b in zip(loop.values, unrolled.values, strict=True))
-    print(f"a step in a loop takes {ratio:.2f}x as long")
+    print(f"a step in a loop takes {ratio:.2f}x as long as an unrolled step")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A process that starts from an exported model, beside one that starts from its folder.
+"""Time of a process that starts from an exported model, relative to a start from a model folder.
 
     python tools/bench_export.py
 
-Each starts, reads the weights of GPT-2 124M and writes 64 tokens. Both keep their compiled programs
-in a folder that is empty at first: the first run compiles, and is apart. They take turns; the ratio
-is the median over the rounds, above 1 where the exported model is faster.
+Each process starts, reads the weights of GPT-2 124M and generates 64 tokens. Both keep compiled
+programs in a cache that is empty at first: the first run compiles, and is reported separately. The
+two take turns. The ratio is the median over the rounds, above 1 if the exported model is faster.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from obscura_jax.scale.export import export_model
 
 
 def main() -> None:
-    """Export, time both, print the figures and the ratio."""
+    """Export a model, time both processes, and print the measurements and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default: 5")
@@ -35,7 +35,7 @@ def main() -> None:
     pairs = zip(ours.values, exported.values, strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
     first = ours.compile_seconds + ours.median, exported.compile_seconds + exported.median
-    print(f"exported: {ratio:.2f}x as fast; the first time {first[0] / first[1]:.2f}x")
+    print(f"exported: {ratio:.2f}x as fast; {first[0] / first[1]:.2f}x as fast in the first run")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""`obscura bench` beside other programs, on the same weights and threads, in the same minutes.
+"""Generation compared with other programs, with the same weights and threads, in turn.
 
     python tools/bench_generate.py
 
-Peers are what is installed of `pip install -e '.[bench]'`: transformers (float32 and bfloat16) and
-CTranslate2 (float32). Every system has a process of its own; each round times all of them once,
-one after the other; a ratio is the median over the rounds, above 1 where obscura_jax is faster.
+The peers are transformers (float32 and bfloat16) and CTranslate2 (float32), if they are installed
+(`pip install -e '.[bench]'`). Every system has its own process. Each round times all of them once,
+one after the other; a ratio is the median over the rounds, above 1 if obscura_jax is faster.
 """
 
 import argparse
@@ -43,10 +43,10 @@ with torch.no_grad():
 
 
 def main() -> None:
-    """Time everything, print figures and ratios."""
+    """Time everything, and print measurements and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2, of 124M")
+    add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2 (124M)")
     add("--n-heads", type=int, metavar="H", help="number of heads, if the model does not state it")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
     add("--repeats", type=int, default=5, metavar="N", help="rounds per measurement; default: 5")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _check_same_model(systems: dict[str, GenerateFn]) -> None:
-    """Raise ValueError unless the float32 systems make the same greedy tokens."""
+    """Raise ValueError unless the float32 systems generate the same greedy tokens."""
     prompts = [[5, 17, 42], [250, 3, 8]]
     made = {n: system(prompts, 8)[2] for n, system in systems.items() if "float32" in n}
     if any(tokens != next(iter(made.values())) for tokens in made.values()):
@@ -100,7 +100,7 @@ def _check_same_model(systems: dict[str, GenerateFn]) -> None:
 def _makers(
     vocab_size: int, folder: str, threads: int, dtype: str | None
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Each system's name, and the function and arguments that make it, over files in `folder`."""
+    """Yield each system's name, and the function and arguments that load it from `folder`."""
     dtypes = [dtype] if dtype else ["float32", "bfloat16"]
     for each in dtypes:
         yield each, (_ours, folder, each)
@@ -145,7 +145,7 @@ def _ctranslate2(folder: str, vocab_size: int, threads: int) -> GenerateFn:
     import ctranslate2
 
     class Converter(ctranslate2.converters.TransformersConverter):  # type: ignore[misc,unused-ignore]
-        """The converter without a tokenizer's files: token n is called "n"."""
+        """A converter that needs no tokenizer files: token n is named "n"."""
 
         def load_tokenizer(self, *_: Any, **__: Any) -> Any:
             class Tokenizer:

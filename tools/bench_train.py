@@ -1,13 +1,13 @@
-"""Steps of training beside PyTorch's, eager and compiled, on the same shape in the same minutes.
+"""Training steps compared with PyTorch's, eager and compiled, with the same shapes, in turn.
 
     python tools/bench_train.py
     python tools/bench_train.py --preset tiny --batch-size 32
 
 PyTorch runs this project's own reference, obscura_jax/parity/torch_reference.py, with AdamW and
-clip_grad_norm_; in bfloat16 under autocast. Every system has a process of its own; each round gives
-all of them two steps, one system after the other, and times the second; a ratio is the median over
-the rounds, above 1 where obscura_jax is faster. The first step, which compiles, is apart; memory is
-a process's peak.
+clip_grad_norm_; its bfloat16 steps run under autocast. Every system has its own process. Each round
+runs two steps of every system, one system after the other, and times the second; a ratio is the
+median over the rounds, above 1 if obscura_jax is faster. The first step, which compiles, is
+reported separately. Memory is the peak of the process.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from tools.side_by_side import Elsewhere, ratios, show
 
 
 def main() -> None:
-    """Time both number types, print figures and ratios."""
+    """Time both number types, and print measurements and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2, of 124M")
+    add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2 (124M)")
     add("--batch-size", type=int, default=4, metavar="B", help="default: 4")
     add("--length", type=int, default=256, metavar="T", help="default: 256")
-    add("--chunk", type=int, metavar="N", help="positions that have logits at once, in ours")
-    add("--recompute", choices=("elementwise", "blocks"), help="rather than keep it, in ours")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: both, in turn")
+    add("--chunk", type=int, metavar="N", help="compute logits for N positions at a time (ours)")
+    add("--recompute", choices=("elementwise", "blocks"), help="recompute to save memory (ours)")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
     add("--repeats", type=int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print one JSON object")

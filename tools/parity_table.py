@@ -1,7 +1,8 @@
-"""The README's table: each course component, ours, and the largest difference between the two.
+"""The README's table of course components, ours, and the largest difference between the two.
 
-Run from the top of the repository as `make parity-table`. A difference is relative to the largest
-entry of the PyTorch array: first that of the output is shown, then the largest of the gradients.
+Run it from the root of the repository as `make parity-table`. Differences are relative to the
+largest entry of the PyTorch array. Each cell has the difference of the output, then the largest
+difference of the gradients.
 """
 
 import sys
@@ -17,7 +18,7 @@ from tests.parity.twins import TWINS, Twin
 
 
 def measure(twin: Twin, dtype: type) -> tuple[float, float]:
-    """The difference of the output, and the largest among those of the gradients."""
+    """Return the difference of the output and the largest difference of the gradients."""
     found = differences(run_port(twin, dtype), run_reference(twin, dtype))
     return found.pop("output"), max(found.values())
 

@@ -1,4 +1,4 @@
-"""Greedy tokens of `obscura export`, by jax and NumPy alone: run_artifact.py FOLDER NEW ID ..."""
+"""Greedy tokens of an exported model, by jax and NumPy only: run_artifact.py FOLDER NEW ID ..."""
 
 import json
 import sys

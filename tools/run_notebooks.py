@@ -1,12 +1,13 @@
-"""Run the notebooks from a clean kernel, and hold their outputs against the committed ones.
+"""Run the notebooks from a clean kernel, and compare their outputs with the committed ones.
 
     python tools/run_notebooks.py [NAME ...] [--write]
 
-A notebook fails when a cell raises or warns, when an output's words, numbers or picture differ from
-the committed ones, when it is larger than 400 KB, or when it defines a class or function that the
-package has. With --write the new outputs are kept. Numbers are equal up to a unit in the last place
-that is printed, 1e-4 of their size, or 1e-6: between machines, float32 rounds no better. Of a cell
-with the tag "varies" (times, devices, versions) only the existence of an output is compared.
+A notebook fails if a cell raises or warns, if the words, numbers or picture of an output differ
+from the committed ones, if it is larger than 400 KB, or if it defines a class or function that the
+package has. With --write the new outputs are kept. Numbers are equal up to one unit in the last
+printed place, 1e-4 of their size, or 1e-6, because float32 rounding differs by that much between
+machines. For a cell with the tag "varies" (times, devices, versions), only the presence of an
+output is compared.
 """
 
 import argparse
@@ -36,24 +37,24 @@ ORDER = (
     *("ch01_setup", "ch02_text", "ch03_attention", "ch04_model", "ch04_generation"),
     *("ch05_training", "parity", "functional_jax"),
 )
-LARGEST = 400_000  # bytes of a notebook with its outputs
+LARGEST = 400_000  # bytes per notebook, outputs included
 _METADATA = {
     "kernelspec": {"name": "python3", "display_name": "Python 3"},
     "language_info": {"name": "python"},
 }
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 _PICTURE = "image/png"
-_PIXELS = 0.01  # mean difference of two pictures of the same thing, of 1
+_PIXELS = 0.01  # largest mean difference of equal pictures; values are in 0..1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, report a line a notebook, return 1 when one fails."""
+    """Run the notebooks, print one line per notebook, and return 1 if any fails, else 0."""
     parser = argparse.ArgumentParser(description="run the notebooks and compare their outputs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; by default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to run; default: all")
     parser.add_argument("--write", action="store_true", help="keep the new outputs")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in ORDER]:
-        parser.error(f"no notebook is called {unknown[0]!r}: there are {', '.join(ORDER)}")
+        parser.error(f"no notebook is named {unknown[0]!r}; choose from {', '.join(ORDER)}")
     libtpu.quiet()  # the kernels inherit the environment
     failed = False
     for name in options.names or ORDER:
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(path: Path, *, write: bool = False) -> list[str]:
-    """What is wrong with the notebook at `path`, a line each; with `write` its outputs are kept."""
+    """Return the faults of the notebook at `path`, one line each; `write` keeps its outputs."""
     committed = nbformat.read(path, as_version=4)
     found = [f"it defines {name}, which the package has" for name in redefined(committed)]
     try:
@@ -87,11 +88,11 @@ def check(path: Path, *, write: bool = False) -> list[str]:
     else:
         found += differences(committed, executed)
     size = len(nbformat.writes(executed))
-    return [*found, f"it has {size} bytes, {LARGEST} are allowed"] if size > LARGEST else found
+    return [*found, f"it has {size} bytes; the limit is {LARGEST}"] if size > LARGEST else found
 
 
 def execute(notebook: Any) -> Any:
-    """The notebook, run from the first cell to the last in a kernel of its own."""
+    """Return a copy of the notebook, run from the first cell to the last in its own kernel."""
     fresh = nbformat.from_dict(
         {
             "cells": [dict(cell) for cell in notebook.cells],
@@ -105,7 +106,7 @@ def execute(notebook: Any) -> Any:
         fresh, timeout=600, kernel_name="python3", record_timing=False, resources=resources
     )
     with TemporaryDirectory() as folder:
-        if sys.platform != "win32":  # sockets in a folder; no port is opened
+        if sys.platform != "win32":  # sockets in a folder, so that no port is opened
             kernel = client.create_kernel_manager()
             kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"
         client.execute()
@@ -114,7 +115,7 @@ def execute(notebook: Any) -> Any:
 
 
 def redefined(notebook: Any) -> list[str]:
-    """Classes and functions that a notebook defines and the package has."""
+    """Return the classes and functions that a notebook defines although the package has them."""
     theirs: set[str] = set()
     for file in (ROOT / "obscura_jax").rglob("*.py"):
         body = ast.parse(file.read_text("utf-8")).body
@@ -132,7 +133,7 @@ def _defined(source: str) -> Iterator[str]:
 
 
 def differences(committed: Any, executed: Any) -> list[str]:
-    """Where the outputs of one run differ from those of another, a line each."""
+    """Return the differences between the outputs of two runs, one line each."""
     found = []
     for number, (old, new) in enumerate(zip(committed.cells, executed.cells, strict=True)):
         if old.cell_type != "code":
@@ -150,7 +151,7 @@ def differences(committed: Any, executed: Any) -> list[str]:
 
 
 def _shown(cell: Any) -> list[dict[str, str]]:
-    """The cell's outputs as kind -> text, neighbouring pieces of printed text joined."""
+    """Return the outputs of a cell as kind -> text, with adjacent printed texts joined."""
     shown: list[dict[str, str]] = []
     for output in cell.outputs:
         if output.output_type != "stream":
@@ -163,7 +164,7 @@ def _shown(cell: Any) -> list[dict[str, str]]:
 
 
 def _difference(old: dict[str, str], new: dict[str, str]) -> str:
-    """What sets two outputs apart; nothing where they are equal."""
+    """Return the difference between two outputs, or "" if they are equal."""
     if old.keys() != new.keys():
         return f"an output of {', '.join(old)} is now one of {', '.join(new)}"
     for kind in sorted(old):
@@ -177,7 +178,7 @@ def _difference(old: dict[str, str], new: dict[str, str]) -> str:
 
 
 def text_difference(old: str, new: str) -> str:
-    """The first number or word in which two texts differ; nothing where they are equal."""
+    """Return the first number or word in which two texts differ, or "" if they are equal."""
     numbers = _NUMBER.findall(old), _NUMBER.findall(new)
     words = (" ".join(_NUMBER.sub(" # ", text).split()) for text in (old, new))
     for before, after in zip(*numbers, strict=False):
@@ -192,7 +193,7 @@ def text_difference(old: str, new: str) -> str:
 
 def _same_number(old: str, new: str) -> bool:
     if old == new or not re.search(r"[.eE]", old + new):
-        return old == new  # whole numbers are counts and ids
+        return old == new  # integers are counts and ids
     unit = max(_last_place(old), _last_place(new))
     return abs(float(old) - float(new)) <= max(1.001 * unit, 1e-4 * abs(float(old)), 1e-6)
 

@@ -1,9 +1,9 @@
-"""The README's picture: 100 steps with dropout on, PyTorch dropping what JAX drops.
+"""The README's figure: 100 training steps in which PyTorch drops the same values as JAX.
 
     python tools/same_draws_figure.py
 
 The run is that of tests/test_same_draws.py, in float32 and in float64. A third curve, with
-PyTorch's own dropout, shows what the draws alone make of the same weights and batches.
+PyTorch's own dropout, shows the effect of the draws alone, with the same weights and batches.
 """
 
 import sys
@@ -22,7 +22,7 @@ from tests.test_same_draws import jax_losses, torch_losses
 
 
 def main() -> None:
-    """Run all five, draw, and print the largest differences."""
+    """Run all five trainings, draw the figure, and print the largest differences."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     own = torch_losses(torch.float32, module=torch_reference.GPTModel)

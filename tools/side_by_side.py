@@ -1,4 +1,4 @@
-"""What the tools that compare programs have in common: a process for each, and ratios."""
+"""Shared parts of the tools that compare programs: one process per program, and ratios."""
 
 import contextlib
 import multiprocessing
@@ -12,10 +12,10 @@ _System = TypeVar("_System", bound=Callable[..., Any])
 
 
 class Elsewhere(Generic[_System]):
-    """A function in a process of its own, made there by `make(*args)`.
+    """A function that runs in its own process, created there by `make(*args)`.
 
-    In one process the threads of two libraries disturb: transformers' bfloat16 steps took 42 ms
-    beside JAX's, in its own 28.
+    In one process the threads of two libraries interfere: transformers' bfloat16 steps took 42 ms
+    in a process with JAX, and 28 ms in their own.
     """
 
     def __init__(self, make: Callable[..., _System], *args: Any) -> None:
@@ -26,7 +26,7 @@ class Elsewhere(Generic[_System]):
         other.close()
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function there."""
+        """Call the function in its process."""
         self._pipe.send(args)
         return self._pipe.recv()
 
@@ -46,9 +46,10 @@ def _serve(pipe: Any, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def ratios(figures: list[Measurement]) -> list[dict[str, Any]]:
-    """Each of ours against each peer: how many times as fast, the median over the rounds.
+    """Return how many times as fast ours is as each peer, as the median over the rounds.
 
-    Ours are called "float32" and the like, a peer of it "... float32".
+    Our systems are named after their number type, such as "float32"; the names of their peers end
+    in it, such as "transformers float32".
     """
     found = []
     for mine in (figure for figure in figures if " " not in figure.system):
@@ -61,6 +62,6 @@ def ratios(figures: list[Measurement]) -> list[dict[str, Any]]:
 
 
 def show(ratios: list[dict[str, Any]]) -> None:
-    """Print a line for each ratio."""
+    """Print one line per ratio."""
     for ratio in ratios:
         print("{name:<28} {system:<9} / {peer:<24} {ratio:5.2f}x".format(**ratio))

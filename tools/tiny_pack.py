@@ -1,4 +1,4 @@
-"""A model in half the room: its numbers as float16, which `load_model` reads as float32.
+"""A model at half the size: float16 numbers, which `load_model` reads as float32.
 
 python tools/tiny_pack.py MODEL FOLDER
 """
@@ -8,15 +8,14 @@ import sys
 import jax
 import numpy as np
 
-from obscura_jax.interop.files import load_model, save_model
+from obscura_jax.interop.files import read_checkpoint, save_model
 
 
 def main(source: str, destination: str) -> None:
-    """Read a model, round it, write it."""
-    model, params = load_model(source)
-    save_model(
-        destination, model.cfg, jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), params)
-    )
+    """Read a model, round it to float16, and write it."""
+    model = read_checkpoint(source)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), model.params)
+    save_model(destination, model.cfg, params, tokens=model.tokens)
 
 
 if __name__ == "__main__":

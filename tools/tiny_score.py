@@ -1,11 +1,11 @@
-"""Bits per byte of a model on the text that `tools/tiny_text.py` held out, beside xz's.
+"""Bits per byte of a model, and of xz, on the text that `tools/tiny_text.py` held out.
 
     python tools/tiny_score.py MODEL DIR
 
-The model reads DIR/held_out.txt after `<|endoftext|>`, in windows of its context length that move
-on by half of it: a token has at least half a context before it, or all there is. For xz (the lzma
-module at preset 9, as `xz -9`; the binary is not needed) it is by how much that text lengthens the
-compressed DIR/train.txt.
+The model reads DIR/held_out.txt after `<|endoftext|>`, in windows of its context length that
+advance by half of it, so a token has at least half a context before it, or all there is. For xz
+(the lzma module at preset 9, like `xz -9`; the binary is not needed), the bits are those that the
+text adds to the compressed DIR/train.txt.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from typing import Any
 from obscura_jax.decoding.score import score
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.encoding import encode_ordinary
-from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.text.tokenizers import gpt2_tokenizer
 
 _ROWS = 8  # windows in a batch
 
 
 def model_bits(model: GPTModel, params: Any, text: str) -> float:
-    """How many bits the model needs for a byte of `text`."""
+    """Return the bits that the model needs per byte of `text`."""
     if model.cfg.context_length < 2:
-        raise ValueError("a model with a context of one token predicts nothing in a window")
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
+        raise ValueError("context_length is 1, but scoring needs windows of at least 2 tokens")
+    tokenizer = gpt2_tokenizer(model.cfg.vocab_size)
     ids = [tokenizer.eot_token, *encode_ordinary(tokenizer, text)]
     windows = _windows(len(ids), model.cfg.context_length)
     nats = 0.0
@@ -40,7 +40,10 @@ def model_bits(model: GPTModel, params: Any, text: str) -> float:
 
 
 def _windows(count: int, length: int) -> list[tuple[int, int, int]]:
-    """(start, new, stop): ids new to stop, every one but the first once, are scored after start."""
+    """Return windows (start, new, stop): ids from new up to stop are scored given those from start.
+
+    Every id but the first is scored once.
+    """
     windows = []
     new, stop = 1, min(count, length)
     while new < stop:
@@ -50,18 +53,18 @@ def _windows(count: int, length: int) -> list[tuple[int, int, int]]:
 
 
 def xz_bits(train: str, text: str) -> float:
-    """How many bits `xz -9` needs for a byte of `text` where it follows `train`."""
+    """Return the bits that `xz -9` needs per byte of `text` after `train`."""
     before, after = (len(lzma.compress(each.encode(), preset=9)) for each in (train, train + text))
     return 8 * (after - before) / len(text.encode())
 
 
 def main() -> None:
-    """Print both figures."""
+    """Print the bits per byte of both."""
     from obscura_jax.interop.files import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", metavar="MODEL", help="a model's folder")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what tools/tiny_text.py wrote")
+    parser.add_argument("model", metavar="MODEL", help="model folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output of tools/tiny_text.py")
     args = parser.parse_args()
     try:
         train, text = (
@@ -73,8 +76,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"tiny_score: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args.model}: {bits:.3f} bits per byte of {len(text.encode())} held out")
-    print(f"xz -9: {xz_bits(train, text):.3f}, where they follow the training text")
+    print(f"{args.model}: {bits:.3f} bits per byte on {len(text.encode())} held-out bytes")
+    print(f"xz -9: {xz_bits(train, text):.3f} bits per byte, after the training text")
 
 
 if __name__ == "__main__":

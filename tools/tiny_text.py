@@ -1,13 +1,13 @@
-"""The text of the model `tiny`: the documentation that every Python carries.
+"""The training text of the model `tiny`: the documentation that comes with Python.
 
     python tools/tiny_text.py DIR
 
-Writes DIR/train.txt and DIR/held_out.txt: the help topics of `pydoc_data` and the docstrings of the
-built-in functions and types and of the standard library, read from its source files; no module of
-it is run. A document is a topic or a module; prose is a line a paragraph, its quoted names bare.
-Every paragraph occurs once, and about one in 32,
-chosen by its hash, is held out: none of those occurs in the training text, not even inside another
-paragraph. The same Python always gives the same text.
+Writes DIR/train.txt and DIR/held_out.txt: the help topics of `pydoc_data`, and the docstrings of
+the built-in functions and types and of the standard library, read from its source files without
+running any module. A document is a topic or a module. A prose paragraph is one line, without the
+quotes around names. Every paragraph occurs once. About one in 32, chosen by its hash, is held out:
+it occurs nowhere in the training text, not even inside another paragraph. The same version of
+Python always produces the same text.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import BuiltinFunctionType
 
-_PARAGRAPHS, _DOCUMENTS = "\n\n", "\n\n\n"  # what stands between two of them
+_PARAGRAPHS, _DOCUMENTS = "\n\n", "\n\n\n"  # their separators
 _PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-_HELD_OUT = 32  # one paragraph in so many
+_HELD_OUT = 32  # one paragraph in this many
 
-# Folders of the standard library's that are tests, of other packages, or of no use to a reader.
+# Folders that have tests, belong to other packages, or are of no use to a reader.
 _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "pydoc_data"} | {
     *("ensurepip", "idlelib", "lib2to3", "turtledemo", "_pyrepl"),
 }
 
 
 def documents() -> list[list[str]]:
-    """The paragraphs of each document, topics first; one that has been there before is left out."""
+    """Return the paragraphs of each document, topics first, without repeated paragraphs."""
     seen: set[str] = set()
     found = []
     library = Path(sysconfig.get_path("stdlib"))
@@ -49,9 +49,9 @@ def documents() -> list[list[str]]:
 
 
 def split(documents: Iterable[list[str]]) -> tuple[str, str]:
-    """What to train on and what is held out, each paragraph in one of the two.
+    """Return the training text and the held-out text; each paragraph is in one of the two.
 
-    One that also stands inside a paragraph to train on is not held out.
+    A paragraph that also occurs inside a training paragraph is not held out.
     """
     documents = list(documents)
     keys = {_key(paragraph) for paragraphs in documents for paragraph in paragraphs}
@@ -60,7 +60,7 @@ def split(documents: Iterable[list[str]]) -> tuple[str, str]:
     chosen = {key for key in chosen if key not in others}
 
     def part(held_out: bool) -> str:
-        """The documents as they are, without the paragraphs of the other part."""
+        """Join the documents, without the paragraphs of the other part."""
         kept = ([p for p in each if (_key(p) in chosen) == held_out] for each in documents)
         return _DOCUMENTS.join(_PARAGRAPHS.join(each) for each in kept if each) + "\n"
 
@@ -68,7 +68,7 @@ def split(documents: Iterable[list[str]]) -> tuple[str, str]:
 
 
 def _key(paragraph: str) -> str:
-    """The words of a paragraph: two that differ in white space only are the same."""
+    """Return the words of a paragraph; paragraphs that differ only in white space are the same."""
     return " ".join(paragraph.split())
 
 
@@ -85,7 +85,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _unwrapped(paragraph: str) -> str:
-    """Prose as one line, without the marks around its names; code and tables as they are."""
+    """Return prose as one line without the quotes around names; code and tables are kept."""
     lines = [
         line for line in paragraph.split("\n") if not re.fullmatch(r"\s*([=*~^-])\1{2,}", line)
     ]
@@ -105,7 +105,7 @@ def _topics() -> list[str]:
 
 
 def _builtins() -> Iterator[str]:
-    """The docstrings of built-in functions, types and their methods, in the order of the names."""
+    """Yield the docstrings of built-in functions, types and their methods, sorted by name."""
     for _, value in sorted(vars(builtins).items()):
         if not isinstance(value, type | BuiltinFunctionType):
             continue
@@ -116,14 +116,14 @@ def _builtins() -> Iterator[str]:
 
 
 def _modules(library: Path) -> Iterator[str]:
-    """The docstrings of each source file of the library, those of a file one text."""
+    """Yield one text per source file of the library: its docstrings."""
     for path in sorted(library.rglob("*.py"), key=lambda path: path.relative_to(library).parts):
         if _SKIPPED.isdisjoint(path.relative_to(library).parts):
             yield "\n\n".join(_docstrings(path))
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    """Those of a module, its classes and its functions, in the order in which they stand there."""
+    """Yield the docstrings of a module, its classes and its functions, in source order."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, kinds)]
     for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
@@ -134,7 +134,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 def main() -> None:
     """Write the two files and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="DIR", help="made if need be")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output folder; created if needed")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in zip(("train.txt", "held_out.txt"), split(documents()), strict=True):

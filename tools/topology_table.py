@@ -1,4 +1,4 @@
-"""The table of obscura_jax/scale/README.md: GPT-2 on slices of TPU v5e, compiled and not run."""
+"""The table of obscura_jax/scale/README.md: GPT-2 on slices of TPU v5e, compiled but not run."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def row(model: str, slice_: str, program: Program) -> str:
-    """At the largest batch that fits."""
+    """Return a row of the table, for the largest batch that fits."""
     where, cfg = topology(slice_), PRESETS[model]
     sizes = default_mesh(program, cfg, len(where.devices))
     first = describe(where, cfg, program, sizes, row_parts(sizes))
@@ -29,7 +29,7 @@ def row(model: str, slice_: str, program: Program) -> str:
 
 
 def main() -> None:
-    """Print it: training on every slice; generation, whose chips are on their own, on one."""
+    """Print the table: training on every slice; generation, whose chips work alone, on one."""
     print(
         "| model | slice | program | mesh | rows | arguments, GiB | peak, GiB | TFLOP | sent, GiB "
         "| ms at best |"

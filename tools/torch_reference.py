@@ -1,3 +1,3 @@
-"""`obscura_jax.parity.torch_reference` under the name it had before it came with the package."""
+"""An alias of `obscura_jax.parity.torch_reference`, which used to be this file."""
 
 from obscura_jax.parity.torch_reference import *  # noqa: F403

@@ -1,9 +1,9 @@
-"""The README's picture: the losses of 100 steps in PyTorch and in JAX, and how far they part.
+"""The README's figure: the losses of 100 steps in PyTorch and in JAX, and their difference.
 
     python tools/trajectory.py
 
-The run is that of tests/test_training.py: the same seeded weights, batches, warm-up, cosine,
-clipping, decay and accumulation, in float32 and in float64.
+The run is that of tests/test_training.py: the same seeded weights, batches, warmup, cosine decay,
+clipping, weight decay and gradient accumulation, in float32 and in float64.
 """
 
 import sys
@@ -21,7 +21,7 @@ from tests.test_training import jax_losses, torch_losses
 
 
 def main() -> None:
-    """Run all four, draw, and print the largest differences."""
+    """Run all four trainings, draw the figure, and print the largest differences."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("float32", "float64"):

@@ -13,6 +13,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument("destination", help="native, hf: the folder; course, nanogpt: the file")
     parser.add_argument("--to", choices=("native", "course", "hf", "nanogpt"), default="native")
     parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
+    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the destination has")
     parser.set_defaults(run=run)
 
 
@@ -20,17 +22,19 @@ def run(args: argparse.Namespace) -> None:
     """Convert, then print what each tensor became."""
     from obscura_jax.interop import files
 
-    checkpoint = files.read_checkpoint(args.source, n_heads=args.n_heads)
-    save = {
-        "native": files.save_model,
-        "course": files.save_course,
-        "hf": files.save_hf,
-        "nanogpt": files.save_nanogpt,
-    }[args.to]
-    save(args.destination, checkpoint.cfg, checkpoint.params)
+    checkpoint = files.read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
+    cfg, params, tokens = checkpoint.cfg, checkpoint.params, checkpoint.tokens
+    if args.to == "course":
+        files.save_course(args.destination, cfg, params, overwrite=args.overwrite)
+    else:
+        save = {"native": files.save_model, "hf": files.save_hf, "nanogpt": files.save_nanogpt}
+        save[args.to](args.destination, cfg, params, tokens=tokens, overwrite=args.overwrite)
     for row in checkpoint.audit:
         shape = "x".join(map(str, row.shape))
         print(f"{row.source} -> {row.target}  {shape} {row.dtype}  {row.checksum}  {row.note}")
+    for what, names in tokens.carried_to(args.to).items():
+        if names:
+            print(f"{what}: {', '.join(names)}")
     print(f"{args.source} ({checkpoint.dialect}) -> {args.destination} ({args.to})")
     print(checkpoint.cfg)
     if "nanogpt" in (checkpoint.dialect, args.to):

@@ -1,9 +1,11 @@
 """`obscura export`: a model as programs that run without this package."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import size
+from obscura_jax.cli.suggestions import generate_command
 
 
 def add_to(commands: Any) -> None:
@@ -15,22 +17,27 @@ def add_to(commands: Any) -> None:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     add("--platforms", default="cpu,cuda,tpu", metavar="P,...", help="default: cpu,cuda,tpu")
     add("--n-heads", type=size, metavar="H", help="if the source does not say")
+    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add("--overwrite", action="store_true", help="replace a model that is in the folder")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export, then print the files."""
-    from obscura_jax.interop.files import load_model
+    from obscura_jax.interop.files import read_checkpoint
     from obscura_jax.scale.export import export_model
 
-    model, params = load_model(args.source, n_heads=args.n_heads)
+    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     files = export_model(
         args.destination,
-        model.cfg,
-        params,
+        checkpoint.cfg,
+        checkpoint.params,
         dtype=args.dtype,
         platforms=args.platforms.split(","),
+        tokens=checkpoint.tokens,
+        overwrite=args.overwrite,
     )
     for name, count in files.items():
         print(f"{count:>13,}  {name}")
-    print(f"obscura generate --model {args.destination} ...")
+    if checkpoint.cfg.context_length > 1:  # an exported model does not slide
+        print(generate_command(Path(args.destination), checkpoint.cfg))

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import seed, size, utf8
@@ -20,7 +21,13 @@ def add_to(commands: Any) -> None:
     add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
     add("--n-heads", type=size, metavar="H", help="if the model does not say")
-    add("--max-new-tokens", type=size, default=64, metavar="N", help="default: 64")
+    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add(
+        "--max-new-tokens",
+        type=size,
+        metavar="N",
+        help="largest number of new tokens; default: what fits in the context, up to 64",
+    )
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
     add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
@@ -34,6 +41,7 @@ def add_to(commands: Any) -> None:
         metavar="TEXT",
         help="end before TEXT; repeatable",
     )
+    add("--ids", action="store_true", help="read and write token ids, such as '1 2 3'")
     add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
     add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
     add("--mesh", metavar="SIZES", help="split over all devices, such as data=4,model=2")
@@ -50,7 +58,10 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from obscura_jax.decoding.plan import computed_in
-    from obscura_jax.interop.files import load_model
+    from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
+    from obscura_jax.interop.tokens import tokens_at
+    from obscura_jax.nn.model import GPTModel
     from obscura_jax.scale.artifact import is_artifact, load_artifact
 
     settings: dict[str, Any] = {
@@ -62,15 +73,21 @@ def run(args: argparse.Namespace) -> None:
         "sliding": args.sliding,
     }
     if is_artifact(args.model):
-        for option in ("n_heads", "dtype", "mesh", "sliding"):
+        for option in ("n_heads", "entry", "dtype", "mesh", "sliding"):
             if getattr(args, option):
                 name = option.replace("_", "-")
                 raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
         model, params, settings["programs"] = load_artifact(args.model)
+        tokens = tokens_at(Path(args.model))
     else:
         with nullcontext() if args.mesh is None else _on_the_host():
-            model, params = load_model(args.model, n_heads=args.n_heads)
-            params = computed_in(args.dtype, params)
+            checkpoint = read_checkpoint(args.model, n_heads=args.n_heads, entry=args.entry)
+            model, tokens = GPTModel(checkpoint.cfg), checkpoint.tokens
+            params = computed_in(args.dtype, checkpoint.params)
+            del checkpoint  # it has the tensors as the file has them
+    if args.ids and args.stop:
+        raise ValueError("--stop is text, and with --ids there is none: leave one of them out")
+    tokenizer = IdTokenizer() if args.ids else tokenizer_of(tokens, model.cfg, args.model)
     if args.mesh is not None:
         from obscura_jax.scale import generation, mesh
 
@@ -81,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     terminal = sys.stdout is not None and sys.stdout.isatty()
     # A mesh may need more rows than the one of a stream.
     show = _stream if terminal and not args.json and args.mesh is None else _batch
-    show(args, model, params, prompts, settings)
+    show(args, model, params, tokenizer, prompts, settings)
 
 
 def _on_the_host() -> AbstractContextManager[Any]:
@@ -94,12 +111,14 @@ def _on_the_host() -> AbstractContextManager[Any]:
 
 
 def _stream(
-    args: argparse.Namespace, model: Any, params: Any, prompts: list[str], settings: dict[str, Any]
+    args: argparse.Namespace,
+    model: Any,
+    params: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    settings: dict[str, Any],
 ) -> None:
     from obscura_jax.decoding.stream import stream_text
-    from obscura_jax.text.tokenizers import tokenizer_for
-
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
 
     def start(prompt: str) -> Iterator[list[str]]:
         return stream_text(
@@ -113,7 +132,9 @@ def _stream(
         )
 
     # Every prompt is checked before the first is shown.
-    for prompt, pieces in [(prompt, start(prompt)) for prompt in prompts]:
+    started = [(prompt, start(prompt)) for prompt in prompts]
+    _notify(tokenizer)
+    for prompt, pieces in started:
         with last_words("\n"):  # after Ctrl-C
             print(prompt, end="", flush=True)
             for (piece,) in pieces:
@@ -122,17 +143,20 @@ def _stream(
 
 
 def _batch(
-    args: argparse.Namespace, model: Any, params: Any, prompts: list[str], settings: dict[str, Any]
+    args: argparse.Namespace,
+    model: Any,
+    params: Any,
+    tokenizer: Any,
+    prompts: list[str],
+    settings: dict[str, Any],
 ) -> None:
     from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.stream import text_until
-    from obscura_jax.text.encoding import encode_text
-    from obscura_jax.text.tokenizers import tokenizer_for
 
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
     text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
-    encoded = [encode_text(tokenizer, prompt) for prompt in prompts]
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
     out = generate(model, params, encoded, args.max_new_tokens, **settings)
+    _notify(tokenizer)
     for row, prompt in enumerate(prompts):
         text, count, stopped = text_until(tokenizer, out.tokens[row], args.stop)
         made = {
@@ -145,6 +169,12 @@ def _batch(
             "compiled": out.stats.compiled,
         }
         print(json.dumps(made) if args.json else prompt + text)
+
+
+def _notify(tokenizer: Any) -> None:
+    """Say on standard error which tokenizer is used, where that is a guess."""
+    if notice := getattr(tokenizer, "notice", ""):
+        print(f"obscura generate: {notice}", file=sys.stderr, flush=True)
 
 
 def _prompts(words: list[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """`obscura info`: what a model is and how much room it takes."""
 
 import argparse
+import math
+from pathlib import Path
 from typing import Any
 
 from obscura_jax.cli.arguments import size
@@ -9,21 +11,55 @@ from obscura_jax.cli.arguments import size
 def add_to(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
-    parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
+    source = "a folder or file of any dialect, exported too, gpt2, tiny, torch-seed:N"
+    parser.add_argument("source", help=source)
     parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
+    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the model and print its sizes."""
+    """Read the model and print its sizes and its tokenizer."""
     from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.interop.model_tokenizer import tokenizer_of
     from obscura_jax.nn.model import count_parameters, parameter_bytes
+    from obscura_jax.scale.artifact import is_artifact
 
-    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads)
-    params = checkpoint.params
-    print(f"dialect              {checkpoint.dialect}")
-    print(f"parameters           {count_parameters(params):,}")
-    print(f"  with weight tying  {count_parameters(params, weight_tying=True):,}")
-    print(f"memory               {parameter_bytes(params) / 2**20:.2f} MiB")
-    for name, value in checkpoint.cfg.to_dict().items():
+    if is_artifact(args.source):
+        cfg, tokens = _exported(args)
+    else:
+        checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
+        cfg, params, tokens = checkpoint.cfg, checkpoint.params, checkpoint.tokens
+        print(f"dialect              {checkpoint.dialect}")
+        print(f"parameters           {count_parameters(params):,}")
+        print(f"  with weight tying  {count_parameters(params, weight_tying=True):,}")
+        print(f"memory               {parameter_bytes(params) / 2**20:.2f} MiB")
+    for name, value in cfg.to_dict().items():
         print(f"{name:<20} {value}")
+    try:
+        about = tokenizer_of(tokens, cfg, args.source).name
+    except ValueError as error:
+        about = f"none: {error}"
+    print(f"tokenizer            {about}")
+    special = (f"{name}={value}" for name, value in tokens.ids.items())
+    print(f"special tokens       {', '.join(special) or 'none recorded'}")
+
+
+def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Print what only an exported model has; return its config and its tokens."""
+    from obscura_jax.interop.dialects import parameter_shapes
+    from obscura_jax.interop.tokens import tokens_at
+    from obscura_jax.scale.artifact import read_manifest
+
+    for option, given in (("--n-heads", args.n_heads), ("--entry", args.entry)):
+        if given is not None:
+            raise ValueError(f"{args.source} is exported; leave out {option}, which has no effect")
+    manifest, cfg = read_manifest(args.source)
+    count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
+    print("dialect              exported: obscura generate runs it")
+    print(f"platforms            {', '.join(manifest.get('cache_dtypes', {}))}")
+    print(
+        f"made by              obscura_jax {manifest.get('obscura_jax')}, jax {manifest.get('jax')}"
+    )
+    print(f"parameters           {count:,} of {manifest.get('dtype')}")
+    return cfg, tokens_at(Path(args.source))

@@ -23,6 +23,7 @@ def add_to(commands: Any) -> None:
     add("--json", metavar="FILE", help="write the report as JSON")
     add("--html", metavar="FILE", help="write it as a page with plots")
     add("--n-heads", type=size, metavar="H", help="if the source does not say")
+    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
     add("--seed", type=seed, default=0, metavar="S", help="of the prompts; default: 0")
     add("--steps", type=size, metavar="N", help="optimizer steps; default: 3, large models none")
     add("--tokens", type=size, default=16, metavar="N", help="greedy tokens; default: 16")
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.parity.lab import examine
     from obscura_jax.parity.references import reference
 
-    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads)
+    checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     flat = named_tensors(checkpoint.cfg, checkpoint.params)
     beside = reference(args.against, checkpoint.cfg, flat, args.source)
     report = examine(
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint.params,
         beside,
         seed=args.seed,
+        end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,
         new_tokens=args.tokens,
     )

@@ -1,6 +1,7 @@
 """`obscura train`: a model from text files."""
 
 import argparse
+import shlex
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 
 from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
+from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.cli.training_display import Display, say
 from obscura_jax.cli.training_folder import forget, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
@@ -210,6 +212,7 @@ def _train(
     import jax
 
     from obscura_jax.interop.files import save_model
+    from obscura_jax.interop.tokens import gpt2_record
     from obscura_jax.training.initial import gpt2_parameters
     from obscura_jax.training.loop import DivergedError
     from obscura_jax.training.run import METRICS, fit
@@ -241,20 +244,22 @@ def _train(
         _draw(folder / METRICS, folder / "loss.png")
     if number := stopped_by:
         if placement.writes:
-            words = f"obscura train --out {args.out} --resume"
-            say(f"saved after step {int(state.step)}: {words}", sys.stdout)
+            again = f"obscura train --out {shlex.quote(args.out)} --resume"
+            say(f"saved after step {int(state.step)}: {again}", sys.stdout)
         sys.exit(128 + number)
     if not placement.writes:
         return
-    save_model(folder / "model", cfg, state.params)
-    say(f"obscura generate --model {folder / 'model'} ...", sys.stdout)
+    # The tokenizer of token files is unknown here.
+    tokens = None if settings["data"] else gpt2_record(cfg)
+    save_model(folder / "model", cfg, state.params, tokens=tokens)
+    say(generate_command(folder / "model", cfg), sys.stdout)
 
 
 def _sampler(model: Any, key: Any) -> Any:
     """Return a function from parameters to text they generate, to show with a validation loss.
 
     Return None for a model without a text tokenizer, or without room for a second token. The text
-    is only shown, so an error in it is a warning and does not end the run.
+    is only shown, so an error in it is reported and does not end the run.
     """
     from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.stream import text_until
@@ -272,7 +277,7 @@ def _sampler(model: Any, key: Any) -> Any:
             out = generate(model, params, start, count, temperature=0.8, key=key)
             return text_until(tokenizer, out.tokens[0])[0]
         except Exception as error:
-            warnings.warn(f"no sample of text: {error}", stacklevel=2)
+            _warn(f"no sample of text: {error}")
             return ""
 
     return sample
@@ -287,7 +292,7 @@ def _draw(metrics: Path, picture: Path) -> None:
         if rows := read_metrics(metrics):
             loss_curves(rows).savefig(picture, dpi=120)
     except Exception as error:
-        say(f"no {picture.name}: {error}", sys.stderr)
+        _warn(f"no {picture.name}: {error}")
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

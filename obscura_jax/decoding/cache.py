@@ -19,6 +19,7 @@ from obscura_jax.nn.attention import (
     mask_scores,
     scaled_dot_product_attention,
 )
+from obscura_jax.nn.linear import at_least_float32
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import on_one_cpu, target
 
@@ -57,7 +58,7 @@ def empty_cache(model: GPTModel, rows: int, length: int, dtype: Any) -> KVCache:
     cfg = model.cfg
     heads: tuple[int, ...] = (rows, cfg.n_heads)
     if on_one_cpu():
-        dtype, heads = jnp.promote_types(dtype, jnp.float32), (rows * cfg.n_heads,)
+        dtype, heads = at_least_float32(dtype), (rows * cfg.n_heads,)
     shape = (*heads, length, cfg.emb_dim // cfg.n_heads)
     layers = range(cfg.n_layers)
     return KVCache(
@@ -145,7 +146,7 @@ def _attend_one(
     matrices it is several times slower.
     """
     b, h, _, k = queries.shape
-    accumulate = jnp.promote_types(keys.dtype, jnp.float32)
+    accumulate = at_least_float32(keys.dtype)
     heads = keys.shape[:-2]
     flat = queries.reshape(*heads, k).astype(keys.dtype)
     scores = jnp.einsum("...k,...tk->...t", flat, keys, preferred_element_type=accumulate)

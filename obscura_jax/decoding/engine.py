@@ -105,7 +105,7 @@ def read(
 def decode(model: GPTModel, params: Any, state: State, request: Request, until: Array) -> State:
     """Sample tokens until each row has `until` of them or all rows have ended."""
     width = request.lengths.max()
-    slots = jnp.arange(state.cache.keys[0].shape[-2])[None]
+    slots = jnp.arange(state.cache.keys[0].shape[-2], dtype=jnp.int32)[None]
 
     def more(state: State) -> Array:
         return (state.count < until) & ~state.done.all() & ~state.broken
@@ -143,7 +143,7 @@ def slide(
     def draw_one(state: State) -> State:
         weights, lengths = _tied_to_step(params, request.lengths + state.count)
         start = jnp.maximum(lengths - window, 0)
-        index = start[:, None] + jnp.arange(window)[None]
+        index = start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
         drawn = index - request.lengths[:, None]
         prompt = jnp.take_along_axis(prompts, jnp.clip(index, 0, width - 1), axis=1)
         new = jnp.take_along_axis(state.tokens, jnp.clip(drawn, 0, state.tokens.shape[1] - 1), 1)

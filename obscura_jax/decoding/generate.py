@@ -55,7 +55,7 @@ def generate(
     model: GPTModel,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     *,
     temperature: PerRow = 0.0,
     top_k: PerRowInt = None,
@@ -78,7 +78,8 @@ def generate(
         model: the model.
         params: its parameters.
         prompts: one list of token ids for each row; lengths may differ.
-        max_new_tokens: how many tokens a row gets at most.
+        max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
+            room is left in the context after the longest prompt.
         temperature: 0 takes the most probable token; above 0 tokens are drawn.
         top_k: draw from the k most probable tokens (with those tied to the last of them).
         top_p: draw from the fewest most probable tokens whose probabilities reach p, in (0, 1].
@@ -94,7 +95,8 @@ def generate(
 
     Raises:
         ValueError: for an empty batch or prompt, ids outside the vocabulary, settings out of range,
-            sampling without a key, too many tokens, or logits that are NaN or infinite.
+            sampling without a key, more tokens than fit in the context, or logits that are NaN or
+            infinite.
     """
     before = programs.compiled()
     start = time.perf_counter()

@@ -26,6 +26,7 @@ from obscura_jax.decoding.engine import (
 from obscura_jax.decoding.sampling import settings
 from obscura_jax.nn.model import GPTModel, check_ids
 
+_MOST_BY_DEFAULT = 64  # new tokens, if the caller gives no number
 PerRow = float | None | Sequence[float | None]
 PerRowInt = int | None | Sequence[int | None]
 
@@ -61,7 +62,7 @@ def plan(
     model: GPTModel,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     *,
     temperature: PerRow = 0.0,
     top_k: PerRowInt = None,
@@ -75,14 +76,11 @@ def plan(
 ) -> Plan:
     """Check the arguments of `generate` and lay them out as arrays."""
     cfg = model.cfg
-    max_new_tokens = check_size("max_new_tokens", max_new_tokens)
+    if max_new_tokens is not None:
+        check_size("max_new_tokens", max_new_tokens)
     padded, lengths = padded_prompts(prompts, cfg)
     longest = max(lengths)
-    if longest + max_new_tokens > cfg.context_length and not sliding:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed "
-            f"context_length={cfg.context_length}: ask for fewer, or for sliding (--sliding)"
-        )
+    new = _new_tokens(max_new_tokens, longest, cfg.context_length, sliding)
     rows = len(prompts)
     chosen = settings(
         rows, cfg.vocab_size, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -98,7 +96,7 @@ def plan(
         computed_in(dtype, params),
         jnp.asarray(padded),
         request,
-        max_new_tokens,
+        new,
         longest,
         programs,
     )
@@ -125,7 +123,7 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
     while count < new and not _ended(state):
         if count < cached:
             count = min(count + chunk, cached)
-            state = programs.decode(model, params, state, request, jnp.asarray(count))
+            state = programs.decode(model, params, state, request, jnp.asarray(count, jnp.int32))
         else:
             count = min(count + chunk, new)
             state = programs.slide(
@@ -134,7 +132,7 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
                 plan.prompts,
                 replace(state, cache=NO_CACHE),
                 request,
-                jnp.asarray(count),
+                jnp.asarray(count, jnp.int32),
                 context,
             )
         yield state
@@ -166,6 +164,25 @@ def padded_prompts(
     for number, ids in enumerate(rows):
         padded[number, : len(ids)] = ids
     return padded, lengths
+
+
+def _new_tokens(asked: int | None, longest: int, context: int, sliding: bool) -> int:
+    """Return how many tokens to generate after the longest prompt; see `generate`."""
+    room = context - longest
+    if sliding or (asked is not None and asked <= room):
+        return _MOST_BY_DEFAULT if asked is None else asked
+    if room < 1:
+        fills = "fills" if room == 0 else "exceeds"
+        raise ValueError(
+            f"a prompt of {longest} tokens {fills} the context of {context} tokens; shorten it, or "
+            "pass sliding=True (--sliding)"
+        )
+    if asked is None:
+        return min(room, _MOST_BY_DEFAULT)
+    raise ValueError(
+        f"{longest} prompt tokens + {asked} new tokens exceed the context of {context} tokens; "
+        f"request at most {room}, or pass sliding=True (--sliding)"
+    )
 
 
 def computed_in(dtype: DTypeLike | None, params: Any) -> Any:

@@ -137,7 +137,7 @@ def filter_logits(logits: Logits, settings: Settings) -> Logits:
 
 
 def scale_by_temperature(logits: Logits, temperature: PerRow) -> Logits:
-    """Return (logits - maximum) / temperature, which cannot overflow; logits at temperature 0."""
+    """Return (logits - maximum) / temperature, which cannot overflow; at temperature 0, logits."""
     t = temperature[:, None]
     shifted = logits - logits.max(axis=1, keepdims=True)
     return jnp.where(t > 0, shifted / jnp.maximum(t, _TINY), logits)
@@ -167,9 +167,9 @@ def keep_top_k(logits: Logits, top_k: Int32[Array, " b"]) -> Logits:
 
 
 def keep_top_p(logits: Logits, top_p: PerRow) -> Logits:
-    """Keep the smallest set of most probable tokens with total probability p, and ties of the last.
+    """Keep the fewest most probable tokens that together reach probability p, and ties of the last.
 
-    The total is reached up to a rounding error of about 1e-7, which is the same in any batch:
+    Probability p is reached up to a rounding error of about 1e-7, which is the same in any batch:
     probabilities are summed as integers, in units of 2^-31 to 2^-30, because XLA orders a float sum
     by the shape of the batch.
     """

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from obscura_jax.decoding.plan import check_whole, computed_in, padded_prompts
 from obscura_jax.decoding.sampling import log_probability
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.text.encoding import encode_text
-from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.text.any_tokenizer import token_ids
+from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer, has_gpt2_size
 
 _CHUNK = 128  # positions whose logits exist at once
 
@@ -44,6 +44,7 @@ def score(
     params: Any,
     texts: Sequence[str | Sequence[int]],
     *,
+    tokenizer: Tokenizer | None = None,
     dtype: DTypeLike | None = None,
 ) -> Score:
     """The log-probability of every token of every text, and their perplexity.
@@ -54,19 +55,27 @@ def score(
     Args:
         model: the model.
         params: its parameters.
-        texts: token ids; or strings, which become ids by `tokenizer_for(vocab_size)`,
-            `<|endoftext|>` as that one token. At most `context_length` tokens each.
+        texts: token ids; or strings, in which `<|endoftext|>` is that one token. At most
+            `context_length` tokens each.
+        tokenizer: the model's own, such as `load_tokenizer(source, model.cfg)`. By default GPT-2's,
+            for a model that has its number of tokens, as it is or padded.
         dtype: the number type to compute in, float32 or bfloat16; by default that of `params`.
             Log-probabilities are float32 at least.
 
     Raises:
-        ValueError: for an empty batch or text, ids outside the vocabulary, a text longer than
-            `context_length`, or logits that are NaN or infinite.
+        ValueError: for an empty batch or text, strings without a tokenizer, ids outside the
+            vocabulary, a text longer than `context_length`, or logits that are NaN or infinite.
     """
     if isinstance(texts, str):
         raise ValueError("texts must be a list of texts, got one string")
-    tokenizer = tokenizer_for(model.cfg.vocab_size)
-    rows = [encode_text(tokenizer, text) if isinstance(text, str) else text for text in texts]
+    if tokenizer is None and any(isinstance(text, str) for text in texts):
+        if not has_gpt2_size(model.cfg.vocab_size):
+            raise ValueError(
+                f"a model of {model.cfg.vocab_size} tokens may have any tokenizer: give it, such "
+                "as tokenizer=load_tokenizer(source, model.cfg), or token ids"
+            )
+        tokenizer = gpt2_tokenizer()
+    rows = [token_ids(tokenizer, text) if isinstance(text, str) else text for text in texts]
     ids, lengths = padded_prompts(rows, model.cfg)
     if max(lengths) > model.cfg.context_length:
         raise ValueError(

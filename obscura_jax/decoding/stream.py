@@ -6,9 +6,8 @@ the beginning of a stop string waits until it is known not to be one.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import jax
 
@@ -16,17 +15,14 @@ from obscura_jax.config import check_size
 from obscura_jax.decoding.engine import State
 from obscura_jax.decoding.plan import Options, Plan, check_whole, plan, run
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.text.encoding import encode_text
-
-if TYPE_CHECKING:
-    import tiktoken
+from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 
 
 def stream(
     model: GPTModel,
     params: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     *,
     chunk: int = 8,
     **options: Unpack[Options],
@@ -37,7 +33,8 @@ def stream(
         model: the model.
         params: its parameters.
         prompts: one list of token ids for each row; lengths may differ.
-        max_new_tokens: how many tokens a row gets at most.
+        max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
+            room is left in the context after the longest prompt.
         chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
             small one returns to Python more often.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
@@ -74,37 +71,31 @@ def _since(given: list[int], state: State) -> list[list[int]]:
 class TextStream:
     """Ids in, text out. The pieces add up to `tokenizer.decode` of all ids, cut at a stop string.
 
-    Bytes that are not UTF-8 become U+FFFD, as in `bytes.decode(errors="replace")`.
+    Bytes that are not UTF-8, and ids that the tokenizer lacks, become U+FFFD.
 
     Attributes:
         stopped: whether a stop string has appeared. The text ends before the one that begins
             first, however the ids were split into calls; what is fed from then on is ignored.
     """
 
-    def __init__(self, tokenizer: tiktoken.Encoding, stop: Sequence[str] = ()) -> None:
-        """Text of `tokenizer`, up to a string in `stop`; ValueError if one of those is empty."""
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        """Text of `tokenizer`, up to a string in `stop`; ValueError if one of those is empty.
+
+        The tokenizer is any object with `encode` and `decode`; see `text.any_tokenizer`.
+        """
         if isinstance(stop, str) or not all(stop):
             raise ValueError(f"stop must be a list of strings that are not empty, got {stop!r}")
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder, self._stop = IncrementalDecoder(tokenizer), tuple(stop)
         self._held = ""
         self.stopped = False
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that is certain after these ids too; ValueError for an id without a token."""
-        return "" if self.stopped else self._take(self._decoder.decode(self._bytes(ids)))
+        """Return the text that is certain after these ids too."""
+        return "" if self.stopped else self._take(self._decoder.feed(ids))
 
     def finish(self) -> str:
         """The rest of the text, at the end of all ids."""
-        return "" if self.stopped else self._take(self._decoder.decode(b"", final=True), last=True)
-
-    def _bytes(self, ids: Sequence[int]) -> bytes:
-        try:
-            return b"".join(map(self._tokenizer.decode_single_token_bytes, ids))
-        except (KeyError, OverflowError):
-            raise ValueError(
-                f"the model made token id {max(ids)}, the tokenizer has no such"
-            ) from None
+        return "" if self.stopped else self._take(self._decoder.finish(), last=True)
 
     def _take(self, new: str, last: bool = False) -> str:
         text = self._held + new
@@ -126,12 +117,12 @@ class TextStream:
 
 
 def text_until(
-    tokenizer: tiktoken.Encoding, ids: Sequence[int], stop: Sequence[str] = ()
+    tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = ()
 ) -> tuple[str, int, bool]:
     """The text of `ids` before the first stop string, how many ids that took, and if it came.
 
     Raises:
-        ValueError: for an empty stop string, or an id that the tokenizer does not have.
+        ValueError: for an empty stop string.
     """
     text = TextStream(tokenizer, stop)
     pieces = []
@@ -147,8 +138,8 @@ def stream_text(
     model: GPTModel,
     params: Any,
     prompts: Sequence[str],
-    tokenizer: tiktoken.Encoding,
-    max_new_tokens: int = 64,
+    tokenizer: Any,
+    max_new_tokens: int | None = None,
     *,
     chunk: int = 8,
     stop: Sequence[str] = (),
@@ -160,8 +151,10 @@ def stream_text(
         model: the model.
         params: its parameters.
         prompts: one text for each row; `<|endoftext|>` in it is read as that one token.
-        tokenizer: what the model was trained with, such as `gpt2_tokenizer()`.
-        max_new_tokens: how many tokens a row gets at most.
+        tokenizer: the model's own, such as `load_tokenizer(source, model.cfg)` or
+            `gpt2_tokenizer()`: any object with `encode` and `decode`.
+        max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
+            room is left in the context after the longest prompt.
         chunk: how many tokens of a row to wait for.
         stop: strings that end a row; its text ends before the first of them.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
@@ -173,13 +166,13 @@ def stream_text(
 
     Raises:
         ValueError: at the call, for what `stream` refuses and for empty stop strings; later on, for
-            logits that are NaN or infinite, or an id that the tokenizer does not have.
+            logits that are NaN or infinite.
     """
     texts = [TextStream(tokenizer, stop) for _ in prompts]
     chunks = stream(
         model,
         params,
-        [encode_text(tokenizer, prompt) for prompt in prompts],
+        [token_ids(tokenizer, prompt) for prompt in prompts],
         max_new_tokens,
         chunk=chunk,
         **options,

@@ -140,7 +140,8 @@ def from_course(
 
     Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64.
     They are copied, or with `share` left where they are if they can be: then nobody else may change
-    them. The causal mask of each block is checked and dropped.
+    them. Tensors that share memory become leaves that do not, since a leaf may be written to. The
+    causal mask of each block is checked and dropped.
 
     Raises:
         ValueError: naming missing or unexpected tensors, or the tensor of a wrong shape or type, or
@@ -151,6 +152,7 @@ def from_course(
     needed = shapes.keys() | masks if masks & tensors.keys() else shapes.keys()  # all or none
     _check_names(needed, tensors.keys())
     flat: dict[str, jax.Array] = {}
+    shared: set[int] = set()  # addresses
     audit: list[Converted] = []
     for name, tensor in tensors.items():
         target, note = name, "as it is"
@@ -162,7 +164,8 @@ def from_course(
             if tensor.dtype != np.float32:
                 wider = tensor.dtype.itemsize > 4
                 note = "rounded to float32" if wider else "widened to float32"
-            flat[name] = _finite_float32(name, tensor, share)
+            flat[name] = _finite_float32(name, tensor, share and tensor.ctypes.data not in shared)
+            shared.add(tensor.ctypes.data)
         audit.append(Converted(name, target, note, tensor))
     return _tree(flat), audit
 

@@ -7,8 +7,8 @@ course's names and torch's (out, in) orientation, so the same file opens in both
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import PRESETS, GPTConfig, check_size
 from obscura_jax.interop import tables
+from obscura_jax.interop.building import built
+from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.dialects import (
     Converted,
-    from_course,
-    infer_config,
     named_tensors,
-    parameter_shapes,
     to_course,
 )
 from obscura_jax.interop.foreign_configs import to_hf_config, to_model_args
@@ -33,12 +32,15 @@ from obscura_jax.interop.sources import (
     FORMAT,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
+    WEIGHT_FILES,
     WEIGHTS,
     NamedError,
+    check_no_entry,
     tensors_and_config,
     weights_at,
 )
 from obscura_jax.interop.tensor_files import destination, put, write_safetensors
+from obscura_jax.interop.tokens import TOKENS_FILE, TokenRecord, copies, tokens_at
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.nn.model import GPTModel
@@ -53,16 +55,18 @@ class Checkpoint:
         cfg: its config.
         params: its parameter tree, float32.
         audit: what each tensor of the source became, in the source's order.
+        tokens: the special tokens and tokenizer that the source has.
     """
 
     dialect: str
     cfg: GPTConfig
     params: dict[str, Any]
     audit: list[Converted]
+    tokens: TokenRecord = field(default_factory=TokenRecord)
 
 
 def load_model(
-    source: str | Path, *, n_heads: int | None = None
+    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
 ) -> tuple[GPTModel, dict[str, Any]]:
     """Read a model.
 
@@ -76,50 +80,92 @@ def load_model(
             after `torch.manual_seed(N)`, made without PyTorch (presets: 124M, the default, gpt2,
             gpt2-medium, ...).
         n_heads: the number of attention heads, where the source does not say it.
+        entry: the entry of a PyTorch checkpoint that is the model, such as "ema", where several
+            are; "a.b" is the entry "b" of the entry "a".
 
     Returns:
         The model and its parameters: `model.apply({"params": params}, ids)`.
+
+    Note:
+        float32 tensors of a `.safetensors` file are mapped into memory, not read. If that file is
+        truncated or rewritten in place, the operating system ends this process (SIGBUS) when it
+        reads a missing page. Replace the file by renaming a new one, as `save_model` and
+        `obscura convert` do.
 
     Raises:
         FileNotFoundError: when there is nothing at `source`.
         ValueError: when it is damaged, not a model, or not wholly understood.
     """
-    checkpoint = read_checkpoint(source, n_heads=n_heads)
+    checkpoint = read_checkpoint(source, n_heads=n_heads, entry=entry)
     return GPTModel(checkpoint.cfg), checkpoint.params
 
 
-def save_model(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
-    """Write the native form: `config.json` and `model.safetensors` in `folder`, made if need be.
+def save_model(
+    folder: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write the native form: `config.json` and `model.safetensors` in `folder`.
 
-    Both files are written whole before either takes its place; what was there before is replaced.
+    All files are written before any takes its place, and take it by renaming: a process that has
+    mapped an earlier `model.safetensors` keeps its bytes. What an earlier model in the folder left
+    and would be read with this one, such as its tokenizer, is removed; other files stay.
+
+    Args:
+        folder: the folder, which is created if it is missing.
+        cfg: the model's config.
+        params: its parameters.
+        tokens: its special tokens and the files of its tokenizer, such as
+            `read_checkpoint(source).tokens`. By default none are recorded.
+        overwrite: whether to replace a model that is in the folder, as it is by default. The
+            commands of `obscura` replace one with `--overwrite` only.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
-            or cannot be written.
+            or cannot be written, or has a model that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
     tensors = named_tensors(cfg, params)
-    _put_folder(folder, tensors, {"format": FORMAT, **cfg.to_dict()})
+    config = {"format": FORMAT, **cfg.to_dict()}
+    _put_folder(folder, tensors, config, tokens, overwrite, record=True)
 
 
-def save_course(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_course(
+    path: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    overwrite: bool = True,
+) -> None:
     """Write a file that the course's `GPTModel(cfg).load_state_dict(..., strict=True)` accepts.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, `cfg.ln_eps` is not
             the course's 1e-5, torch is missing, or `path` is a folder, does not end in .pth, .pt or
-            .safetensors, or cannot be written.
+            .safetensors, cannot be written, or is a file that `overwrite` protects.
     """
     tensors = to_course(GPTConfig.of(cfg), params)
-    path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX))
+    path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX), overwrite)
     if path.suffix.lower() == SAFETENSORS_SUFFIX:
         put(path, {path: partial(write_safetensors, tensors=tensors)})
     else:
         put(path, {path: partial(write_torch, tensors)})
 
 
-def save_hf(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_hf(
+    folder: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write the folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
+
+    The arguments are those of `save_model`. Special tokens that `tokens` lacks are null.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
@@ -127,68 +173,64 @@ def save_hf(folder: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any)
     """
     cfg = GPTConfig.of(cfg)
     tensors = tables.as_theirs(tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
-    _put_folder(folder, tensors, to_hf_config(cfg))
+    known = tokens.to_dict() if tokens else {}
+    _put_folder(folder, tensors, to_hf_config(cfg, known), tokens, overwrite)
 
 
-def save_nanogpt(path: str | Path, cfg: GPTConfig | Mapping[str, Any], params: Any) -> None:
+def save_nanogpt(
+    path: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = True,
+) -> None:
     """Write a `ckpt.pt` with `model`, `model_args` and `config`, as nanoGPT's training does.
+
+    The ids of `tokens` are recorded in `config`; there is no room for files of a tokenizer.
 
     Raises:
         ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, the head is not the
             token table, which nanoGPT always ties, `cfg.ln_eps` is not its 1e-5, torch is missing,
-            or `path` is a folder, does not end in .pt or .pth, or cannot be written.
+            or `path` is a folder, does not end in .pt or .pth, cannot be written, or is a file
+            that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
-    ours, beside = named_tensors(cfg, params), to_model_args(cfg)
+    known = tokens.to_dict() if tokens else {}
+    ours, beside = named_tensors(cfg, params), to_model_args(cfg, known)
     if not cfg.tie_weights and not np.array_equal(ours["out_head.weight"], ours["tok_emb.weight"]):
         raise ValueError("nanoGPT's head is its token table, and this model's is not: use --to hf")
     tensors = tables.as_theirs(tables.NANOGPT, cfg, ours)
-    path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"))
+    path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"), overwrite)
     put(path, {path: partial(write_torch, tensors, beside=beside)})
 
 
-def read_checkpoint(source: str | Path, *, n_heads: int | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
+) -> Checkpoint:
     """Read a model with all that is known of it; see `load_model`."""
     if n_heads is not None:
         check_size("n_heads", n_heads)
     if str(source).startswith("torch-seed:"):
+        check_no_entry(source, entry)
         return _from_seed(str(source), n_heads)
     path = weights_at(source)
     try:
-        tensors, dialect, known = tensors_and_config(path)
+        tensors, dialect, known = tensors_and_config(path, entry)
+        recorded = known.pop("tokens", {})  # in the checkpoint itself
+        in_folder = path.name in WEIGHT_FILES
+        tokens = tokens_at(path.parent) if in_folder else TokenRecord.of(recorded)
         if n_heads is not None:
             if known.get("n_heads", n_heads) != n_heads:
                 raise ValueError(f"it has n_heads={known['n_heads']}, not {n_heads}")
             known["n_heads"] = n_heads
-        table = tables.table_for(tensors)
-        if table is None:
-            cfg = infer_config(tensors, known)
-            params, audit = from_course(tensors, cfg, share=True)
-            return Checkpoint(dialect or "course", cfg, params, audit)
-        return _converted(table, tensors, known)
+        found, cfg, params, audit = built(tensors, known)
+        dialect = (found == "course" and dialect) or found
+        return Checkpoint(dialect, cfg, params, audit, tokens)
     except NamedError:
         raise
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def _converted(
-    table: tables.Table, tensors: Mapping[str, NDArray[Any]], known: dict[str, Any]
-) -> Checkpoint:
-    course, origins, tied = tables.renamed(table, tensors, known)
-    known = {k: v for k, v in known.items() if k != "qkv_bias"} | {"tie_weights": tied}
-    cfg = infer_config(course, known)
-    tables.check_shapes(tensors, origins, parameter_shapes(cfg))
-    params, audit = from_course(course, cfg, share=True)
-    became = {row.source: row.note for row in audit}
-    rows = []
-    for origin in origins:
-        of_targets = {became[target] for target in origin.targets} - {"as it is"}
-        note = ", ".join((origin.note, *of_targets))
-        absent = origin.source == "-"
-        values = course[origin.targets[0]] if absent else tensors[origin.source]
-        rows.append(Converted(origin.source, ", ".join(origin.targets) or "-", note, values))
-    return Checkpoint(table.name, cfg, params, rows)
 
 
 def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
@@ -210,7 +252,12 @@ def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
 
 
 def _put_folder(
-    folder: str | Path, tensors: Mapping[str, NDArray[Any]], config: dict[str, Any]
+    folder: str | Path,
+    tensors: Mapping[str, NDArray[Any]],
+    config: dict[str, Any],
+    tokens: TokenRecord | None,
+    overwrite: bool,
+    record: bool = False,
 ) -> None:
     path = destination(folder)
     if path.suffix.lower() in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) and not os.path.isdir(path):
@@ -220,20 +267,26 @@ def _put_folder(
         )
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; this form is a folder")
-    text = json.dumps(config, indent=2) + "\n"
-    put(
-        path,
-        {
-            path / WEIGHTS: partial(write_safetensors, tensors=tensors),
-            path / CONFIG: partial(Path.write_text, data=text, encoding="utf-8"),
-        },
-    )
+    check_free(path, overwrite)
+    tokens = tokens or TokenRecord()
+    files = copies(tokens)
+    if record and (entries := tokens.to_dict()):
+        files[TOKENS_FILE] = _json(entries)
+    files |= {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
+    put(path, {path / name: write for name, write in files.items()})
+    remove_companions(path, files)
 
 
-def _file(path: str | Path, what: str, suffixes: tuple[str, ...]) -> Path:
+def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:
+    text = json.dumps(entries, indent=2) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def _file(path: str | Path, what: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
     path = destination(path)
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; {what} is a file")
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(suffixes)}, as {what} does")
+    check_free(path, overwrite)
     return path

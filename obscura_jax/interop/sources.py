@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
-from obscura_jax.interop.foreign_configs import from_hf_config, from_model_args
+from obscura_jax.interop.foreign_configs import from_course_config, from_hf_config, from_model_args
 from obscura_jax.interop.tensor_files import (
     read,
     read_json,
@@ -21,9 +20,10 @@ from obscura_jax.interop.tensor_files import (
 from obscura_jax.interop.torch_files import read_torch
 
 FORMAT, WEIGHTS, CONFIG = "obscura_jax", "model.safetensors", "config.json"
-TORCH_SUFFIXES, SAFETENSORS_SUFFIX = (".pth", ".pt", ".bin"), ".safetensors"
+MANIFEST = "manifest.json"  # of an exported model, see scale.artifact
+TORCH_SUFFIXES, SAFETENSORS_SUFFIX = (".pth", ".pt", ".bin", ".ckpt"), ".safetensors"
 # The files of a folder that hold its weights; the first that is there is read.
-_WEIGHT_FILES = (
+WEIGHT_FILES = (
     WEIGHTS,
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -31,6 +31,7 @@ _WEIGHT_FILES = (
     "flax_model.msgpack",
 )
 _SHIPPED = {"tiny": Path(__file__).parents[1] / "models" / "tiny"}
+_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # of the hub
 _HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
@@ -55,7 +56,12 @@ def weights_at(source: str | Path) -> Path:
         )
     if not path.is_dir():
         return path
-    found = [name for name in _WEIGHT_FILES if (path / name).is_file()]
+    if (path / MANIFEST).is_file() and not (path / CONFIG).exists():
+        raise ValueError(
+            f"{path} is an exported model, which obscura generate and obscura info take: "
+            "give the folder that it was exported from"
+        )
+    found = [name for name in WEIGHT_FILES if (path / name).is_file()]
     for part, there in ((WEIGHTS, found), (CONFIG, (path / CONFIG).is_file())):
         if not there:
             raise FileNotFoundError(f"{path} is not a model: the folder has no {part}")
@@ -65,7 +71,7 @@ def weights_at(source: str | Path) -> Path:
 def _fetched(name: str) -> Path:
     hub = require("huggingface_hub", "hub", f"fetching {name}")
     try:
-        files = [CONFIG, WEIGHTS]
+        files = [CONFIG, WEIGHTS, *_TOKEN_FILES]
         return (
             Path(hub.snapshot_download(f"openai-community/{name}", allow_patterns=files)) / WEIGHTS
         )
@@ -77,24 +83,39 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def tensors_and_config(path: Path) -> tuple[dict[str, NDArray[Any]], str | None, dict[str, Any]]:
-    """What a file of weights holds, the dialect if its config tells, and what that says of ours."""
+def check_no_entry(source: str | Path, entry: str | None) -> None:
+    """Raise ValueError if an entry is asked for, of a source that has none."""
+    if entry is not None:
+        raise NamedError(f"{source} has no entries to choose from: leave entry (--entry) out")
+
+
+def tensors_and_config(
+    path: Path, entry: str | None = None
+) -> tuple[dict[str, NDArray[Any]], str | None, dict[str, Any]]:
+    """What a file of weights holds, the dialect if its config tells, and what that says of ours.
+
+    `entry` names the entry of a PyTorch file that is the model, where several are.
+    """
+    one_file_of_torch = path.suffix.lower() in TORCH_SUFFIXES
+    if not one_file_of_torch:
+        check_no_entry(path, entry)
     suffix, beside = path.suffix.lower(), {}
     if path.name.endswith(".index.json"):
         of_torch = path.name.startswith("pytorch")
         reader = (lambda shard: read_torch(shard)[0]) if of_torch else read_safetensors
         tensors = _named(lambda p: read_shards(p, reader), path)
-    elif suffix in TORCH_SUFFIXES:
-        tensors, beside = _named(read_torch, path)
+    elif one_file_of_torch:
+        tensors, beside = _named(lambda p: read_torch(p, entry), path)
     elif suffix == SAFETENSORS_SUFFIX:
         tensors = _named(read_safetensors, path)
     elif suffix == ".msgpack":
         tensors = _named(read_msgpack, path)
     else:
         raise NamedError(
-            f"{path} does not end in .safetensors, .pth, .pt, .bin or .msgpack: not a model file"
+            f"{path} does not end in .safetensors, .pth, .pt, .bin, .ckpt or .msgpack: "
+            "not a model file"
         )
-    if path.name in _WEIGHT_FILES and (config := path.with_name(CONFIG)).exists():
+    if path.name in WEIGHT_FILES and (config := path.with_name(CONFIG)).exists():
         return tensors, *_named(_read_config, config)
     if "model_args" in beside:
         return tensors, None, from_model_args(beside)
@@ -125,8 +146,10 @@ def _read_config(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _config_among(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """Those entries of the first dictionary with `n_heads` in it that a config has."""
-    for value in beside.values():
+    """What the first dictionary with `n_heads` in it says of our config."""
+    outer = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
+    inner = [value for holder in outer[1:] for value in holder.values()]
+    for value in (*outer, *inner):
         if isinstance(value, Mapping) and "n_heads" in value:
-            return {f.name: value[f.name] for f in fields(GPTConfig) if f.name in value}
+            return from_course_config(value)
     return {}

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
+from obscura_jax.interop.names import COURSE, Names
+from obscura_jax.interop.names import FLAX as GPT2_IN_FLAX
 
 Tensors = Mapping[str, NDArray[Any]]
-_COMPILED = "_orig_mod."  # what torch.compile puts before every name
 _BODY = "transformer."  # what stands before the names of a model that has a head
 HEAD, _TABLE = "lm_head.weight", "tok_emb.weight"
 _MASKS = ("h.{}.attn.bias", "h.{}.attn.masked_bias")
@@ -37,8 +38,13 @@ class Table:
     """A dialect: its name, its rows, and whether a tied head is written out all the same."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...]  # the token table first, the head last
     repeats_head: bool = False
+
+    @property
+    def head(self) -> Row:
+        """The row of the output head, which a model with a tied one may lack."""
+        return self.rows[-1]
 
 
 def _gpt2(embedding: str, matrix: str, scale: str, transposed: bool) -> tuple[Row, ...]:
@@ -70,53 +76,21 @@ HUGGING_FACE = Table("hf", (*_gpt2("weight", "weight", "weight", transposed=True
 NANOGPT = Table(
     "nanogpt", (*_gpt2("weight", "weight", "weight", transposed=False), _LM_HEAD), repeats_head=True
 )
-FLAX = Table("flax", (*_gpt2("embedding", "kernel", "scale", transposed=False), _LM_HEAD))
+# Flax's GPT-2 too has layers of its own with (out, in), but the head is Flax's, with (in, out).
+_FLAX_HEAD = Row("lm_head.kernel", ("out_head.weight",), transposed=True)
+FLAX = Table("flax", (*_gpt2("embedding", "kernel", "scale", transposed=False), _FLAX_HEAD))
 
 
-def plain_names(tensors: Tensors) -> dict[str, str]:
-    """Their names without the prefixes `_orig_mod.` and `transformer.`, and as the file has them.
+def table_for(names: Names, tensors: Tensors) -> Table | None:
+    """Return the table that the tensors follow, None for the course's own names.
 
-    Raises:
-        ValueError: when two names of the file are one without their prefixes.
+    nanoGPT and Hugging Face share their names and differ in the orientation of the matrices.
     """
-    plain: dict[str, str] = {}
-    for name in tensors:
-        short = name.removeprefix(_COMPILED).removeprefix(_BODY)
-        if short in plain:
-            raise ValueError(f"two tensors for one place: {plain[short]} and {name}")
-        plain[short] = name
-    return plain
-
-
-def table_for(tensors: Tensors) -> Table | None:
-    """The table that the tensors follow, None for the course's own names.
-
-    nanoGPT and Hugging Face share their names: what tells them apart is which way the matrices lie.
-
-    Raises:
-        ValueError: when no dialect has these names, or two have.
-    """
-    plain = plain_names(tensors)
-    marks = {
-        _TABLE: "the course",
-        "wte.weight": "GPT-2 in PyTorch",
-        "wte.embedding": "GPT-2 in Flax",
-    }
-    found = [mark for mark in marks if mark in plain]
-    if len(found) > 1:
-        kinds = " and ".join(f"{marks[mark]} ({plain[mark]})" for mark in found)
-        raise ValueError(f"the tensors are of two dialects at once: {kinds}")
-    if not found:
-        first = ", ".join(sorted(tensors)[:3]) or "none"
-        raise ValueError(
-            f"the tensors are those of no known dialect: none of {', '.join(marks)} is among them; "
-            f"the first are: {first}"
-        )
-    if found[0] == _TABLE:
+    if names.dialect == COURSE:
         return None
-    if found[0] == "wte.embedding":
+    if names.dialect == GPT2_IN_FLAX:
         return FLAX
-    shapes = (tensors[name].shape for short, name in plain.items() if "c_fc.weight" in short)
+    shapes = (tensors[name].shape for short, name in names.plain.items() if "c_fc.weight" in short)
     rows, columns = next((shape for shape in shapes if len(shape) == 2), (0, 0))
     return NANOGPT if rows > columns else HUGGING_FACE
 
@@ -131,7 +105,7 @@ class Origin:
 
 
 def renamed(
-    table: Table, tensors: Tensors, known: Mapping[str, Any]
+    table: Table, plain: Mapping[str, str], tensors: Tensors, known: Mapping[str, Any]
 ) -> tuple[dict[str, NDArray[Any]], list[Origin], bool]:
     """Their tensors as a course state dict, what became of each, and whether the head is tied.
 
@@ -141,6 +115,7 @@ def renamed(
 
     Args:
         table: their dialect.
+        plain: the dialect's names -> those of the file.
         tensors: all tensors of the file.
         known: what a config says of our fields. `tie_weights` and `n_layers` must be true;
             `qkv_bias=False` drops the biases of queries, keys and values, if they are 0.
@@ -149,7 +124,6 @@ def renamed(
         ValueError: naming, as the file does, tensors that are missing, unexpected or of a shape
             that no model has; or when the config contradicts them.
     """
-    plain = plain_names(tensors)
     blocks = _count_blocks(plain)
     if known.get("n_layers", blocks) != blocks:
         raise ValueError(f"the config says {known['n_layers']} blocks, the tensors are of {blocks}")
@@ -158,7 +132,7 @@ def renamed(
     biases = {name for name in expected if name.endswith(".bias")}
     of_qkv = {name for name in biases if name.endswith("c_attn.bias")}
     absent = biases if not biases & plain.keys() else of_qkv if not of_qkv & plain.keys() else set()
-    missing = expected.keys() - plain.keys() - absent - {HEAD}
+    missing = expected.keys() - plain.keys() - absent - {table.head.theirs}
     unexpected = {plain[name] for name in plain.keys() - expected.keys() - masks}
     if missing or unexpected:
         words = {"missing": missing, "unexpected": unexpected}
@@ -179,7 +153,7 @@ def renamed(
         if name in masks:
             _check_mask(source, tensor)
             origins.append(Origin(source, (), "causal mask: checked, dropped"))
-        elif name == HEAD and tied:
+        elif name == table.head.theirs and tied:
             origins.append(Origin(source, (), "the token table again: checked, dropped"))
         elif name in of_qkv and unbiased:
             origins.append(Origin(source, (), "zeros: checked, dropped"))
@@ -220,14 +194,16 @@ def as_theirs(table: Table, cfg: GPTConfig, tensors: Tensors) -> dict[str, NDArr
     """
     theirs: dict[str, NDArray[Any]] = {}
     for row, name, ours in _rows_of(table, cfg.n_layers):
-        if name == HEAD:
-            if table.repeats_head or not cfg.tie_weights:
-                theirs[name] = tensors[_TABLE if cfg.tie_weights else ours[0]]
-            continue
+        is_head = row is table.head
+        if is_head and cfg.tie_weights:
+            if not table.repeats_head:
+                continue
+            ours = (_TABLE,)
         like = tensors["final_norm.scale"]
         parts = [tensors[part] if part in tensors else np.zeros_like(like) for part in ours]
         whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        theirs[_BODY + name] = np.ascontiguousarray(whole.T) if row.transposed else whole
+        whole = np.ascontiguousarray(whole.T) if row.transposed else whole
+        theirs[name if is_head else _BODY + name] = whole
     return theirs
 
 
@@ -247,19 +223,25 @@ def _count_blocks(names: Mapping[str, str]) -> int:
 def _is_tied(
     tensors: Tensors, plain: Mapping[str, str], table: Table, known: Mapping[str, Any]
 ) -> bool:
-    told = known.get("tie_weights")
-    if HEAD not in plain:
+    told, row = known.get("tie_weights"), table.head
+    table_name = plain[table.rows[0].theirs]
+    if row.theirs not in plain:
         if told is False:
-            raise ValueError(f"missing tensors: {HEAD}, which the config says is not wte.weight")
+            raise ValueError(
+                f"missing tensors: {row.theirs}, which the config says is not {table_name}"
+            )
         return True
-    head, table_name = plain[HEAD], plain[table.rows[0].theirs]
-    same = _same_bytes(tensors[head], tensors[table_name])
+    head = tensors[plain[row.theirs]]
+    same = same_bytes(head.T if row.transposed else head, tensors[table_name])
     if told and not same:
-        raise ValueError(f"{head} is not {table_name}, and the config says that they are one")
+        raise ValueError(
+            f"{plain[row.theirs]} is not {table_name}, and the config says that they are one"
+        )
     return same if told is None else bool(told)
 
 
-def _same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
+def same_bytes(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Return whether two arrays have the same shape, type and bits."""
     bits = f"u{a.itemsize}"
     return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a.view(bits), b.view(bits))
 

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from obscura_jax.atomic_files import temporary_paths
+from obscura_jax.atomic_files import new_folders, temporary_paths
 
 Tensors = dict[str, NDArray[Any]]
 _TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -41,10 +41,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError when it is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text, as JSON is: save it as UTF-8") from error
+    except _RepeatedKeyError as error:
+        raise ValueError(f"{path} has {error}: remove one") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(content), "a value")
+        raise ValueError(f"{path} is not a JSON object, with names and values, but {kind}")
     return content
 
 
@@ -52,13 +57,17 @@ def read_safetensors(path: Path) -> Tensors:
     """The tensors of a file; those of float32 are mapped, not read: they lie in the file's pages.
 
     The mapping is private, so that JAX may write where it is given the memory; the file stays.
+
+    Of tensors that are one, safetensors' `save_model` keeps one, and writes for each of the others
+    in the metadata which it is: those are read as the same array.
     """
     try:
         with safe_open(path, framework="numpy") as file:  # which checks the header
             mapped = _map(path)
             start = 8 + int.from_bytes(mapped[:8], "little")
             header = json.loads(mapped[8:start], object_pairs_hook=_once)
-            _check_sum(mapped, start, header.pop("__metadata__", None) or {})
+            metadata = header.pop("__metadata__", None) or {}
+            _check_sum(mapped, start, metadata)
             tensors = {}
             for name, entry in header.items():
                 if entry["dtype"] == "F32":
@@ -67,7 +76,8 @@ def read_safetensors(path: Path) -> Tensors:
                     tensors[name] = flat.reshape(shape)
                 else:
                     tensors[name] = file.get_tensor(name)
-            return tensors
+            aliases = {name: kept for name, kept in metadata.items() if kept in header}
+            return {name: tensors[kept] for name, kept in aliases.items()} | tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged, cut short or not a safetensors file ({error}): "
@@ -84,7 +94,9 @@ def read_shards(index: Path, reader: Callable[[Path], Tensors]) -> Tensors:
         ValueError: when a shard is missing, or holds other tensors than the index says.
     """
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+    if not isinstance(places, dict) or not all(
+        isinstance(x, str) and Path(x).name for x in places.values()
+    ):
         raise ValueError(f"{index} has no weight_map from tensors to files")
     tensors: Tensors = {}
     for shard in sorted(set(places.values())):
@@ -93,25 +105,32 @@ def read_shards(index: Path, reader: Callable[[Path], Tensors]) -> Tensors:
             raise ValueError(f"{index.parent} is not whole: the shard {path.name} is missing")
         found = read(reader, path)
         said = {name for name, place in places.items() if place == shard}
-        if wrong := said ^ found.keys():
+        kept = {id(found[name]) for name in said & found.keys()}  # others are aliases of these
+        more = {name for name in found.keys() - said if id(found[name]) not in kept}
+        if wrong := (said - found.keys()) | more:
             raise ValueError(f"{path} and {index.name} do not agree about {min(wrong)}")
         tensors |= found
     return tensors
 
 
 def read_msgpack(path: Path) -> Tensors:
-    """The leaves of a Flax parameter file, under dotted names."""
+    """The leaves of a Flax parameter file, or of the parameters in one of a training state."""
     try:
         tree = msgpack_restore(path.read_bytes())
-        flat = flatten_dict(tree, sep=".")
-        tree_of_arrays = all(isinstance(leaf, np.ndarray) for leaf in flat.values())
+        while isinstance(tree, dict) and isinstance(tree.get("params"), dict):
+            tree = tree["params"]
+        leaves = flatten_dict(tree) if isinstance(tree, dict) else {(): tree}
+        tree_of_arrays = all(isinstance(leaf, np.ndarray) for leaf in leaves.values())
+        flat = {".".join(path): leaf for path, leaf in leaves.items()}
     except Exception as error:  # msgpack and flax meet damage with errors of any type
         raise ValueError(
             f"{path} is damaged, cut short or not a Flax file ({type(error).__name__})"
         ) from error
-    if not tree_of_arrays:
+    if not isinstance(tree, dict) or not tree_of_arrays:
         raise ValueError(f"{path} holds something else than a tree of arrays")
-    return {name.removeprefix("params."): leaf for name, leaf in flat.items()}
+    if len(flat) < len(leaves):
+        raise ValueError(f"{path} holds two tensors for one place: names with dots, and a tree")
+    return flat
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -154,14 +173,17 @@ def destination(path: str | Path) -> Path:
 
 
 def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write every file beside its place, then move all to their places; or change nothing."""
+    """Write every file under a temporary name, then rename all of them; or change nothing.
+
+    No file is written in place: a process that has mapped an old one keeps its bytes.
+    """
     temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
-        with temporary_paths(*temporaries.values()):
+        folders = {path.parent for path in files}
+        with new_folders(*folders), temporary_paths(*temporaries.values()):
             for path, temporary in temporaries.items():
                 if path.is_dir():
                     raise IsADirectoryError(f"{path} is a folder")
-                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.touch()
                 mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
                 files[path](temporary)
@@ -173,12 +195,16 @@ def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
         raise ValueError(f"{target} cannot be written: {reason}") from error
 
 
+class _RepeatedKeyError(ValueError):
+    """An object in JSON has a key twice."""
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice} stands there twice")
+        raise _RepeatedKeyError(f"the key {twice!r} twice")
     return found
 
 

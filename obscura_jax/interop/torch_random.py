@@ -1,9 +1,9 @@
 """torch's CPU random numbers in NumPy: the course's initial weights from its seed, without torch.
 
-What torch does, for float32 on the CPU: there is one MT19937 stream. A uniform number takes the low
-24 bits of a word. Normal numbers come from Box-Muller: for tensors of 16 and more elements in
-blocks of 16 (8 radii, then 8 angles), where a last partial block is drawn anew over the last 16
-places; for smaller ones in pairs, in double precision.
+For float32 on the CPU, torch draws all numbers from one MT19937 stream. A uniform number uses the
+low 24 bits of a word. Normal numbers are drawn by Box-Muller. Tensors of at least 16 elements are
+filled in blocks of 16 (8 radii, then 8 angles); if the last block is partial, the last 16 elements
+are drawn again. Smaller tensors are filled in pairs, in double precision.
 """
 
 import math
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 
 Floats = NDArray[np.float32]
-_CHUNK = 1 << 16  # words at a time, so that temporaries stay in cache; a multiple of 16
+_CHUNK = 1 << 16  # words per step, so that temporaries stay in cache; a multiple of 16
 
 
 class TorchGenerator:
     """The state of torch's CPU generator after `torch.manual_seed(seed)`; each draw advances it.
 
-    Uniform numbers are torch's to the last bit where torch's kernel fuses multiply and add (x86-64
-    with FMA), else within one unit in the last place; normal numbers are within 1e-6 (measured:
-    7.2e-7 over 80 million), since torch's vectorised log, sine and cosine round differently.
+    Uniform numbers equal torch's bit for bit if torch's kernel fuses multiply and add (x86-64 with
+    FMA), and otherwise within one unit in the last place. Normal numbers are within 1e-6 (measured:
+    7.2e-7 over 80 million), because torch's vectorized log, sine and cosine round differently.
     """
 
     def __init__(self, seed: SupportsIndex) -> None:
@@ -36,7 +36,7 @@ class TorchGenerator:
         except TypeError:
             whole = 2**64
         if not -(2**63) <= whole < 2**64:
-            raise ValueError(f"a torch seed is a whole number of 64 bits, got {seed!r}")
+            raise ValueError(f"a torch seed must be a 64-bit integer, got {seed!r}")
         self._stream = np.random.RandomState(whole & 0xFFFFFFFF)  # torch seeds with the low 32 bits
         self._spare_normal: float | None = None
 
@@ -47,7 +47,7 @@ class TorchGenerator:
         return (self._words(count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
     def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Floats:
-        """`torch.empty(shape).uniform_(low, high)`; with the defaults `torch.rand(shape)`."""
+        """Return `torch.empty(shape).uniform_(low, high)`; by default `torch.rand(shape)`."""
         out = np.empty(math.prod(shape), np.float32)
         start, width = np.float64(np.float32(low)), np.float64(np.float32(high) - np.float32(low))
         for at in range(0, out.size, _CHUNK):
@@ -57,7 +57,7 @@ class TorchGenerator:
         return out.reshape(shape)
 
     def normal(self, shape: tuple[int, ...]) -> Floats:
-        """`torch.empty(shape).normal_()`."""
+        """Return `torch.empty(shape).normal_()`."""
         size = math.prod(shape)
         if size < 16:
             return np.array([self._one_normal() for _ in range(size)], np.float32).reshape(shape)
@@ -85,7 +85,7 @@ class TorchGenerator:
         return ((high << 32 | low) & (1 << 53) - 1) * 2.0**-53
 
     def linear(self, d_in: int, d_out: int, *, bias: bool = True) -> dict[str, Floats]:
-        """The parameters of a new `torch.nn.Linear(d_in, d_out, bias)`."""
+        """Return the parameters of a new `torch.nn.Linear(d_in, d_out, bias)`."""
         gain = math.sqrt(2 / (1 + math.sqrt(5) ** 2))  # kaiming_uniform_ with a = sqrt(5)
         bound = math.sqrt(3) * (gain / math.sqrt(d_in))
         params = {"weight": self.uniform((d_out, d_in), -bound, bound)}
@@ -95,12 +95,12 @@ class TorchGenerator:
         return params
 
     def embedding(self, num_embeddings: int, embedding_dim: int) -> dict[str, Floats]:
-        """The parameters of a new `torch.nn.Embedding(num_embeddings, embedding_dim)`."""
+        """Return the parameters of a new `torch.nn.Embedding(num_embeddings, embedding_dim)`."""
         return {"weight": self.normal((num_embeddings, embedding_dim))}
 
 
 def _box_muller(uniforms: Floats) -> Floats:
-    """As many normals from uniforms: in each block of 16, 8 give radii and 8 give angles."""
+    """Turn uniform numbers into as many normal ones, in blocks of 16: 8 radii, then 8 angles."""
     u = uniforms.reshape(-1, 2, 8)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - u[:, 0]))
     angle = np.float32(2 * math.pi) * u[:, 1]
@@ -108,11 +108,11 @@ def _box_muller(uniforms: Floats) -> Floats:
 
 
 def initial_parameters(cfg: GPTConfig | Mapping[str, Any], seed: SupportsIndex) -> dict[str, Any]:
-    """The parameters of the course's `GPTModel(cfg)` built right after `torch.manual_seed(seed)`.
+    """Return the parameters of the course's `GPTModel(cfg)` after `torch.manual_seed(seed)`.
 
-    The same tree as `GPTModel(cfg).init(...)["params"]`, float32; 124M takes seconds. Parameters
-    are drawn in the order in which the course's constructors make them. ValueError for a bad config
-    or a seed beyond 64 bits.
+    The tree is that of `GPTModel(cfg).init(...)["params"]`, in float32; 124M takes seconds.
+    Parameters are drawn in the order in which the course's constructors create them. Raises
+    ValueError for a bad config or a seed beyond 64 bits.
     """
     cfg = GPTConfig.of(cfg)
     generator = TorchGenerator(seed)

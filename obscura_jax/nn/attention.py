@@ -1,7 +1,7 @@
-"""Attention, step by step (chapter 3): each step a free function, then the causal modules.
+"""Attention (chapter 3): one function per step, then the causal modules.
 
 Axes: T query positions, S key positions, D width, H heads, K width of a head. Leading axes, such as
-the batch, are carried along untouched, so every function works on one sequence or on many.
+the batch, pass through unchanged, so every function accepts one sequence or many.
 """
 
 import math
@@ -15,42 +15,42 @@ from jaxtyping import Array, Bool, Float
 
 from obscura_jax.config import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
-from obscura_jax.nn.linear import Linear, check_floating
+from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
-DimSize = Any  # a number, or its symbol in a program to be exported
+DimSize = Any  # an int, or a symbolic dimension in a program to be exported
 
-# Queries, keys and values of all heads, (..., H, T, K), to context vectors (..., H, T, K).
+# From the queries, keys and values of all heads, (..., H, T, K), to context vectors (..., H, T, K).
 Attend = Callable[[Array, Array, Array], Array]
 
 
 def attention_scores(
     queries: Float[Array, "*batch t k"], keys: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t s"]:
-    """The dot product of every query with every key, unscaled, in at least float32."""
-    accumulate = jnp.promote_types(queries.dtype, jnp.float32)
+    """Return the dot product of every query with every key, unscaled, in at least float32."""
+    accumulate = at_least_float32(queries.dtype)
     return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=accumulate)
 
 
 def softmax_naive(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
-    """exp(x) / sum(exp(x)) over the last axis: as first written down, it overflows for large x."""
+    """Return exp(x) / sum(exp(x)) over the last axis; it overflows for large x."""
     e = jnp.exp(x)
     return e / e.sum(axis=-1, keepdims=True)
 
 
 def softmax(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
-    """Softmax over the last axis, the maximum subtracted first: no exponential overflows."""
+    """Return the softmax over the last axis, subtracting the maximum first to avoid overflow."""
     return softmax_naive(x - jax.lax.stop_gradient(x.max(axis=-1, keepdims=True)))
 
 
 def attention_weights(scores: Float[Array, "*batch t s"], d_k: int) -> Float[Array, "*batch t s"]:
-    """softmax(scores / sqrt(d_k)): each row is positive and sums to 1."""
+    """Return softmax(scores / sqrt(d_k)): each row is non-negative and sums to 1."""
     return softmax(scores / math.sqrt(d_k))
 
 
 def context_vectors(
     weights: Float[Array, "*batch t s"], values: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t k"]:
-    """The average of the values, floating-point numbers, under each row of weights, in their type.
+    """Return the average of `values` under each row of `weights`, in the type of `values`.
 
     Raises ValueError for values of an integer type.
     """
@@ -65,22 +65,22 @@ def context_vectors(
 
 
 def simple_attention(x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t d"]:
-    """Self-attention without weights: the inputs are queries, keys and values (chapter 3.3)."""
+    """Attend without trained weights: the inputs are queries, keys and values (chapter 3.3)."""
     return context_vectors(softmax(attention_scores(x, x)), x)
 
 
 def causal_mask(context_length: DimSize) -> Bool[Array, "t t"]:
-    """True where a query (row) may look at a key (column): on and below the diagonal."""
+    """Return True where a query (row) may attend to a key (column): on and below the diagonal."""
     return jnp.tril(jnp.ones((context_length, context_length), bool))
 
 
 def mask_scores(
     scores: Float[Array, "*batch t s"], mask: Bool[Array, "*mask s"]
 ) -> Float[Array, "*batch t s"]:
-    """Masked scores become the lowest finite number, so that softmax gives them exactly 0.
+    """Replace masked scores by the lowest finite number, which softmax maps to exactly 0.
 
-    The course writes -inf here. The results are equal wherever a row keeps one key, and a row that
-    keeps none gives a number instead of NaN.
+    The course uses -inf. The results are equal for rows that keep at least one key; a row that
+    keeps none has finite results instead of NaN.
     """
     return jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
 
@@ -88,7 +88,7 @@ def mask_scores(
 def renormalise_masked(
     weights: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
 ) -> Float[Array, "*batch t s"]:
-    """Mask after softmax (chapter 3.5.1): zero the weights, divide each row by what is left."""
+    """Mask after softmax (chapter 3.5.1): set masked weights to 0 and renormalize each row."""
     kept = jnp.where(jnp.broadcast_to(mask, weights.shape), weights, 0)
     return kept / kept.sum(axis=-1, keepdims=True)
 
@@ -102,9 +102,10 @@ def scaled_dot_product_attention(
     dropout_rate: float = 0.0,
     key: Array | None = None,
 ) -> Float[Array, "*batch t v"]:
-    """softmax(Q K^T / sqrt(K)) V, masked where `mask` is False (Vaswani et al. 2017, equation 1).
+    """Return softmax(Q K^T / sqrt(K)) V (Vaswani et al. 2017, equation 1).
 
-    The weights are dropped at `dropout_rate` when a `key` is given, and left alone without one.
+    Scores are masked where `mask` is False. The weights are dropped at `dropout_rate` if a `key` is
+    given; without one, no weight is dropped.
     """
     scores = attention_scores(queries, keys)
     if mask is not None:
@@ -114,25 +115,25 @@ def scaled_dot_product_attention(
 
 
 def split_heads(x: Float[Array, "*batch t d"], num_heads: int) -> Float[Array, "*batch h t k"]:
-    """(..., T, H * K) -> (..., H, T, K): head h is the h-th slice of the width."""
+    """Turn (..., T, H * K) into (..., H, T, K): head h is the h-th slice of the width."""
     heads = x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
     return jnp.swapaxes(heads, -3, -2)
 
 
 def merge_heads(x: Float[Array, "*batch h t k"]) -> Float[Array, "*batch t d"]:
-    """(..., H, T, K) -> (..., T, H * K): the inverse of `split_heads`."""
+    """Turn (..., H, T, K) into (..., T, H * K), the inverse of `split_heads`."""
     heads_last = jnp.swapaxes(x, -3, -2)
     return heads_last.reshape(*heads_last.shape[:-2], -1)
 
 
 def check_length(length: DimSize, context_length: int) -> None:
-    """Raise ValueError when a sequence is longer than the context."""
+    """Raise ValueError if a sequence is longer than the context."""
     if length > context_length:
         raise ValueError(f"{length} positions do not fit into context_length={context_length}")
 
 
 class CausalAttention(nn.Module):
-    """One head of causal self-attention with dropout on its weights (chapter 3.5.3).
+    """Single-head causal self-attention with dropout on the weights (chapter 3.5.3).
 
     Attributes:
         d_in: width of the input.
@@ -174,17 +175,17 @@ class CausalAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal attention in `num_heads` heads (chapter 3.6.2).
+    """Causal self-attention with `num_heads` heads (chapter 3.6.2).
 
-    One projection each makes the queries, keys and values of all heads; they are split, attended
-    with, joined, and mixed by `out_proj`.
+    Three projections compute the queries, keys and values of all heads, which are then split. The
+    context vectors of the heads are merged and mixed by `out_proj`.
 
     Attributes:
         d_in: width of the input.
         d_out: width of the output, divisible by `num_heads`.
         context_length: the longest sequence accepted.
         dropout: probability of dropping an attention weight, in [0, 1).
-        num_heads: how many heads share the width.
+        num_heads: number of heads that share the width.
         qkv_bias: whether the query, key and value projections have biases; `out_proj` always has.
     """
 
@@ -217,7 +218,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "*batch t d_out"]:
         """Attend within each sequence, in every head; position t sees positions 0..t.
 
-        With `attend`, that function takes the place of causal attention; `key` as in `dropout_key`.
+        If given, `attend` replaces causal attention. `key` is as in `dropout_key`.
         """
         check_length(x.shape[-2], self.context_length)
         queries, keys, values = (

@@ -1,8 +1,8 @@
-"""Every named value on the way from ids to logits: seen, or replaced, in the real model.
+"""Access to every named intermediate value of the real model, to read or to replace it.
 
 Names are the course's, in forward order: `tok_emb`, `pos_emb`, `embeddings`, then for each block
 `trf_blocks.N.` with `norm1`, `att.W_query`, `att.W_key`, `att.W_value` (B, T, D), `att.scores`
-(unscaled, unmasked) and `att.weights` (B, H, T, T), `att.context` (heads joined), `att.out_proj`,
+(unscaled, unmasked) and `att.weights` (B, H, T, T), `att.context` (heads merged), `att.out_proj`,
 `residual` (after the first shortcut), `norm2`, `ff.layers.0` to `2`, and `trf_blocks.N` itself (its
 output); then `final_norm` and `logits`.
 """
@@ -20,7 +20,7 @@ from obscura_jax.nn import attention
 from obscura_jax.nn.model import GPTModel
 
 Tap = Callable[[str, Array], Array]
-# What a block makes, in order, after its name.
+# Suffixes of the names in a block, in forward order.
 _IN_BLOCK = (
     *(".norm1", ".att.W_query", ".att.W_key", ".att.W_value", ".att.scores", ".att.weights"),
     *(".att.context", ".att.out_proj", ".residual", ".norm2"),
@@ -29,16 +29,17 @@ _IN_BLOCK = (
 
 
 def names(cfg: GPTConfig) -> list[str]:
-    """All names of a model's intermediates, in forward order."""
+    """Return the names of a model's intermediate values, in forward order."""
     blocks = [f"trf_blocks.{n}{part}" for n in range(cfg.n_layers) for part in _IN_BLOCK]
     return ["tok_emb", "pos_emb", "embeddings", *blocks, "final_norm", "logits"]
 
 
 @contextmanager
 def tapped(tap: Tap) -> Iterator[None]:
-    """Within, what modules give goes through `tap`: all but what is in the attention.
+    """Context manager: pass the output of every module, and the attention context, through `tap`.
 
-    A block that is run alone has names without `trf_blocks.N.`, itself that of its class.
+    Attention scores and weights are not included. If a block runs alone, its names have no
+    `trf_blocks.N.` prefix, and the block itself is named after its class.
     """
 
     def intercept(
@@ -58,14 +59,14 @@ def tapped(tap: Tap) -> Iterator[None]:
 
 
 def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Array:
-    """`model.apply({"params": params}, ids)`, each intermediate going through `tap`.
+    """Return `model.apply({"params": params}, ids)`, passing each intermediate through `tap`.
 
-    `tap(name, value)` gives the value to go on with: the same one, or another of its shape.
+    `tap(name, value)` returns the value to continue with: the same one, or another of its shape.
     """
     known = set(names(model.cfg))
 
     def attend(block: int, queries: Array, keys: Array, values: Array) -> Array:
-        """`scaled_dot_product_attention` with a causal mask, in the steps that it has."""
+        """Apply `scaled_dot_product_attention` with a causal mask, step by step."""
         here = f"trf_blocks.{block}.att"
         scores = tap(f"{here}.scores", attention.attention_scores(queries, keys))
         masked = attention.mask_scores(scores, attention.causal_mask(scores.shape[-1]))

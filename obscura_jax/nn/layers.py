@@ -1,4 +1,4 @@
-"""What acts on each position alone: embedding, layer norm, GELU, feed-forward; and dropout."""
+"""Position-wise layers: embedding, layer norm, GELU and feed-forward; and dropout."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
 from obscura_jax.config import GPTConfig, check_drop_rate, check_eps, check_sizes
-from obscura_jax.nn.linear import Linear, check_floating
+from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
 
 def dropout(
@@ -20,24 +20,26 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
 
-    Without a key nothing is dropped. A rate outside [0, 1) is a ValueError.
+    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError. Draws have the type
+    of `x`, at least float32, so that float32 numbers are dropped alike with and without x64.
     """
     rate = check_drop_rate("the drop rate", rate)
     if key is None:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # In float32 for any type of `x`: under x64 JAX would draw other values in float64.
+    keep = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
 def dropout_key(
     module: nn.Module, rate: float, deterministic: bool, key: Array | None = None
 ) -> Array | None:
-    """Return the key that `module` drops values with in this call, or None if it drops none.
+    """Return the dropout key of `module` for this call, or None if it drops nothing.
 
-    It is `key`, the one a caller passes down, or else one made from the `rngs` of `apply`.
+    The key is `key` if the caller passes one, and otherwise comes from the `rngs` of `apply`.
 
     Raises:
-        ValueError: when values are to be dropped and there is neither.
+        ValueError: if dropout is active and there is neither.
     """
     if deterministic or rate == 0:
         return None
@@ -51,29 +53,30 @@ def dropout_key(
 def layer_norm(
     x: Float[Array, "*batch d"], scale: Float[Array, " d"], shift: Float[Array, " d"], eps: float
 ) -> Float[Array, "*batch d"]:
-    """Normalise the last axis to mean 0 and (biased) variance 1, then scale and shift.
+    """Normalize the last axis to mean 0 and (biased) variance 1, then scale and shift.
 
-    Statistics are taken in at least float32, and the mean is subtracted before squaring: the
-    shortcut E[x^2] - E[x]^2 loses every digit where the mean is large. The result has the type of
-    `x`, which must be a floating-point type (ValueError). Ba et al. 2016; chapter 4.2.
+    Statistics are computed in at least float32. The mean is subtracted before squaring, because
+    E[x^2] - E[x]^2 loses all precision if the mean is large. The result has the type of `x`, which
+    must be a floating-point type (ValueError). Ba et al. 2016; chapter 4.2.
     """
     check_floating(x)
-    z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    z = x.astype(at_least_float32(x.dtype))
     z = z - z.mean(axis=-1, keepdims=True)
     z = z / jnp.sqrt(jnp.square(z).mean(axis=-1, keepdims=True) + eps)
-    return (jnp.broadcast_to(scale, x.shape) * z + jnp.broadcast_to(shift, x.shape)).astype(x.dtype)
+    scale, shift = (jnp.broadcast_to(a, x.shape).astype(z.dtype) for a in (scale, shift))
+    return (scale * z + shift).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The tanh form of GELU that GPT-2 was trained with (Hendrycks & Gimpel 2016; chapter 4.3)."""
+    """Apply the tanh form of GELU, which GPT-2 uses (Hendrycks & Gimpel 2016; chapter 4.3)."""
     return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def embed(
     weight: Float[Array, "v d"], ids: Integer[Array | np.ndarray, "*batch"]
 ) -> Float[Array, "*batch d"]:
-    """Row `ids[...]` of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
-    if ids.dtype.itemsize > 4:  # a gather keeps 32 bits of an index: 2**32 + 1 would be row 1
+    """Return the row of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
+    if ids.dtype.itemsize > 4:  # a gather keeps 32 bits of an index: 2**32 + 1 would read row 1
         xp = np if isinstance(ids, np.ndarray) else jnp
         ids = xp.where((ids >= 0) & (ids < len(weight)), ids, len(weight))
     rows = jnp.asarray(weight).at[ids]
@@ -85,15 +88,15 @@ def whole_ids(
 ) -> Array:
     """Return `ids` as an int32 array; ValueError unless they are integers in [0, size).
 
-    Concrete ids are checked as they are given, before JAX narrows 64-bit ones. Traced ids keep
-    their type, and their range cannot be known: inside jit it is the caller's to check. `name` and
-    `table` are what the error calls an id and the range of ids.
+    Concrete ids are checked before JAX narrows 64-bit ones. Traced ids keep their type, and their
+    range is unknown: inside jit the caller must check it. In error messages an id is called `name`
+    and the range of ids `table`.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ids)):
         ids = jnp.asarray(ids)
     elif not isinstance(ids, jax.Array):
         ids = np.asarray(ids)
-        ids = ids if ids.size else ids.astype(np.int32)  # an empty list has no type of its own
+        ids = ids if ids.size else ids.astype(np.int32)  # NumPy makes [] float64
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"{name}s must be integers, got {ids.dtype}")
     if isinstance(ids, jax.core.Tracer):
@@ -107,11 +110,11 @@ def whole_ids(
 
 
 class ConfiguredModule(nn.Module):
-    """A module made from the whole config; a dictionary such as `GPT_CONFIG_124M` becomes one."""
+    """Base of modules that take a `GPTConfig` or a dictionary such as `GPT_CONFIG_124M`."""
 
     if TYPE_CHECKING:
         cfg: GPTConfig
-    else:  # as given; what is kept is a GPTConfig
+    else:  # the argument; the attribute is always a GPTConfig
         cfg: GPTConfig | Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class ConfiguredModule(nn.Module):
 
 
 class ModuleList(nn.Module):
-    """Modules in order, named "0", "1", ... as torch.nn.ModuleList names them."""
+    """A list of modules, named "0", "1", ... as in torch.nn.ModuleList."""
 
     modules: Sequence[Any]
     preserve_adopted_names = True  # Linen would call them modules_0, modules_1, ...
@@ -136,17 +139,17 @@ class ModuleList(nn.Module):
 
 
 class Sequential(ModuleList):
-    """Modules applied in turn, named as torch.nn.Sequential names them."""
+    """Modules that are applied in order, named as in torch.nn.Sequential."""
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        """The last module's output."""
+        """Apply the modules in order and return the last output."""
         for module in self.modules:
             x = module(x)
         return x
 
 
 class Dropout(nn.Module):
-    """Dropout of the given rate; the identity unless `deterministic=False`."""
+    """Dropout at the given rate; the identity unless `deterministic=False`."""
 
     rate: float
 
@@ -176,9 +179,10 @@ class Embedding(nn.Module):
         self.weight = self.param("weight", nn.initializers.normal(1.0), shape, jnp.float32)
 
     def __call__(self, ids: ArrayLike) -> Float[Array, "*batch d"]:
-        """The rows of the table that `ids`, of any shape, name.
+        """Return the embeddings of `ids`, which may have any shape.
 
-        Raises ValueError for an id outside [0, V); inside jit, where it cannot be seen, it is NaN.
+        An id outside [0, V) raises ValueError; inside jit, where it cannot be checked, it gives
+        NaN.
         """
         return embed(self.weight, whole_ids(ids, self.num_embeddings))
 
@@ -196,7 +200,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         shape = (self.emb_dim,)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         shift = self.param("shift", nn.initializers.zeros, shape, jnp.float32)
@@ -204,7 +208,7 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """`gelu` as a module, to stand in a list of layers."""
+    """`gelu` as a module, for use in a list of layers."""
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Apply `gelu` to every value."""
@@ -212,12 +216,12 @@ class GELU(nn.Module):
 
 
 class FeedForward(ConfiguredModule):
-    """Widen to 4 D, GELU, back to D: `layers.0`, `layers.1` (no parameters), `layers.2`."""
+    """Linear from D to 4 D (`layers.0`), GELU (`layers.1`), linear back to D (`layers.2`)."""
 
     def setup(self) -> None:
         d = self.cfg.emb_dim
         self.layers = Sequential((Linear(d, 4 * d), GELU(), Linear(4 * d, d)))
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Apply the layers in turn, to each position alone."""
+        """Apply the layers in order, to each position separately."""
         return self.layers(x)

@@ -1,4 +1,4 @@
-"""The whole model (chapter 4): token ids (B, T) in, logits (B, T, V) out."""
+"""The GPT model (chapter 4): token ids (B, T) in, logits (B, T, V) out."""
 
 import math
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from obscura_jax.nn.layers import (
     dropout_key,
     whole_ids,
 )
-from obscura_jax.nn.linear import Linear, linear
+from obscura_jax.nn.linear import Linear, at_least_float32, linear
 
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> Array:
-    """`whole_ids`, (..., T), which must be sequences of at least one token; else ValueError."""
+    """Return `ids`, (..., T), as `whole_ids` does; a scalar or no tokens are a ValueError too."""
     ids = whole_ids(ids, vocab_size)
     if ids.ndim == 0:
         raise ValueError("token ids must be a sequence, got a single number")
@@ -41,10 +41,13 @@ def token_and_position_embedding(
     ids: Integer[Array, "*batch t"],
     positions: Integer[Array, "*batch t"] | None = None,
 ) -> Float[Array, "*batch t d"]:
-    """The embedding of each token plus that of its position, by default 0, 1, ... (chapter 2.8)."""
+    """Return the token embeddings plus the position embeddings (chapter 2.8).
+
+    `positions` defaults to 0, 1, ...
+    """
     tokens = tok_emb(ids)
     if positions is None:
-        positions = jnp.arange(ids.shape[-1])
+        positions = jnp.arange(ids.shape[-1], dtype=jnp.int32)
     else:
         size = pos_emb.num_embeddings
         positions = whole_ids(positions, size, name="position", table="context")
@@ -52,7 +55,7 @@ def token_and_position_embedding(
 
 
 class TransformerBlock(ConfiguredModule):
-    """Attention, then feed-forward: each after a layer norm, inside a shortcut (chapter 4.5)."""
+    """Attention, then feed-forward, each with a layer norm before and a shortcut (chapter 4.5)."""
 
     def setup(self) -> None:
         cfg = self.cfg
@@ -77,7 +80,7 @@ class TransformerBlock(ConfiguredModule):
         attend: Attend | None = None,
         key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """Apply the block to the residual stream; `attend` and `key` as in `MultiHeadAttention`.
+        """Return the output of the block; `attend` and `key` as in `MultiHeadAttention`.
 
         Attention weights are dropped with `fold_in(key, 0)`, the outputs of attention and of the
         feed-forward layers with `fold_in(key, 1)` and `fold_in(key, 2)`.
@@ -95,7 +98,7 @@ class TransformerBlock(ConfiguredModule):
         attend: Attend | None,
         key: Array | None,
     ) -> Float[Array, "*batch t d"]:
-        """Return the stream after attention, before the feed-forward layers."""
+        """Return the residual stream after attention, before the feed-forward layers."""
         y = self.norm1(x)
         y = self.att(y, deterministic=deterministic, attend=attend, key=_folded(key, 0))
         return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 1))
@@ -113,7 +116,7 @@ KEPT = {
 
 
 class GPTModel(ConfiguredModule):
-    """A GPT-2-shaped decoder (Radford et al. 2019; chapter 4.6).
+    """A decoder with GPT-2's architecture (Radford et al. 2019; chapter 4.6).
 
     Attributes:
         cfg: a `GPTConfig`, or a dictionary such as `GPT_CONFIG_124M`.
@@ -138,23 +141,24 @@ class GPTModel(ConfiguredModule):
         attend: Callable[..., Array] | None = None,
         only: Integer[Array, " b"] | None = None,
     ) -> Float[Array, "*batch t v"]:
-        """Logits for the token after each position, in at least float32.
+        """Return the logits for the token after each position, in at least float32.
 
         Args:
             ids: token ids in [0, V), (..., T): an array of any integer type, or lists; at most
-                `context_length` positions. Ids that are arguments of jit are narrowed to 32 bits
-                by JAX before they can be checked, and make NaN where they lie outside [0, V).
-            deterministic: False drops values at `drop_rate`. The key is made from the one that
-                `apply` is given as `rngs={"dropout": key}`: block n drops with `fold_in(key, n)`,
-                the embeddings with `fold_in(key, n_layers)`.
-            positions: the position of each token, where they are not 0, 1, 2, ...
-            attend: called as `attend(block, queries, keys, values)` in place of causal attention,
-                with the number of the block; a cache of keys and values is made so.
-            only: of ids (B, T), the one place in each row whose logits are wanted, (B,); they come
-                as (B, 1, V), and the other products with the output head are spared.
+                `context_length` positions. Inside jit their range cannot be checked, and JAX
+                narrows 64-bit arguments to 32 bits; there an id outside [0, V) gives NaN.
+            deterministic: False drops values at `drop_rate`. The key is derived from the one passed
+                to `apply` as `rngs={"dropout": key}`: block n uses `fold_in(key, n)`, the
+                embeddings use `fold_in(key, n_layers)`.
+            positions: the position of each token; default: 0, 1, 2, ...
+            attend: called as `attend(block, queries, keys, values)` in place of causal attention;
+                `block` is the block index. The key-value cache is implemented this way.
+            only: for ids (B, T), the index of the one position per row whose logits are needed,
+                (B,). Returns (B, 1, V) and skips the output head at the other positions.
 
         Raises:
-            ValueError: for ids outside the vocabulary, too many positions, dropout without a key.
+            ValueError: for ids outside the vocabulary, too many positions, or dropout without a
+                key.
         """
         x = self.hidden_states(ids, deterministic=deterministic, positions=positions, attend=attend)
         if only is not None:
@@ -170,12 +174,12 @@ class GPTModel(ConfiguredModule):
         attend: Callable[..., Array] | None = None,
         recompute: Recompute | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """What the last block gives, with the arguments of a call; `output_head` does the rest.
+        """Return the output of the last block. Takes the arguments of `__call__`, except `only`.
 
-        A caller that wants few logits at a time runs the two apart:
-        `model.apply({"params": params}, ids, method="hidden_states")`. For a gradient in less
-        memory, `recompute` names what of a block is computed once more instead of being kept:
-        "elementwise" keeps the products with weights, "blocks" only what enters each block.
+        Apply `output_head` to get logits, a few at a time to save memory. Call this method as
+        `model.apply({"params": params}, ids, method="hidden_states")`. To save memory in the
+        backward pass, `recompute` selects what it computes again: "elementwise" stores only the
+        products with weights, "blocks" only the input of each block.
         """
         cfg = self.cfg
         key = dropout_key(self, cfg.drop_rate, deterministic)
@@ -210,17 +214,17 @@ class GPTModel(ConfiguredModule):
         return self.drop_emb(x, deterministic=deterministic, key=key)
 
     def output_head(self, x: Float[Array, "*batch t d"]) -> Float[Array, "*batch t v"]:
-        """Logits of hidden states, after the final layer norm."""
+        """Apply the final layer norm to hidden states and return their logits."""
         x = self.final_norm(x)
         head = self.tok_emb if self.cfg.tie_weights else self.out_head
-        return linear(x, head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return linear(x, head.weight, dtype=at_least_float32(x.dtype))
 
 
 def count_parameters(params: Any, *, weight_tying: bool = False) -> int:
-    """How many numbers `params` holds; with `weight_tying`, the output head is not counted.
+    """Return the number of parameters; with `weight_tying`, the output head is not counted.
 
-    `params` is a parameter tree, or the `{"params": tree}` that `init` returns. Works on arrays and
-    on shapes alike (`jax.eval_shape`), so it needs no memory for a large model.
+    `params` is a parameter tree, or the `{"params": tree}` that `init` returns. Its leaves may be
+    arrays or shapes from `jax.eval_shape`, which need no memory for a large model.
     """
 
     def is_counted(path: tuple[Any, ...]) -> bool:
@@ -233,5 +237,5 @@ def count_parameters(params: Any, *, weight_tying: bool = False) -> int:
 
 
 def parameter_bytes(params: Any) -> int:
-    """Memory that `params` takes, in bytes; 163,009,536 float32 parameters take 621.83 MiB."""
+    """Return the size of `params` in bytes; 163,009,536 float32 parameters take 621.83 MiB."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))

@@ -1,4 +1,4 @@
-"""What the course builds on the way and replaces later: kept whole, under its names."""
+"""The intermediate versions that the course builds and later replaces, under the course's names."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,12 +21,12 @@ from obscura_jax.nn.layers import (
     Sequential,
     dropout_key,
 )
-from obscura_jax.nn.linear import Linear, linear
+from obscura_jax.nn.linear import Linear, at_least_float32, linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
 
 
 class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
-    """Self-attention with raw matrices (d_in, d_out) drawn from [0, 1): no mask (chapter 3.4.2)."""
+    """Unmasked self-attention with raw (d_in, d_out) matrices from U[0, 1) (chapter 3.4.2)."""
 
     d_in: int
     d_out: int
@@ -37,7 +37,7 @@ class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch t d_in"]) -> Float[Array, "*batch t d_out"]:
-        """Every position attends to every position."""
+        """Attend from every position to every position."""
         draw, shape = nn.initializers.uniform(1.0), (self.d_in, self.d_out)
         queries, keys, values = (
             linear(x, self.param(name, draw, shape, jnp.float32).T)
@@ -47,7 +47,7 @@ class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
 
 
 class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
-    """Self-attention with `Linear` projections: no mask (chapter 3.4.2)."""
+    """Unmasked self-attention with `Linear` projections (chapter 3.4.2)."""
 
     d_in: int
     d_out: int
@@ -63,14 +63,14 @@ class SelfAttention_v2(nn.Module):  # noqa: N801 - the course's name
         self.W_value = Linear(self.d_in, self.d_out, self.qkv_bias)
 
     def __call__(self, x: Float[Array, "*batch t d_in"]) -> Float[Array, "*batch t d_out"]:
-        """Every position attends to every position."""
+        """Attend from every position to every position."""
         return scaled_dot_product_attention(self.W_query(x), self.W_key(x), self.W_value(x))
 
 
 class MultiHeadAttentionWrapper(nn.Module):
-    """Separate `CausalAttention` heads, side by side (chapter 3.6.1).
+    """Separate `CausalAttention` heads whose outputs are concatenated (chapter 3.6.1).
 
-    The output is num_heads * d_out wide.
+    The output has width num_heads * d_out.
     """
 
     d_in: int
@@ -94,20 +94,20 @@ class MultiHeadAttentionWrapper(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch t d_in"], *, deterministic: bool = True
     ) -> Float[Array, "*batch t d"]:
-        """The heads' outputs, concatenated along the last axis."""
+        """Return the outputs of the heads, concatenated along the last axis."""
         return jnp.concatenate([head(x, deterministic=deterministic) for head in self.heads], -1)
 
 
 class DummyTransformerBlock(ConfiguredModule):
-    """Stands where `TransformerBlock` will: gives its input back (chapter 4.1)."""
+    """A placeholder for `TransformerBlock` that returns its input (chapter 4.1)."""
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The identity."""
+        """Return `x`."""
         return x
 
 
 class DummyLayerNorm(nn.Module):
-    """Stands where `LayerNorm` will: gives its input back (chapter 4.1)."""
+    """A placeholder for `LayerNorm` that returns its input (chapter 4.1)."""
 
     normalized_shape: int
     eps: float = 1e-5
@@ -118,12 +118,12 @@ class DummyLayerNorm(nn.Module):
         super().__post_init__()
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The identity."""
+        """Return `x`."""
         return x
 
 
 class DummyGPTModel(ConfiguredModule):
-    """The frame of a GPT with dummies inside: embeddings, dropout, output head (chapter 4.1)."""
+    """A GPT with placeholders between embeddings, dropout and output head (chapter 4.1)."""
 
     def setup(self) -> None:
         cfg = self.cfg
@@ -135,7 +135,7 @@ class DummyGPTModel(ConfiguredModule):
         self.out_head = Linear(cfg.emb_dim, cfg.vocab_size, use_bias=False)
 
     def __call__(self, ids: ArrayLike, *, deterministic: bool = True) -> Float[Array, "*batch t v"]:
-        """Logits for the token after each position; ids and their errors as in `GPTModel`."""
+        """Return logits for the token after each position; ids and errors as in `GPTModel`."""
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
@@ -145,15 +145,15 @@ class DummyGPTModel(ConfiguredModule):
         for block in self.trf_blocks:
             x = block(x)
         x = self.final_norm(x)
-        return linear(x, self.out_head.weight, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return linear(x, self.out_head.weight, dtype=at_least_float32(x.dtype))
 
 
 class ExampleDeepNeuralNetwork(nn.Module):
     """Linear layers with GELU, with or without shortcuts (chapter 4.4).
 
     Attributes:
-        layer_sizes: the widths, input first: six numbers make the course's five layers.
-        use_shortcut: add a layer's input to its output where the two have the same shape.
+        layer_sizes: the widths, input first; six numbers define the course's five layers.
+        use_shortcut: whether to add a layer's input to its output if both have the same shape.
     """
 
     layer_sizes: Sequence[int]
@@ -170,7 +170,7 @@ class ExampleDeepNeuralNetwork(nn.Module):
         self.layers = ModuleList([Sequential((Linear(a, b), GELU())) for a, b in pairs])
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        """Apply the layers in turn."""
+        """Apply the layers in order."""
         for layer in self.layers:
             y = layer(x)
             x = x + y if self.use_shortcut and x.shape == y.shape else y
@@ -183,16 +183,16 @@ def mean_abs_gradients(
     x: Float[Array, "*batch d_in"],
     target: Float[Array, "*batch d_out"],
 ) -> list[float]:
-    """Mean |gradient| of each layer's weight, first layer first, under the mean squared error.
+    """Return the mean |gradient| of each layer's weight, first layer first.
 
-    The experiment of chapter 4.4: without shortcuts the first layers hardly learn. Raises
-    ValueError where the target has not the shape of the output.
+    The loss is the mean squared error. This is the experiment of chapter 4.4: without shortcuts
+    the first layers hardly learn. Raises ValueError if `target` and the output differ in shape.
     """
 
     def loss(params: Any) -> Array:
         y: Any = model.apply({"params": params}, x)
         if y.shape != target.shape:
-            raise ValueError(f"target has shape {target.shape}, the output {y.shape}")
+            raise ValueError(f"target has shape {target.shape}, but the output has {y.shape}")
         return jnp.square(y - target).mean()
 
     layers = jax.grad(loss)(params)["layers"]

@@ -1,4 +1,7 @@
-"""What a program is traced for: some want other forms of a few computations than others."""
+"""The target that a program is traced for.
+
+A few operations are written differently for CPU, GPU and TPU, and for several devices.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +13,14 @@ import jax
 
 @dataclass(frozen=True)
 class Target:
-    """Devices that a program is for.
+    """The devices that a program is for.
 
     Attributes:
         platform: "cpu", "cuda", "tpu", or another of JAX's.
-        many: whether arrays lie on many of them.
-        layouts: whether arrays may be told how to lie in memory. Where heads are split over devices
-            the partitioner would gather them first, and an exported file promises nothing of it.
+        many: whether arrays are distributed over several devices.
+        layouts: whether memory-layout constraints may be used. False if heads are sharded, because
+            the partitioner would all-gather them first, and in exported programs, whose format
+            does not guarantee layouts.
     """
 
     platform: str
@@ -28,20 +32,20 @@ _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
 
 def target() -> Target:
-    """Of the program now traced; by default one device, where JAX runs."""
+    """Return the target of the traced program; by default one device of JAX's default backend."""
     return _target.get() or Target(jax.default_backend())
 
 
 def on_one_cpu() -> bool:
-    """Whether the program now traced is for a single CPU device."""
+    """Return whether the program being traced is for a single CPU device."""
     return target().platform == "cpu" and not target().many
 
 
 @contextmanager
 def traced_for(target: Target) -> Iterator[None]:
-    """Within, programs are traced for this, whatever runs here.
+    """Context manager: trace programs for `target` instead of the local backend.
 
-    What `jax.jit` has traced before stays: give it a function of its own.
+    `jax.jit` reuses existing traces, so pass it a new function object.
     """
     token = _target.set(target)
     try:

@@ -1,15 +1,15 @@
-"""How far apart the two frameworks may be: per quantity and number type, with what was measured.
+"""Measured and allowed differences between the two frameworks, per quantity and number type.
 
 Differences are relative to the largest entry of PyTorch's array. A budget is about four times the
-largest of the measured errors, twelve small models with random parameters and prompts, on AVX-512.
-The verdict of `obscura parity` needs no such table; tests of fixed models read this one.
+largest error measured with twelve small models with random parameters and prompts, on AVX-512.
+Tests of fixed models use this table; the verdict of `obscura parity` does not.
 """
 
 from typing import NamedTuple
 
 
 class Budget(NamedTuple):
-    """The largest measured difference, and the one that is allowed."""
+    """The largest measured difference and the largest allowed one."""
 
     measured: float
     allowed: float
@@ -29,7 +29,7 @@ BUDGETS: dict[tuple[str, str], Budget] = {
 
 
 def as_markdown() -> str:
-    """The table of the README."""
+    """Return the table of the README."""
     rows = [
         f"| {quantity} | {dtype} | {b.measured:.1e} | {b.allowed:.1e} |"
         for (quantity, dtype), b in BUDGETS.items()

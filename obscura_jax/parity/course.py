@@ -1,23 +1,23 @@
-"""What the course prints, beside what comes out here."""
+"""Comparison of our results with those that the course prints."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_ROUNDING = 1e-6  # float32's own, of numbers of about 1
+_ROUNDING = 1e-6  # of float32 numbers near 1
 
 
 @dataclass(frozen=True, repr=False)
 class Beside:
-    """Two results and their difference; shown as three lines.
+    """Two results and their difference, shown as three lines.
 
     Attributes:
-        ours: what was computed here.
-        course: what the course prints.
-        difference: the largest one of numbers; 0 or 1 for text and whole numbers.
-        allowed: how large a difference the digits printed explain.
-        decimals: how many are shown; None shows every digit, and the difference is relative.
+        ours: our result.
+        course: the result that the course prints.
+        difference: the largest difference between numbers; 0 or 1 for text and integers.
+        allowed: the largest difference that rounding to the printed digits explains.
+        decimals: number of decimals shown; None shows every digit, and the difference is relative.
     """
 
     ours: Any
@@ -28,7 +28,7 @@ class Beside:
 
     @property
     def equal(self) -> bool:
-        """Whether the course could have printed ours."""
+        """Return whether the course could have printed our result."""
         return self.difference <= self.allowed
 
     def __repr__(self) -> str:
@@ -51,20 +51,20 @@ class Beside:
 
 
 def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> Beside:
-    """Put a result beside the figure that the course prints.
+    """Compare a result with the one that the course prints.
 
     Args:
-        ours: numbers of any shape, or text, or a list of texts.
-        course: the same as the course prints it.
-        decimals: how many the course prints; None when it prints every digit of a float32, which
-            are then compared relative to their size. Whole numbers and text must be equal.
+        ours: numbers of any shape, a text, or a list of texts.
+        course: the same result as the course prints it.
+        decimals: number of decimals that the course prints; None if it prints every digit of a
+            float32, in which case differences are relative. Integers and text must be equal.
 
     Raises:
-        ValueError: when the two have not the same shape.
+        ValueError: if the two differ in shape.
     """
     mine, theirs = np.asarray(ours), np.asarray(course)
     if mine.shape != theirs.shape:
-        raise ValueError(f"ours has shape {mine.shape}, the course's figure {theirs.shape}")
+        raise ValueError(f"ours has shape {mine.shape}, but course has {theirs.shape}")
     if theirs.dtype.kind not in "f":
         return Beside(mine.tolist(), theirs.tolist(), float((mine != theirs).any()), 0.0, None)
     apart = np.abs(mine.astype(np.float64) - theirs)

@@ -35,6 +35,7 @@ def examine(
     reference: Reference,
     *,
     seed: int = 0,
+    end_of_text: int | None = None,
     steps: int | None = None,
     new_tokens: int = 16,
     default_precision_too: bool | None = None,
@@ -47,6 +48,7 @@ def examine(
         params: its parameter tree, float32.
         reference: the PyTorch side.
         seed: of the prompts.
+        end_of_text: the id that ends a text, for one of the prompts; see `hard_prompts`.
         steps: optimizer steps after which its slots are compared; by default 3, and none for
             models of more than 40M parameters, whose slots in float64 take gigabytes.
         new_tokens: greedy tokens to compare; 0 compares none.
@@ -60,7 +62,7 @@ def examine(
     if steps is None:
         steps = 3 if sum(x.size for x in flat.values()) <= _LARGE else 0
     sides = Sides(cfg, flat, reference)
-    prompts = hard_prompts(cfg, seed)
+    prompts = hard_prompts(cfg, seed, end_of_text)
     batch = prompts[_BATCH]
     notes = [f"the module has no place for {name}" for name in reference.absent]
     with jax.default_matmul_precision("highest"):

@@ -8,16 +8,25 @@ from obscura_jax.config import GPTConfig
 _SHORT = 24
 
 
-def hard_prompts(cfg: GPTConfig, seed: int = 0) -> dict[str, NDArray[np.int32]]:
+def hard_prompts(
+    cfg: GPTConfig, seed: int = 0, end_of_text: int | None = None
+) -> dict[str, NDArray[np.int32]]:
     """Prompts (B, T) by name, drawn with `seed`; three shapes in all, so three compilations.
 
     The full context; one token again and again; the last 1/16 of the vocabulary, where rare tokens
-    are; the last token of all, GPT-2's `<|endoftext|>`, in the middle; random ids; a batch of 3.
+    are; the end of a text in the middle; random ids; a batch of 3.
+
+    Args:
+        cfg: the model's config.
+        seed: the seed of the random ids.
+        end_of_text: the id that ends a text; by default the last one, as in GPT-2.
     """
     rng = np.random.default_rng(seed)
     vocab, length = cfg.vocab_size, min(_SHORT, cfg.context_length)
     inside = rng.integers(0, vocab, (1, length))
-    inside[:, length // 2] = vocab - 1
+    if end_of_text is None or not 0 <= end_of_text < vocab:
+        end_of_text = vocab - 1
+    inside[:, length // 2] = end_of_text
     prompts = {
         "random ids": rng.integers(0, vocab, (1, length)),
         "one repeated token": np.full((1, length), rng.integers(vocab)),

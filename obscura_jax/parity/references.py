@@ -14,6 +14,7 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
 from obscura_jax.interop import tables
 from obscura_jax.interop.foreign_configs import to_hf_config
+from obscura_jax.interop.names import understood
 from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -120,7 +121,7 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
         f"transformers {transformers.__version__} GPT2LMHeadModel",
         build,
         hugging_face_taps(cfg.n_layers),
-        lambda state: tables.renamed(tables.HUGGING_FACE, state, known)[0],
+        lambda state: tables.renamed(tables.HUGGING_FACE, understood(state).plain, state, known)[0],
     )
 
 

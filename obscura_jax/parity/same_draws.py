@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax import config
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
 from obscura_jax.parity import threefry
 from obscura_jax.parity.threefry import Words
@@ -51,7 +51,7 @@ def dropout_key(key: Words, path: Sequence[str], count: int, blocks: int) -> Wor
 
 
 @contextmanager
-def same_dropout(module: "nn.Module", key: Words, dtype: DTypeLike | None = None) -> Iterator[None]:
+def same_dropout(module: "nn.Module", key: Words) -> Iterator[None]:
     """Make a training-mode `module` drop the values that ours drops under `rngs={"dropout": key}`.
 
     Each call of `module` starts from `key` again, as each `apply` does; draws are told apart by the
@@ -60,7 +60,6 @@ def same_dropout(module: "nn.Module", key: Words, dtype: DTypeLike | None = None
     Args:
         module: a model of the course's shape, or a part of one, compared with that part alone.
         key: the key that `apply` gets.
-        dtype: the type JAX draws in, float64 where x64 is on; by default that of what is dropped.
     """
     import torch
 
@@ -71,9 +70,8 @@ def same_dropout(module: "nn.Module", key: Words, dtype: DTypeLike | None = None
             return out
         (x,) = args
         counts[path] += 1
-        draw_in = dtype or (np.float64 if x.dtype == torch.float64 else np.float32)
         own = dropout_key(key, path, counts[path], blocks)
-        keep = threefry.bernoulli(own, 1 - dropout.p, tuple(x.shape), draw_in)
+        keep = threefry.bernoulli(own, 1 - dropout.p, tuple(x.shape))
         kept = torch.from_numpy(keep).to(x.device)
         return torch.where(kept, x / (1 - dropout.p), torch.zeros_like(x))
 

@@ -1,9 +1,9 @@
-"""JAX's random numbers in NumPy: the same key gives the same bits, without JAX.
+"""JAX's random numbers in NumPy: the same key produces the same bits, without JAX.
 
-With these a PyTorch model can drop the very values that the port drops and sample with the very
-noise. The generator is Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers:
-as easy as 1, 2, 3"), counted as `jax.random` counts with its default, partitionable, keys. A key
-is its two words of 32 bits, (2,) uint32: what `jax.random.key_data` gives.
+With them a PyTorch model can drop the same values as the JAX model and sample with the same noise.
+The generator is Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy
+as 1, 2, 3"). Its counters are those of `jax.random` with the default, partitionable keys. A key is
+two 32-bit words, (2,) uint32, as `jax.random.key_data` returns them.
 """
 
 import math
@@ -29,39 +29,39 @@ _MANTISSA = {np.dtype(np.float32): 23, np.dtype(np.float64): 52}
 
 
 def key(seed: int) -> Words:
-    """The key of a seed in [0, 2**32), as `jax.random.key(seed)`; else ValueError."""
+    """Return the key of a seed in [0, 2**32), as `jax.random.key(seed)` does; else ValueError."""
     if not 0 <= seed < 2**32:
-        raise ValueError(f"a seed lies in 0..{2**32 - 1}, got {seed}")
+        raise ValueError(f"seed must be in 0..{2**32 - 1}, got {seed}")
     return np.array([0, seed], np.uint32)
 
 
 def fold_in(key: Words, data: int) -> Words:
-    """The key that a key and a number of 32 bits make."""
+    """Return a key derived from a key and a 32-bit number."""
     return np.stack(_threefry(key, np.zeros((), np.uint32), np.asarray(data % 2**32, np.uint32)))
 
 
 def split(key: Words, num: int = 2) -> Words:
-    """`num` new keys, (num, 2)."""
+    """Return `num` new keys, (num, 2)."""
     return np.stack(_threefry(key, *_counts((num,))), axis=-1)
 
 
 def bits(key: Words, shape: tuple[int, ...] = (), width: int = 32) -> NDArray[Any]:
-    """Random bits: unsigned integers of 32 or 64 bits."""
+    """Return random bits as unsigned integers of 32 or 64 bits."""
     high, low = _threefry(key, *_counts(shape))
     if width == 64:
         return (high.astype(np.uint64) << np.uint64(32)) | low
     if width != 32:
-        raise ValueError(f"bits come in words of 32 or 64, got {width}")
+        raise ValueError(f"width must be 32 or 64, got {width}")
     return high ^ low
 
 
 def uniform(
     key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32, minval: float = 0.0
 ) -> Floats:
-    """Numbers in [minval, 1), of type float32 or float64."""
+    """Return numbers in [minval, 1), of type float32 or float64."""
     dtype = np.dtype(dtype)
     if dtype not in _MANTISSA:
-        raise ValueError(f"uniform numbers are float32 or float64, got {dtype}")
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
     width = dtype.itemsize * 8
     mantissa = bits(key, shape, width) >> np.asarray(width - _MANTISSA[dtype], f"u{dtype.itemsize}")
     one = np.ones((), dtype)
@@ -73,15 +73,15 @@ def uniform(
 def bernoulli(
     key: Words, p: float = 0.5, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32
 ) -> NDArray[np.bool_]:
-    """True with probability `p`; JAX draws in float64 where x64 is on: say so by `dtype`."""
+    """Return True with probability `p`; pass `dtype=np.float64` to match JAX with x64 enabled."""
     return np.asarray(uniform(key, shape, dtype) < np.asarray(p, dtype))
 
 
 def gumbel(key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32) -> Floats:
-    """Noise whose argmax over logits draws from their softmax: -log(-log(u)).
+    """Return Gumbel noise, -log(-log(u)): the argmax of logits plus noise samples their softmax.
 
-    The bits are those that XLA makes on a CPU in float32. In float64, and beside an accelerator,
-    whose logarithms are others, the last one or two may differ.
+    In float32 the bits are those of XLA on a CPU. In float64 and on accelerators, where logarithms
+    are computed differently, the last one or two bits may differ.
     """
     u = uniform(key, shape, dtype, minval=float(np.finfo(np.dtype(dtype)).tiny))
     log = _log_float32 if u.dtype == np.float32 else np.log
@@ -89,7 +89,7 @@ def gumbel(key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float3
 
 
 def categorical(key: Words, logits: ArrayLike) -> NDArray[np.intp]:
-    """One index for each row of `logits`, (..., V), drawn from their softmax."""
+    """Draw one index per row of `logits`, (..., V), from their softmax."""
     logits = np.asarray(logits)
     return np.asarray((gumbel(key, logits.shape, logits.dtype) + logits).argmax(axis=-1))
 
@@ -100,10 +100,10 @@ def _counts(shape: tuple[int, ...]) -> tuple[Words, Words]:
 
 
 def _threefry(key: Words, x: Words, y: Words) -> tuple[Words, Words]:
-    """Encrypt the counter of two words under the key."""
+    """Encrypt the counter, two words, with the key."""
     first, second = np.asarray(key, np.uint32)
     schedule = (first, second, first ^ second ^ _PARITY)
-    with np.errstate(over="ignore"):  # addition modulo 2**32 is meant
+    with np.errstate(over="ignore"):  # addition modulo 2**32 is intended
         x, y = x + schedule[0], y + schedule[1]
         for turn in range(5):
             for rotation in _ROTATIONS[turn % 2]:
@@ -116,7 +116,7 @@ def _threefry(key: Words, x: Words, y: Words) -> tuple[Words, Words]:
 
 
 def _log_float32(x: Floats) -> Floats:
-    """The logarithm of normal positive numbers, rounded wherever XLA's on a CPU rounds."""
+    """Return the logarithm of positive normal numbers, rounded at each step as by XLA on a CPU."""
     pattern = x.view(np.uint32)
     exponent = ((pattern >> np.uint32(23)).astype(np.int32) - 126).astype(np.float32)
     t = ((pattern & np.uint32(0x007FFFFF)) | np.uint32(0x3F000000)).view(np.float32)  # [0.5, 1)
@@ -132,10 +132,10 @@ def _log_float32(x: Floats) -> Floats:
 
 
 def _fma(a: Floats, b: Floats | np.float32, c: Floats | np.float32) -> Floats:
-    """a * b + c of float32, rounded once.
+    """Return a * b + c in float32, rounded once.
 
-    float64 holds the product exactly. Its sum is rounded to odd, so that the rounding to float32
-    which follows is as if it were the only one (Boldo & Melquiond 2008).
+    float64 holds the product exactly. The sum is rounded to odd, so that rounding it to float32
+    gives the result of a single rounding (Boldo & Melquiond 2008).
     """
     product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
     total = product + addend

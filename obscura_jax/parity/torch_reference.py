@@ -1,9 +1,9 @@
 """The PyTorch side of every comparison: the course's components, written for this project.
 
-Constructor arguments, state-dict names (the `mask` buffers too) and the order in which parameters
-are drawn are the course's, so a course checkpoint loads with `strict=True` and
-`torch.manual_seed(123)` gives the figures it prints. The bodies are our own, and as plain as they
-can be: this file is what the JAX code is held against.
+Constructor arguments, state-dict names (including the `mask` buffers) and the order in which
+parameters are drawn are the course's. A course checkpoint therefore loads with `strict=True`, and
+`torch.manual_seed(123)` reproduces the numbers that the course prints. The implementations are our
+own, and as simple as possible, because the JAX code is compared with them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ def simple_attention(x: Tensor) -> Tensor:
 
 
 def causal_mask(size: int) -> Tensor:
-    """1 above the diagonal, where a key lies in the query's future: the course's orientation."""
+    """Return 1 above the diagonal, where a key is in the query's future, as in the course."""
     return torch.triu(torch.ones(size, size), diagonal=1)
 
 
 def renormalised_causal_attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
-    """Mask after softmax, then divide each row by what is left of it."""
+    """Mask after softmax, then renormalize each row."""
     weights = torch.softmax(queries @ keys.mT / keys.shape[-1] ** 0.5, dim=-1)
     weights = weights * (1 - causal_mask(keys.shape[-2]).to(weights.dtype))
     return weights / weights.sum(dim=-1, keepdim=True)
@@ -53,7 +53,7 @@ def token_and_position_embedding(tok_emb: nn.Module, pos_emb: nn.Module, in_idx:
 
 
 class InputEmbedding(nn.Module):
-    """The two tables of chapter 2.8, which the course uses without a class around them."""
+    """The two embedding tables of chapter 2.8, which the course uses without a class."""
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class ExampleDeepNeuralNetwork(nn.Module):
 
 
 def mean_abs_gradients(model: ExampleDeepNeuralNetwork, x: Tensor, target: Tensor) -> list[float]:
-    """Mean |gradient| of each layer's weight under the mean squared error, first layer first."""
+    """Return the mean |gradient| of each layer's weight for the mean squared error, in order."""
     weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
     gradients = torch.autograd.grad(nn.functional.mse_loss(model(x), target), weights)
     return [gradient.abs().mean().item() for gradient in gradients]
@@ -246,7 +246,7 @@ class DummyLayerNorm(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """Block and norm are attributes, so that `DummyGPTModel` differs in nothing else."""
+    """A GPT with its block and norm as attributes, so that `DummyGPTModel` differs only there."""
 
     block: type[nn.Module] = TransformerBlock
     norm: type[nn.Module] = LayerNorm
@@ -274,7 +274,7 @@ class DummyGPTModel(GPTModel):
 def generate_text_simple(
     model: nn.Module, idx: Tensor, max_new_tokens: int, context_size: int
 ) -> Tensor:
-    """Append the most probable token again and again, seeing `context_size` tokens at most."""
+    """Append the most probable token repeatedly, reading at most `context_size` tokens."""
     for _ in range(max_new_tokens):
         with torch.no_grad():
             logits = model(idx[:, -context_size:])[:, -1]

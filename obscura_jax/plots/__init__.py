@@ -1,7 +1,7 @@
-"""Pictures of what the package computes, by matplotlib (the extra "notebooks").
+"""Matplotlib figures of what the package computes (needs the extra "notebooks").
 
-Every function takes plain arrays, NumPy's or JAX's, and returns a figure: a notebook shows it, a
-program saves it by `figure.savefig("name.png")`. No function touches pyplot's state.
+Every function takes NumPy or JAX arrays and returns a figure. A notebook displays it; a program
+saves it with `figure.savefig("name.png")`. No function changes the state of pyplot.
 """
 
 from obscura_jax.plots.charts import (

@@ -1,4 +1,4 @@
-"""Charts: arrays of numbers as colours, bars and curves."""
+"""Charts: arrays of numbers as colors, bars and curves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,21 +13,24 @@ if TYPE_CHECKING:
 
 
 def attention_map(weights: ArrayLike, tokens: Sequence[str], *, title: str = "") -> "Figure":
-    """Draw who attends to whom: queries down, keys across, the tokens on both axes.
+    """Draw attention weights: queries down, keys across, the tokens on both axes.
 
     Args:
-        weights: (T, T), or (H, T, T) for a panel a head; a mask is drawn as well.
+        weights: (T, T), or (H, T, T) for one panel per head; a boolean mask works too.
         tokens: the T tokens as text.
-        title: what stands above.
+        title: title of the figure.
 
     Raises:
         ValueError: for weights of another shape.
-        MissingExtraError: here and below, when matplotlib is missing.
+        MissingExtraError: here and below, if matplotlib is missing.
     """
     heads = np.asarray(weights, np.float64)
     heads = heads[None] if heads.ndim == 2 else heads
     if heads.ndim != 3 or heads.shape[1:] != (len(tokens), len(tokens)):
-        raise ValueError(f"weights of shape {np.shape(weights)} for {len(tokens)} tokens")
+        raise ValueError(
+            f"weights must have shape (T, T) or (H, T, T) for {len(tokens)} tokens, "
+            f"got {np.shape(weights)}"
+        )
     size = 1.2 + 0.33 * len(tokens)
     figure = new_figure(max(size * len(heads), 3.2), size + 0.3)
     for number, panel in enumerate(figure.subplots(1, len(heads), squeeze=False)[0]):
@@ -48,21 +51,24 @@ def heat_map(
     cells: Sequence[Sequence[str]] | None = None,
     title: str = "",
 ) -> "Figure":
-    """Draw a table of numbers as colours, the first row at the bottom: layers rise as they run.
+    """Draw a table of numbers as colors, first row at the bottom, so that layers run upward.
 
     Args:
-        values: (R, C); where some are negative, white is 0.
+        values: (R, C); if some are negative, white is 0.
         rows: R names.
         columns: C names, or tokens.
         cells: R rows of C texts to write into the cells.
-        title: what stands above.
+        title: title of the figure.
 
     Raises:
-        ValueError: when the names do not fit the values.
+        ValueError: if the numbers of names do not match the shape of `values`.
     """
     table = np.asarray(values, np.float64)
     if table.shape != (len(rows), len(columns)):
-        raise ValueError(f"values of shape {table.shape}, {len(rows)} rows, {len(columns)} columns")
+        raise ValueError(
+            f"values have shape {table.shape}, but there are {len(rows)} row names "
+            f"and {len(columns)} column names"
+        )
     figure = new_figure(1.8 + (0.8 if cells else 0.45) * len(columns), 1.3 + 0.34 * len(rows))
     panel = figure.add_subplot()
     largest = float(np.abs(table).max())
@@ -90,12 +96,12 @@ def heat_map(
 def function_curves(
     functions: Mapping[str, Callable[[Any], Any]], low: float = -4.0, high: float = 4.0
 ) -> "Figure":
-    """Draw functions of one number, such as activations, and the derivatives that `jax.grad` gives.
+    """Draw functions of one number, such as activations, and their derivatives by `jax.grad`.
 
     Args:
         functions: name -> a scalar JAX function.
-        low: where the curves begin.
-        high: where they end.
+        low: left end of the curves.
+        high: right end of the curves.
     """
     import jax
 
@@ -118,12 +124,12 @@ def gradient_bars(
     layers: Sequence[str] | None = None,
     quantity: str = "mean |gradient|",
 ) -> "Figure":
-    """Draw sizes, such as those of the layers' gradients, on a logarithmic axis.
+    """Draw one bar per layer, such as the size of its gradient, on a logarithmic axis.
 
     Args:
-        gradients: name of a network, drawn in a colour -> a positive number for each layer.
+        gradients: name of a network, which gets its own color -> one positive number per layer.
         layers: names of the layers, first layer first; by default their numbers.
-        quantity: what is drawn.
+        quantity: label of the logarithmic axis.
     """
     count = max(len(sizes) for sizes in gradients.values())
     layers = layers or [f"layer {n}" for n in range(count)]
@@ -143,12 +149,12 @@ def gradient_bars(
 def probability_bars(
     distributions: Mapping[str, ArrayLike], tokens: Sequence[str], *, top: int = 15
 ) -> "Figure":
-    """Draw distributions over the vocabulary, a panel each, the tokens in one order in all of them.
+    """Draw distributions over the vocabulary, one panel each, with the tokens in the same order.
 
     Args:
         distributions: title -> (V,) probabilities.
         tokens: the text of each of the V tokens.
-        top: how many tokens are drawn: the most probable ones of the first distribution.
+        top: number of tokens to draw: the most probable ones of the first distribution.
     """
     arrays = {title: np.asarray(p, np.float64) for title, p in distributions.items()}
     order = np.argsort(-next(iter(arrays.values())), kind="stable")[:top]
@@ -174,7 +180,7 @@ def loss_curves(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         if points:
             marker = "o" if len(points) < 50 and field == "val_loss" else None
             panel.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
-    panel.set(xlabel="step", ylabel="cross-entropy, nats a token")
+    panel.set(xlabel="step", ylabel="cross-entropy, nats per token")
     panel.grid(alpha=0.3)
     panel.legend()
     return figure

@@ -1,4 +1,4 @@
-"""Diagrams: how windows, caches and random keys are laid out."""
+"""Diagrams of windows, caches and random keys."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ def window_diagram(
     """Draw the sliding windows over a text: what each one reads, and the last token it predicts.
 
     Args:
-        tokens: the text's tokens.
-        max_length: tokens in a window.
-        stride: from the start of a window to that of the next.
-        title: what stands above.
+        tokens: the tokens of the text.
+        max_length: tokens per window.
+        stride: tokens from the start of one window to the start of the next.
+        title: title of the figure.
     """
     starts = range(0, len(tokens) - max_length, stride)
     grid = np.zeros((len(starts), len(tokens)), int)
@@ -30,18 +30,18 @@ def window_diagram(
         grid[row, start + max_length] = 2
     names = [f"window {n}" for n in range(len(starts))]
     figure = new_figure(1.5 + 0.55 * len(tokens), 1.5 + 0.3 * len(starts))
-    colours, kinds = [PALE, BLUE, ORANGE], ["not in it", "input", "last target"]
+    colours, kinds = [PALE, BLUE, ORANGE], ["not in the window", "input", "last target"]
     _states(figure.add_subplot(), grid, names, tokens, colours, kinds)
     figure.suptitle(title)
     return figure
 
 
 def cache_diagram(prompt: Sequence[str], new: Sequence[str]) -> "Figure":
-    """Draw which positions a step computes and which it reads, without and with a cache.
+    """Draw which positions each step computes and which it reads, without and with a cache.
 
     Args:
-        prompt: the prompt's tokens.
-        new: the tokens generated after it; each step makes one.
+        prompt: the tokens of the prompt.
+        new: the tokens generated after it, one per step.
     """
     tokens = [*prompt, *new[:-1]]  # the last new token is never read
     again = np.zeros((len(new), len(tokens)), int)
@@ -51,10 +51,10 @@ def cache_diagram(prompt: Sequence[str], new: Sequence[str]) -> "Figure":
     cached[0, : len(prompt)] = 2
     for step in range(1, len(new)):
         cached[step, len(prompt) + step - 1] = 2
-    steps = [f"makes {visible(token)!r}" for token in new]
+    steps = [f"generates {visible(token)!r}" for token in new]
     figure = new_figure(2.2 + 0.75 * len(tokens), 1.6 + 0.25 * len(new))
     left, right = figure.subplots(1, 2, sharey=True)
-    colours, kinds = [PALE, GREY, BLUE], ["not there yet", "read from the cache", "computed"]
+    colours, kinds = [PALE, GREY, BLUE], ["not generated yet", "read from the cache", "computed"]
     _states(left, again, steps, tokens, colours)
     _states(right, cached, steps, tokens, colours, kinds)
     left.set_title(f"re-read: {np.count_nonzero(again == 2)} positions computed", fontsize=10)
@@ -63,10 +63,10 @@ def cache_diagram(prompt: Sequence[str], new: Sequence[str]) -> "Figure":
 
 
 def key_tree(tree: Mapping[str, Any]) -> "Figure":
-    """Draw how random keys are made of one another: a key, below it what is derived from it.
+    """Draw how random keys are derived: below each key, the keys that are derived from it.
 
     Args:
-        tree: name -> the tree of the keys derived from it; {} for one that is used up by a draw.
+        tree: name -> the tree of the keys derived from it; {} for a key that a draw consumes.
     """
     figure = new_figure(7.5, 1 + 0.75 * _depth(tree))
     panel = figure.add_subplot()
@@ -102,7 +102,7 @@ def _states(
     colours: Sequence[str],
     kinds: Sequence[str] = (),
 ) -> None:
-    """A grid of cells in three states, with a legend where the states have names."""
+    """Draw a grid of cells in three states, with a legend if `kinds` names the states."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 

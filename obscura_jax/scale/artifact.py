@@ -25,11 +25,13 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import KVCache
 from obscura_jax.decoding.engine import Programs, Request, State
 from obscura_jax.decoding.sampling import Settings
+from obscura_jax.interop.sources import MANIFEST
 from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
+from obscura_jax.interop.tokens import CARRIED
 from obscura_jax.nn.model import GPTModel
 
 FORMAT = "obscura_jax artifact 2"
-MANIFEST, WEIGHTS, NAMES = "manifest.json", "model.safetensors", ("prefill", "decode")
+WEIGHTS, NAMES = "model.safetensors", ("prefill", "decode")
 GENERATOR = "threefry2x32"  # of random numbers: the only kind of key that the programs take
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 
@@ -44,6 +46,25 @@ def is_artifact(folder: str) -> bool:
     return Path(folder, MANIFEST).is_file()
 
 
+def read_manifest(folder: str | Path) -> tuple[dict[str, Any], GPTConfig]:
+    """Return the manifest of an artifact, and the config in it.
+
+    Raises:
+        ValueError: when another version made it, or it is damaged.
+    """
+    path = Path(folder, MANIFEST)
+    manifest = read(read_json, path)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} is a {manifest.get('format')!r}, this version reads {FORMAT!r}: "
+            "export the model again"
+        )
+    try:
+        return manifest, GPTConfig(**manifest["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
     """The model, the weights and the programs, for `generate(..., programs=programs)`.
 
@@ -54,16 +75,10 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
     folder = Path(folder)
     # JAX imports it, for nothing here, when it runs the first exported program: 0.13 s.
     threading.Thread(target=importlib.import_module, args=["scipy.linalg"], daemon=True).start()
-    manifest = read(read_json, folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder} is a {manifest.get('format')!r}, this version reads {FORMAT!r}: "
-            "export the model again"
-        )
+    manifest, cfg = read_manifest(folder)
     backend = jax.default_backend()
     platform = _BACKENDS.get(backend, backend)
     try:
-        cfg = GPTConfig(**manifest["config"])
         cache_dtypes = {name: jnp.dtype(x) for name, x in manifest["cache_dtypes"].items()}
         sums = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         of_weights = manifest["files"].get(WEIGHTS, {}).get("header_sha256")
@@ -77,6 +92,9 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
     prefill, decode = (
         _program(folder / file_name(name, platform), sums, manifest) for name in NAMES
     )
+    for name in CARRIED:
+        if name in sums:
+            _checked(folder / name, sums)
     weights = read(read_safetensors, folder / WEIGHTS)
     if header_digest(folder / WEIGHTS) != of_weights:
         raise ValueError(f"{folder / WEIGHTS} is not the file that {MANIFEST} tells of")
@@ -168,12 +186,18 @@ class _Slide:
         return 0
 
 
-def _program(path: Path, sums: dict[str, str], manifest: dict[str, Any]) -> Callable[..., Any]:
+def _checked(path: Path, sums: dict[str, str]) -> bytes:
+    """Return the bytes of a file; ValueError unless the manifest has their sum."""
     if not path.is_file() or path.name not in sums:
         raise ValueError(f"{path.parent} is not whole: {path.name} is missing")
-    data = bytearray(read(Path.read_bytes, path))
+    data = read(Path.read_bytes, path)
     if hashlib.sha256(data).hexdigest() != sums[path.name]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}")
+    return data
+
+
+def _program(path: Path, sums: dict[str, str], manifest: dict[str, Any]) -> Callable[..., Any]:
+    data = bytearray(_checked(path, sums))
     try:
         exported = jax.export.deserialize(data)
     except Exception as error:  # of a format that changes with JAX

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.decoding import engine
 from obscura_jax.decoding.cache import KVCache, empty_cache
 from obscura_jax.decoding.engine import State
+from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.sources import MANIFEST
 from obscura_jax.interop.tensor_files import destination, header_digest, put, write_safetensors
+from obscura_jax.interop.tokens import TokenRecord
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import Target, on_one_cpu, traced_for
 from obscura_jax.scale.artifact import (
     FORMAT,
-    MANIFEST,
-    NAMES,
     WEIGHTS,
     blank_state,
     file_name,
@@ -45,34 +45,36 @@ def export_model(
     *,
     dtype: DTypeLike = jnp.float32,
     platforms: Sequence[str] = PLATFORMS,
+    tokens: TokenRecord | None = None,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Write an artifact, of which `scale.artifact` tells what it holds.
 
     Args:
-        folder: where to; a new folder, or one to be overwritten.
+        folder: where to.
         cfg: the model's config.
         params: its parameters.
         dtype: the type of the weights and the computation, float32 or bfloat16.
         platforms: of "cpu", "cuda", "tpu", those that it is to run on.
+        tokens: the model's special tokens and tokenizer, which go along.
+        overwrite: whether to replace a model that is in the folder.
 
     Returns:
         The bytes of each file.
 
     Raises:
         ValueError: for another platform or type, parameters that are not the model's, a folder that
-            holds a model, or one that cannot be written.
+            holds a model that `overwrite` protects, or one that cannot be written.
     """
     path = destination(folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{folder} is a file; an artifact is a folder")
-    if (path / "config.json").exists():
-        raise ValueError(
-            f"{folder} holds a model, whose weights would be lost: name another folder"
-        )
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are of {', '.join(PLATFORMS)}, got {', '.join(platforms)!r}")
+    check_free(path, overwrite)
+    tokens = tokens or TokenRecord()
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
     programs: dict[str, bytes] = {}
@@ -83,9 +85,10 @@ def export_model(
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():
                 programs[file_name(name, platform)] = bytes(exported.serialize())
+    contents = {name: source.read_bytes() for name, source in tokens.files.items()} | programs
     sums = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in programs.items()
+        for name, data in contents.items()
     }
 
     def write_weights(to: Path) -> None:
@@ -105,7 +108,7 @@ def export_model(
         "config": cfg.to_dict(),
         "dtype": str(jnp.dtype(dtype)),
         "cache_dtypes": cache_dtypes,
-        "tokenizer": "gpt2",
+        "tokens": tokens.to_dict(),
         "files": sums,
     }
 
@@ -114,12 +117,11 @@ def export_model(
 
     files: dict[str, Callable[[Path], object]] = {
         WEIGHTS: write_weights,
-        **{name: partial(Path.write_bytes, data=data) for name, data in programs.items()},
+        **{name: partial(Path.write_bytes, data=data) for name, data in contents.items()},
         MANIFEST: write_manifest,
     }
     put(path, {path / name: write for name, write in files.items()})
-    for name in {file_name(*of) for of in product(NAMES, PLATFORMS)} - files.keys():
-        (path / name).unlink(missing_ok=True)  # of an export that this one takes the place of
+    remove_companions(path, files)
     return {name: (path / name).stat().st_size for name in files}
 
 

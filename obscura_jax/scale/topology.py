@@ -60,7 +60,7 @@ def topology(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not shape:
         raise ValueError(
-            f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, as in v5e:4x4"
+            f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, like v5e:4x4"
         )
     require("libtpu", "tpu", "compiling for a TPU")
     leave_alone()

@@ -1,7 +1,7 @@
-"""Token ids to training examples: sliding windows over one array.
+"""Training examples from token ids: sliding windows over one array.
 
-The inputs of a window are L consecutive ids, its targets the L ids one place further on. In shapes
-B is the batch and L is max_length.
+The inputs of a window are L consecutive ids; its targets are the L ids one position later. In
+shapes, B is the batch size and L is max_length.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from obscura_jax.text.encoding import encode_text
 from obscura_jax.text.tokenizers import END_OF_TEXT, Tokenizer
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
-"""Inputs and targets, each (B, L); for a single window each (L,)."""
+"""Inputs and targets, each (B, L); each (L,) for a single window."""
 
 Integers = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 class Windows(Protocol):
-    """What a loader makes batches of: `GPTDatasetV1` or a `TokenFile`."""
+    """The interface of the data of a loader: `GPTDatasetV1` or `TokenFile`."""
 
     max_length: int
     stride: int
@@ -42,30 +42,30 @@ class Windows(Protocol):
 
     @property
     def checksum(self) -> int:
-        """A number that other tokens would not have."""
+        """Return a checksum that identifies the tokens."""
         ...
 
 
 class GPTDatasetV1:
     """The windows of a text: `ds[i]` is (inputs, targets), each (L,) int32, targets shifted by one.
 
-    Window i starts at token i * stride. All windows are read-only views of `token_ids`, the one
-    int32 array that the dataset keeps.
+    Window i starts at token i * stride. All windows are read-only views of `token_ids`, the only
+    array that the dataset stores, int32.
     """
 
     def __init__(self, txt: str, tokenizer: Tokenizer, max_length: int, stride: int) -> None:
-        """Encode `txt`. Tokenizers that ask for leave (tiktoken) may encode `<|endoftext|>`.
+        """Encode `txt`, allowing `<|endoftext|>` if the tokenizer needs permission (tiktoken).
 
-        Raises ValueError when the text has fewer than max_length + 1 tokens.
+        Raises ValueError if the text has fewer than max_length + 1 tokens.
         """
         self._set(encode_text(tokenizer, txt, {END_OF_TEXT}), max_length, stride)
 
     @classmethod
     def from_ids(cls, ids: Integers, max_length: int, stride: int) -> Self:
-        """Make the dataset of ids that are there already: a list or a 1-D array of integers.
+        """Create a dataset from existing ids: a list or a 1-D array of integers.
 
-        An int32 array that is read-only down to the memory it views (a mapped file, say) is used as
-        it is, anything else is copied.
+        An int32 array is used without a copy if it and the memory that it views are read-only (as
+        in a mapped file). Anything else is copied.
         """
         dataset = cls.__new__(cls)
         dataset._set(ids, max_length, stride)
@@ -100,7 +100,7 @@ class GPTDatasetV1:
 
     @cached_property
     def checksum(self) -> int:
-        """CRC-32 of the token ids."""
+        """Return the CRC-32 of the token ids."""
         return zlib.crc32(self.token_ids.data)
 
 
@@ -110,13 +110,14 @@ def _integers(name: str, values: Integers) -> npt.NDArray[np.integer[Any]]:
         array = array.astype(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} must be one row of integers, got shape {array.shape} and dtype {array.dtype}"
+            f"{name} must be a 1-D list or array of integers, got shape {array.shape} "
+            f"and dtype {array.dtype}"
         )
     return array
 
 
 def _is_read_only(array: npt.NDArray[Any]) -> bool:
-    """Whether `array` and everything that it is a view of are read-only."""
+    """Return whether `array` and everything that it views are read-only."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         if owner.flags.writeable:
@@ -132,11 +133,11 @@ def _is_read_only(array: npt.NDArray[Any]) -> bool:
 
 
 def _token_ids(ids: Integers) -> npt.NDArray[np.int32]:
-    """Return `ids` as a read-only int32 array that no other name for its memory can change."""
+    """Return `ids` as a read-only int32 array that no other reference to its memory can change."""
     array = _integers("ids", ids)
     most = np.iinfo(np.int32).max
     if array.size and (array.min() < 0 or array.max() > most):
-        raise ValueError(f"ids must lie in 0..{most}, got {array.min()}..{array.max()}")
+        raise ValueError(f"ids must be in 0..{most}, got {array.min()}..{array.max()}")
     if array.dtype != np.int32 or not array.flags.c_contiguous or not _is_read_only(array):
         array = array.astype(np.int32, order="C")
         array.flags.writeable = False

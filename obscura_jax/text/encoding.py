@@ -51,20 +51,20 @@ def encode_text(
         ValueError: for a special token that is not allowed, or text that the tokenizer refuses.
     """
     if "allowed_special" not in inspect.signature(tokenizer.encode).parameters:
-        return _guarded(tokenizer.encode, text)
+        return guarded(tokenizer.encode, text)
     bpe = cast(Any, tokenizer)
     allowed = bpe.special_tokens_set if allowed_special == "all" else set(allowed_special)
 
     def encode(part: str) -> list[int]:
         return cast("list[int]", bpe.encode(part, allowed_special=allowed))
 
-    return [i for part in _parts(tokenizer, text, allowed) for i in _guarded(encode, part)]
+    return [i for part in _parts(tokenizer, text, allowed) for i in guarded(encode, part)]
 
 
 def encode_ordinary(tokenizer: tiktoken.Encoding, text: str) -> list[int]:
     """Return the ids of `text` as `encode_text` does; no characters in it are a special token."""
     parts = _parts(tokenizer, text, ())
-    return [i for part in parts for i in _guarded(tokenizer.encode_ordinary, part)]
+    return [i for part in parts for i in guarded(tokenizer.encode_ordinary, part)]
 
 
 def encode_beginning(tokenizer: tiktoken.Encoding, text: str) -> tuple[list[int], str]:
@@ -122,8 +122,8 @@ def _may_cut(data: bytes, at: int) -> bool:
     return data[at - 1 : at].isalnum() or not _CONTRACTION.match(data, at)
 
 
-def _guarded(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Call `encode`; turn an error of native code, such as a Rust panic, into a ValueError."""
+def guarded(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    """Return `encode(text)`; turn an error of native code, such as a panic, into a ValueError."""
     try:
         return encode(text)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

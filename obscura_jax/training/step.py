@@ -108,7 +108,8 @@ def take_step(
     report = StepReport(loss, norm, learning_rate(config, state.step))
 
     def taken(state: TrainState, gradients: Any) -> TrainState:
-        updates, moments = optimizer(config).update(gradients, state.moments, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax does not work under "strict"
+            updates, moments = optimizer(config).update(gradients, state.moments, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments)
 
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)

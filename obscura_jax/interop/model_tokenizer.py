@@ -1,0 +1,138 @@
+"""The tokenizer of a model: its folder's own, GPT-2's, or none but token ids."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.interop.sources import MANIFEST, WEIGHT_FILES, tensors_and_config, weights_at
+from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
+from obscura_jax.interop.tokens import TokenRecord, tokens_at
+from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
+from obscura_jax.text.tokenizers import END_OF_TEXT, GPT2_TOKENS, gpt2_tokenizer, has_gpt2_size
+
+_BYTES_AND_END = 257  # the least that GPT-2's encoding can be cut to
+
+
+@dataclass(frozen=True)
+class ModelTokenizer:
+    """Text to the ids of a model and back.
+
+    Attributes:
+        name: a description of it, for `obscura info`.
+        inner: the tokenizer proper, with `encode` and `decode`.
+        eos_token_id: the id that ends a text, if it is known.
+        notice: a line for the user if the tokenizer is a guess, else empty.
+    """
+
+    name: str
+    inner: Any
+    eos_token_id: int | None = None
+    notice: str = ""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; a special token in it is one id."""
+        return token_ids(self.inner, text)
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Return the text of `ids`; an unknown one becomes U+FFFD."""
+        text = IncrementalDecoder(self.inner)
+        return text.feed(ids) + text.finish()
+
+
+class IdTokenizer:
+    """Token ids written as numbers, for models without a tokenizer: "1 2 3" is [1, 2, 3]."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the numbers in `text`; ValueError if there is anything else, or nothing."""
+        words = re.split(r"[\s,]+", text.strip())
+        if not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
+            raise ValueError(
+                f"{text[:40]!r} is not a list of token ids; give numbers, such as '1 2'"
+            )
+        return [int(word) for word in words]
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Return the numbers, a space before each."""
+        return "".join(f" {token}" for token in ids)
+
+
+def load_tokenizer(source: str | Path, cfg: GPTConfig) -> ModelTokenizer:
+    """Read the tokenizer of the model at `source`.
+
+    A folder's `tokenizer.json`, or `vocab.json` and `merges.txt`, is used if it is there, then the
+    tokenizer that this package recorded. A model without either that has GPT-2's number of tokens,
+    as it is or padded, is taken to use GPT-2's; so, with a notice, is one of fewer tokens.
+
+    Args:
+        source: as in `load_model`, or the folder of an exported model.
+        cfg: the model's config.
+
+    Returns:
+        An object with `encode` and `decode`, for `stream_text` and `score` too.
+
+    Raises:
+        FileNotFoundError: when there is nothing at `source`.
+        ValueError: when the model brings no tokenizer and cannot have GPT-2's, when the files of
+            its tokenizer are damaged or another model's, or the extra `tokenizers` is missing.
+    """
+    return tokenizer_of(_record(source), cfg, source)
+
+
+def _record(source: str | Path) -> TokenRecord:
+    if str(source).startswith("torch-seed:"):
+        return TokenRecord()
+    if Path(source, MANIFEST).is_file():
+        return tokens_at(Path(source))
+    path = weights_at(source)
+    if path.name in WEIGHT_FILES:
+        return tokens_at(path.parent)
+    return TokenRecord.of(tensors_and_config(path)[2].get("tokens", {}))
+
+
+def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> ModelTokenizer:
+    """Return the tokenizer of a model with these facts about its tokens; see `load_tokenizer`."""
+    size, end = cfg.vocab_size, record.eos_token_id
+    folder = next(iter(record.files.values())).parent if record.files else None
+    if folder is not None and (found := read_tokenizer(folder)):
+        return _of_folder(folder, *found, size, end)
+    count, why, notice = min(size, GPT2_TOKENS), "", ""
+    if record.tokenizer is None and has_gpt2_size(size):
+        why = f", assumed for a model of {size} tokens"
+    elif record.tokenizer is None:
+        opaque = _has_pickled_characters(source)
+        if opaque or not _BYTES_AND_END <= size < GPT2_TOKENS:
+            pickled = "; meta.pkl is a pickle, which is not opened" if opaque else ""
+            raise ValueError(
+                f"{source} has {size} tokens and no tokenizer{pickled}; give token ids (--ids)"
+            )
+        why = ", assumed: it brings none"
+        notice = (
+            f"{source} brings no tokenizer: text is read as GPT-2's first {size - 1} tokens and "
+            f"{END_OF_TEXT}, which models trained by obscura have"
+        )
+    name = "GPT-2's" if count == GPT2_TOKENS else f"GPT-2's first {count - 1} and {END_OF_TEXT}"
+    return ModelTokenizer(
+        name + why, gpt2_tokenizer(count), count - 1 if end is None else end, notice
+    )
+
+
+def _of_folder(folder: Path, inner: Any, file: str, size: int, end: int | None) -> ModelTokenizer:
+    if isinstance(inner, FolderTokenizer):
+        largest, name, own = inner.largest_id, f"its own ({file})", inner.end_of_text
+    else:
+        largest, name, own = inner.n_vocab - 1, f"GPT-2's ({file})", inner.eot_token
+    if largest >= size:
+        raise ValueError(
+            f"{folder / file} has ids up to {largest}, and the model has {size} tokens: it is "
+            "another model's tokenizer"
+        )
+    return ModelTokenizer(name, inner, own if end is None else end)
+
+
+def _has_pickled_characters(source: str | Path) -> bool:
+    """Return whether nanoGPT's `meta.pkl`, where it keeps a vocabulary, is next to the model."""
+    path = Path(source)
+    return ((path if path.is_dir() else path.parent) / "meta.pkl").is_file()

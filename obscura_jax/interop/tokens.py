@@ -1,0 +1,129 @@
+"""Facts about a model's tokens that are not weights: special ids, and files of its tokenizer.
+
+They go with a model from dialect to dialect. Hugging Face keeps the ids in `config.json`; nanoGPT's
+checkpoint gets them in its `config`; an exported model in its manifest. The native folder has them
+in `tokens.json`, not in `config.json`, whose other entries older versions of this package refuse.
+Files of the tokenizer are copied from folder to folder.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.interop.foreign_configs import special_ids, unused_entries
+from obscura_jax.interop.sources import CONFIG, FORMAT, MANIFEST
+from obscura_jax.interop.tensor_files import read, read_json
+from obscura_jax.interop.tokenizer_files import (
+    ADDED,
+    DEFINITION,
+    FOREIGN,
+    MERGES,
+    SETTINGS,
+    SPECIAL,
+    VOCABULARY,
+)
+from obscura_jax.text.tokenizers import GPT2_TOKENS
+
+TOKENS_FILE = "tokens.json"
+GENERATION = "generation_config.json"
+CARRIED = (  # the last ones are for transformers only
+    *(DEFINITION, VOCABULARY, MERGES, SETTINGS, SPECIAL, ADDED, GENERATION),
+    *FOREIGN,
+    "chat_template.jinja",
+)
+GPT2 = "gpt2"
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """Facts about a model's tokens; what is unknown is absent.
+
+    Attributes:
+        tokenizer: "gpt2" for GPT-2's encoding, as many of its tokens as the model has.
+        ids: special tokens by Hugging Face's names, such as `eos_token_id`.
+        files: the files of a tokenizer, by name.
+        unused: entries of the source's config that no other form gets.
+    """
+
+    tokenizer: str | None = None
+    ids: Mapping[str, int | list[int]] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, entries: object, **others: Any) -> Self:
+        """Make the record of what `to_dict` gave; `others` are its other fields.
+
+        Raises:
+            ValueError: for an id that is not one, or an unknown tokenizer.
+        """
+        if not isinstance(entries, Mapping):
+            raise ValueError("the record of its tokens is damaged")
+        tokenizer = entries.get("tokenizer")
+        if tokenizer not in (None, GPT2):
+            raise ValueError(f"its tokenizer is {tokenizer!r}, and this version knows {GPT2!r}")
+        ids = {name: entries[name] for name in sorted(entries) if name.endswith("_token_id")}
+        for name, value in ids.items():
+            values = value if isinstance(value, list) else [value]
+            if not all(isinstance(x, int) and not isinstance(x, bool) for x in values):
+                raise ValueError(f"{name}={value!r} is not a token id")
+        return cls(tokenizer, ids, **others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record but for its files."""
+        known = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return {**known, **self.ids}
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, the first if there are several."""
+        ids = self.ids.get("eos_token_id")
+        return (ids[0] if ids else None) if isinstance(ids, list) else ids
+
+    def carried_to(self, dialect: str) -> dict[str, list[str]]:
+        """Return what a conversion to `dialect` keeps of the record, and what it leaves out."""
+        entries = [f"{name}={value}" for name, value in self.to_dict().items()]
+        folder = [*entries, *self.files]
+        kept = {"native": folder, "hf": folder, "nanogpt": entries, "course": []}[dialect]
+        return {"kept": kept, "left out": [x for x in [*folder, *self.unused] if x not in kept]}
+
+
+def gpt2_record(cfg: GPTConfig) -> TokenRecord:
+    """Return the record of a model that was trained on GPT-2's tokens by this package."""
+    last = min(cfg.vocab_size, GPT2_TOKENS) - 1
+    return TokenRecord(GPT2, {"bos_token_id": last, "eos_token_id": last})
+
+
+def tokens_at(folder: Path) -> TokenRecord:
+    """Return what the folder of a model says of its tokens; see the module's docstring.
+
+    Raises:
+        ValueError: when a file of it is damaged.
+    """
+    files = {name: folder / name for name in CARRIED if (folder / name).is_file()}
+    unused: tuple[str, ...] = ()
+    path = folder / CONFIG
+    if (folder / MANIFEST).is_file():
+        path = folder / MANIFEST
+        entries = read(read_json, path).get("tokens", {})
+    elif not path.is_file():
+        entries = {}
+    elif (config := read(read_json, path)).get("format") == FORMAT:
+        path = folder / TOKENS_FILE
+        entries = read(read_json, path) if path.is_file() else {}
+    else:
+        generation = read(read_json, folder / GENERATION) if GENERATION in files else {}
+        entries, unused = special_ids(config, generation), unused_entries(config)
+    try:
+        return TokenRecord.of(entries, files=files, unused=unused)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def copies(tokens: TokenRecord) -> dict[str, Callable[[Path], object]]:
+    """Return for each file of a tokenizer a function that writes a copy to a path."""
+    return {name: partial(shutil.copyfile, source) for name, source in tokens.files.items()}
