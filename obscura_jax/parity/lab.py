@@ -17,14 +17,16 @@ from obscura_jax.decoding.generate import generate
 from obscura_jax.interop.dialects import named_tensors
 from obscura_jax.parity.causes import cause
 from obscura_jax.parity.compare import RATIO, Finding, FourRuns, findings, worst
+from obscura_jax.parity.constants import float32_constants
 from obscura_jax.parity.prompts import hard_prompts
 from obscura_jax.parity.references import Reference
+from obscura_jax.parity.repeatable import check_repeatable
 from obscura_jax.parity.sides import Precision, Prompts, Sides
 from obscura_jax.parity.verdict import FORWARD, Report, Section, Tokens
 
 _POSITIONS = 128
 _LARGE = 40_000_000  # parameters; optimizer slots of more are compared on demand only
-_BATCH = "batch of 3"
+_FIRST, _BATCH = "random ids", "batch of 3"
 _T = TypeVar("_T")
 
 
@@ -63,6 +65,10 @@ def examine(
     prompts = hard_prompts(cfg, seed)
     batch = prompts[_BATCH]
     notes = [f"the module has no place for {name}" for name in reference.absent]
+    if reference.users:
+        seen = check_repeatable(sides, prompts[_FIRST], batch)
+        sides.constants = float32_constants(seen, cfg, sides.flat64())
+        notes += sides.constants.notes()
     with jax.default_matmul_precision("highest"):
         sections = [_forward(sides, prompts)]
         runs = _four(lambda dtype: sides.gradients(dtype, batch))
@@ -107,8 +113,7 @@ def _forward(sides: Sides, prompts: Prompts) -> Section:
 
 def _why(sides: Sides, row: Finding, ids: NDArray[Any]) -> str | None:
     ours, theirs = (of["x"] for of in sides.intermediates("float64", {"x": ids}))
-    params = {name: np.asarray(x, np.float64) for name, x in sides.flat.items()}
-    found = cause(row.name, ours, theirs, sides.cfg, params)
+    found = cause(row.name, ours, theirs, sides.model.cfg, sides.flat64())
     if found is None and row.float64 <= 4 * row.expected64 * RATIO:
         return "as if computed in float32 there, whatever the type of the input"
     return found

@@ -4,8 +4,8 @@ PyTorch runs on the CPU, whatever JAX runs on, so the two never share an acceler
 is forked. Modules and parameters of a precision live only while it runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
@@ -22,10 +22,12 @@ from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import Keep, capture, capture_torch
 from obscura_jax.parity.compare import Arrays
-from obscura_jax.parity.references import Reference, logits_of
+from obscura_jax.parity.constants import Constants
+from obscura_jax.parity.outputs import logits_in
+from obscura_jax.parity.references import Reference
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state, train_step
+from obscura_jax.training.step import TrainState, first_state, take_step
 
 Prompts = Mapping[str, NDArray[np.int32]]
 Precision = Literal["float32", "float64"]
@@ -41,17 +43,26 @@ class Sides:
         cfg: the model.
         flat: its parameters, float32, by dotted name.
         reference: the PyTorch side.
-        model: ours.
+        constants: those of theirs that ours computes with.
     """
 
     def __init__(self, cfg: GPTConfig, flat: Arrays, reference: Reference) -> None:
         self.cfg, self.flat, self.reference = cfg, flat, reference
-        self.model = GPTModel(cfg)
+        self.constants = Constants()
+
+    @property
+    def model(self) -> GPTModel:
+        """Ours."""
+        return GPTModel(self.constants.config(self.cfg))
 
     def params(self, dtype: Precision) -> Any:
         """Our parameter tree; float64 only where x64 is on."""
         leaves = {tuple(k.split(".")): jnp.asarray(v, dtype) for k, v in self.flat.items()}
         return unflatten_dict(leaves)
+
+    def flat64(self) -> Arrays:
+        """Our parameters in float64, by dotted name."""
+        return {name: np.asarray(x, np.float64) for name, x in self.flat.items()}
 
     def intermediates(
         self, dtype: Precision, prompts: Prompts, keep: Keep | None = None
@@ -61,11 +72,11 @@ class Sides:
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, params, ids, keep)
+                found = _capture(self.model, self.constants, params, ids, keep)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
         module = self.reference.build(dtype)
-        with self._users_code():
+        with self.guest():
             taps = self.reference.taps
             theirs = {n: capture_torch(module, ids, taps, keep) for n, ids in prompts.items()}
         return ours, theirs
@@ -73,11 +84,12 @@ class Sides:
     def gradients(self, dtype: Precision, ids: NDArray[Any]) -> tuple[Arrays, Arrays]:
         """Those of the mean next-token loss, in the order in which it reaches the parameters."""
         with jax.enable_x64(dtype == "float64"):
-            found = _gradient(self.model, self.params(dtype), ids[:, :-1], ids[:, 1:])
+            params = self.params(dtype)
+            found = _gradient(self.model, self.constants, params, ids[:, :-1], ids[:, 1:])
             ours = named_tensors(self.cfg, found)
-            del found
+            del found, params
         module = self.reference.build(dtype)
-        self._backpropagate(module, ids)
+        self.backpropagate(module, ids)
         place = {name: n for n, name in enumerate(names(self.cfg))}  # the head has none: it is last
         order = sorted(ours, key=lambda name: -place.get(name.rpartition(".")[0], len(place)))
         return {name: ours[name] for name in order}, self._named(module, lambda p: p.grad)
@@ -90,7 +102,7 @@ class Sides:
             state = first_state(_ADAMW, self.params(dtype))
             inputs, targets = (jnp.asarray(part)[None] for part in (ids[:, :-1], ids[:, 1:]))
             for _ in range(steps):
-                state, _ = train_step(self.model, _ADAMW, state, inputs, targets)
+                state = _step(self.model, self.constants, state, inputs, targets)
             mean, square = (optax.tree.get(state.moments, name) for name in ("mu", "nu"))
             trees = (mean, square, state.params)
             ours = [named_tensors(self.cfg, tree) for tree in trees]
@@ -98,7 +110,7 @@ class Sides:
         adamw = torch.optim.AdamW(module.parameters(), lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
         for _ in range(steps):
             adamw.zero_grad()
-            self._backpropagate(module, ids)
+            self.backpropagate(module, ids)
             adamw.step()
         theirs = [
             self._named(module, lambda p: adamw.state[p].get("exp_avg")),
@@ -110,17 +122,20 @@ class Sides:
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
         """Those of the last position of the first row, (V,), from a module of theirs."""
         taps = [tap for tap in self.reference.taps if tap.name == "logits"]
-        with self._users_code():
+        with self.guest():
             return capture_torch(module, ids, taps)["logits"][0, -1]
 
-    def _backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+    def backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+        """Add the gradients of the mean next-token loss to those of a module of theirs."""
         import torch
 
         rows = torch.from_numpy(ids.astype(np.int64))
-        with self._users_code():
-            logits = logits_of(module, rows[:, :-1])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-            loss.backward()
+        inputs, targets = rows[:, :-1].clone(), rows[:, 1:]  # the module may write into its input
+        with self.guest():
+            logits = logits_in(module(inputs), tuple(inputs.shape), self.cfg.vocab_size)
+            with torch.enable_grad():  # the module may have left it off
+                flat = logits.cpu().flatten(0, 1)
+                torch.nn.functional.cross_entropy(flat, targets.flatten()).backward()
 
     def _named(self, module: Any, of: Callable[[Any], Any]) -> Arrays:
         """What `of` gives for each parameter of a module, under our names, where ours has it.
@@ -134,14 +149,9 @@ class Sides:
         named = self.reference.course_names(arrays)
         return {name: value for name, value in named.items() if name in self.flat}
 
-    @contextmanager
-    def _users_code(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of any type
-            raise ValueError(
-                f"{self.reference.label} fails on a prompt: {type(error).__name__}: {error}"
-            ) from error
+    def guest(self) -> AbstractContextManager[None]:
+        """Run the reference's code in the block: an error of it is one line."""
+        return self.reference.guest("fails on a prompt")
 
 
 def _labelled(slots: Sequence[Arrays]) -> Arrays:
@@ -150,11 +160,25 @@ def _labelled(slots: Sequence[Arrays]) -> Arrays:
     return {f"{label} {name}": x for label, of in named for name, x in of.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "keep"))
-def _capture(model: GPTModel, params: Any, ids: Any, keep: Keep | None) -> dict[str, jax.Array]:
-    return capture(model, params, ids, keep)
+@partial(jax.jit, static_argnames=("model", "constants", "keep"))
+def _capture(
+    model: GPTModel, constants: Constants, params: Any, ids: Any, keep: Keep | None
+) -> dict[str, jax.Array]:
+    return capture(model, params, ids, keep, constants.correct("scores"))
 
 
-@partial(jax.jit, static_argnames=("model",))
-def _gradient(model: GPTModel, params: Any, inputs: Any, targets: Any) -> Any:
-    return jax.grad(lambda params: next_token_loss(model, params, inputs, targets))(params)
+@partial(jax.jit, static_argnames=("model", "constants"))
+def _gradient(model: GPTModel, constants: Constants, params: Any, inputs: Any, targets: Any) -> Any:
+    def loss(params: Any) -> jax.Array:
+        with constants.in_model():
+            return next_token_loss(model, params, inputs, targets)
+
+    return jax.grad(loss)(params)
+
+
+@partial(jax.jit, static_argnames=("model", "constants"), donate_argnames="state")
+def _step(
+    model: GPTModel, constants: Constants, state: TrainState, inputs: Any, targets: Any
+) -> TrainState:
+    with constants.in_model():
+        return take_step(model, _ADAMW, state, inputs, targets)[0]
