@@ -20,23 +20,17 @@ Keep = Callable[[str, Any], Any]
 
 
 def capture(
-    model: GPTModel,
-    params: Any,
-    ids: ArrayLike,
-    keep: Keep | None = None,
-    correct: Callable[[str, Array], tuple[Array, Array]] | None = None,
+    model: GPTModel, params: Any, ids: ArrayLike, keep: Keep | None = None
 ) -> dict[str, Array]:
     """Every intermediate of `model` on ids (B, T), by name, in forward order; a pure function.
 
     With `keep`, what is kept of a value is `keep(name, value)`; so little memory can be enough.
-    With `correct`, `correct(name, value)` gives the value to show and the value to compute with.
     """
     found: dict[str, Array] = {}
 
     def tap(name: str, value: Array) -> Array:
-        shown, used = (value, value) if correct is None else correct(name, value)
-        found[name] = shown if keep is None else keep(name, shown)
-        return used
+        found[name] = value if keep is None else keep(name, value)
+        return value
 
     apply_tapped(model, params, ids, tap)
     # Of a plain dictionary jit would sort the names.
@@ -130,7 +124,11 @@ def hugging_face_taps(n_layers: int) -> list[Tap]:
 
 
 def capture_torch(
-    module: Any, ids: NDArray[Any], taps: list[Tap], keep: Keep | None = None
+    module: Any,
+    ids: NDArray[Any],
+    taps: list[Tap],
+    keep: Keep | None = None,
+    vocab_size: int | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The intermediates of a PyTorch model on ids (B, T), by name, in the order of `taps`.
 
@@ -140,7 +138,8 @@ def capture_torch(
     softmax of an attention module, and what that softmax gives.
 
     Raises:
-        ValueError: if the model returns anything but logits (`parity.outputs`).
+        ValueError: if the model returns anything but logits (`parity.outputs`), of `vocab_size`
+            columns where that is given.
     """
     import torch
 
@@ -149,7 +148,7 @@ def capture_torch(
 
     def see(tap: Tap, value: Any) -> None:
         if tap.module == "":
-            value = logits_in(value, ids.shape)
+            value = logits_in(value, ids.shape, vocab_size)
         elif isinstance(value, tuple | list) and value:
             value = value[0]
         if not isinstance(value, torch.Tensor):

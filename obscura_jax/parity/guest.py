@@ -1,12 +1,17 @@
 """Run a user's code so that its errors become one line and its global settings stay its own."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from obscura_jax.parity.outputs import OutputError
+
+
+class GuestError(ValueError):
+    """A user's program failed; the message names it."""
 
 
 class Guest:
@@ -30,7 +35,7 @@ class Guest:
             at_exit: the same for a SystemExit; by default `failure`.
 
         Raises:
-            ValueError: "LABEL FAILURE: error", for whatever the block raises but KeyboardInterrupt.
+            GuestError: "LABEL FAILURE: error", for whatever the block raises but Ctrl-C.
         """
         search_path, folder = list(sys.path), Path.cwd()
         sys.path[:] = self.search_path
@@ -38,12 +43,14 @@ class Guest:
         try:
             with _standard_settings(), redirect_stdout(sys.stderr):
                 yield
-        except KeyboardInterrupt:
+        except GuestError:  # of a block inside this one
             raise
         except BaseException as error:  # a SystemExit, too: exit code 0 would say "equal"
+            if isinstance(error, KeyboardInterrupt) and _raised_by_signals():
+                raise
             if isinstance(error, SystemExit) and at_exit:
                 failure = at_exit
-            raise ValueError(f"{self.label} {failure}: {said(error)}") from error
+            raise GuestError(f"{self.label} {failure}: {said(error)}") from error
         finally:
             self.search_path, self._folder = list(sys.path), Path.cwd()
             sys.path[:] = search_path
@@ -55,6 +62,11 @@ def said(error: BaseException) -> str:
     if isinstance(error, OutputError):  # ours, and a sentence already
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _raised_by_signals() -> bool:
+    """Tell whether Ctrl-C raises KeyboardInterrupt in this process, as the command's does not."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextmanager

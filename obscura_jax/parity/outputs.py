@@ -17,7 +17,7 @@ def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = 
     Args:
         output: the returned value.
         ids_shape: (B, T).
-        vocab_size: the least V; any by default. More columns are accepted, and compared as such.
+        vocab_size: V; any by default.
 
     Raises:
         OutputError: describing a returned value without logits.
@@ -36,7 +36,7 @@ def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = 
         and found.is_floating_point()
         and found.ndim == 3
         and tuple(found.shape[:2]) == tuple(ids_shape)
-        and found.shape[-1] >= (vocab_size or 1)
+        and vocab_size in (None, found.shape[-1])
     ):
         return found
     wanted = f"({', '.join(map(str, ids_shape))}, {'V' if vocab_size is None else vocab_size})"

@@ -127,8 +127,9 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
 
     users = UsersClass(spec)
     first, given = users.build(cfg), dict(params)
-    shapes = {k: tuple(v.shape) for k, v in first.state_dict().items()}
-    needed = {k for k, _ in first.named_parameters()}
+    with users.guest("does not list its parameters"):
+        shapes = {k: tuple(v.shape) for k, v in first.state_dict().items()}
+        needed = {k for k, _ in first.named_parameters()}
     del first
     if not needed & given.keys():
         raise ValueError(

@@ -4,8 +4,8 @@ PyTorch runs on the CPU, whatever JAX runs on, so the two never share an acceler
 is forked. Modules and parameters of a precision live only while it runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from obscura_jax.parity.outputs import logits_in
 from obscura_jax.parity.references import Reference
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import TrainState, first_state, take_step
+from obscura_jax.training.step import first_state, train_step
 
 Prompts = Mapping[str, NDArray[np.int32]]
 Precision = Literal["float32", "float64"]
@@ -43,17 +43,16 @@ class Sides:
         cfg: the model.
         flat: its parameters, float32, by dotted name.
         reference: the PyTorch side.
-        constants: those of theirs that ours computes with.
+        model: ours.
+        constants: the float32 constants of a user's program; with `as_written` they stay rounded.
     """
 
-    def __init__(self, cfg: GPTConfig, flat: Arrays, reference: Reference) -> None:
+    def __init__(
+        self, cfg: GPTConfig, flat: Arrays, reference: Reference, *, as_written: bool = False
+    ) -> None:
         self.cfg, self.flat, self.reference = cfg, flat, reference
-        self.constants = Constants()
-
-    @property
-    def model(self) -> GPTModel:
-        """Ours."""
-        return GPTModel(self.constants.config(self.cfg))
+        self.model = GPTModel(cfg)
+        self.constants = Constants(as_written=as_written or not reference.users)
 
     def params(self, dtype: Precision) -> Any:
         """Our parameter tree; float64 only where x64 is on."""
@@ -72,23 +71,33 @@ class Sides:
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, self.constants, params, ids, keep)
+                found = _capture(self.model, params, ids, keep)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
-        module = self.reference.build(dtype)
-        with self.guest():
-            taps = self.reference.taps
-            theirs = {n: capture_torch(module, ids, taps, keep) for n, ids in prompts.items()}
+        module = self.build(dtype)
+        theirs = {n: self.their_intermediates(module, ids, keep) for n, ids in prompts.items()}
         return ours, theirs
+
+    def build(self, dtype: Precision) -> Any:
+        """Return a module of theirs."""
+        with self.constants.exact(dtype):
+            return self.reference.build(dtype)
+
+    def their_intermediates(
+        self, module: Any, ids: NDArray[Any], keep: Keep | None = None
+    ) -> Arrays:
+        """Return all intermediates of a module of theirs, as `keep` leaves them."""
+        with self._guest(module):
+            taps = self.reference.taps
+            return capture_torch(module, ids, taps, keep, self.cfg.vocab_size)
 
     def gradients(self, dtype: Precision, ids: NDArray[Any]) -> tuple[Arrays, Arrays]:
         """Those of the mean next-token loss, in the order in which it reaches the parameters."""
         with jax.enable_x64(dtype == "float64"):
-            params = self.params(dtype)
-            found = _gradient(self.model, self.constants, params, ids[:, :-1], ids[:, 1:])
+            found = _gradient(self.model, self.params(dtype), ids[:, :-1], ids[:, 1:])
             ours = named_tensors(self.cfg, found)
-            del found, params
-        module = self.reference.build(dtype)
+            del found
+        module = self.build(dtype)
         self.backpropagate(module, ids)
         place = {name: n for n, name in enumerate(names(self.cfg))}  # the head has none: it is last
         order = sorted(ours, key=lambda name: -place.get(name.rpartition(".")[0], len(place)))
@@ -102,12 +111,14 @@ class Sides:
             state = first_state(_ADAMW, self.params(dtype))
             inputs, targets = (jnp.asarray(part)[None] for part in (ids[:, :-1], ids[:, 1:]))
             for _ in range(steps):
-                state = _step(self.model, self.constants, state, inputs, targets)
+                state, _ = train_step(self.model, _ADAMW, state, inputs, targets)
             mean, square = (optax.tree.get(state.moments, name) for name in ("mu", "nu"))
             trees = (mean, square, state.params)
             ours = [named_tensors(self.cfg, tree) for tree in trees]
-        module = self.reference.build(dtype)
-        adamw = torch.optim.AdamW(module.parameters(), lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
+        module = self.build(dtype)
+        with self.reference.guest("fails in training"):
+            parameters = list(module.parameters())
+        adamw = torch.optim.AdamW(parameters, lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
         for _ in range(steps):
             adamw.zero_grad()
             self.backpropagate(module, ids)
@@ -122,7 +133,7 @@ class Sides:
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
         """Those of the last position of the first row, (V,), from a module of theirs."""
         taps = [tap for tap in self.reference.taps if tap.name == "logits"]
-        with self.guest():
+        with self._guest(module):
             return capture_torch(module, ids, taps)["logits"][0, -1]
 
     def backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
@@ -131,7 +142,7 @@ class Sides:
 
         rows = torch.from_numpy(ids.astype(np.int64))
         inputs, targets = rows[:, :-1].clone(), rows[:, 1:]  # the module may write into its input
-        with self.guest():
+        with self._guest(module):
             logits = logits_in(module(inputs), tuple(inputs.shape), self.cfg.vocab_size)
             with torch.enable_grad():  # the module may have left it off
                 flat = logits.cpu().flatten(0, 1)
@@ -142,16 +153,22 @@ class Sides:
 
         None, as the gradient of a parameter that the loss does not reach, is 0.
         """
+        with self.reference.guest("fails in training"):
+            parameters = dict(module.named_parameters())
         arrays = {
             name: np.zeros(p.shape) if (value := of(p)) is None else value.detach().numpy()
-            for name, p in module.named_parameters()
+            for name, p in parameters.items()
         }
         named = self.reference.course_names(arrays)
         return {name: value for name, value in named.items() if name in self.flat}
 
-    def guest(self) -> AbstractContextManager[None]:
-        """Run the reference's code in the block: an error of it is one line."""
-        return self.reference.guest("fails on a prompt")
+    @contextmanager
+    def _guest(self, module: Any) -> Iterator[None]:
+        """Context manager: run theirs, an error of which is one line; its constants exact."""
+        with self.reference.guest("fails on a prompt"):
+            dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+            with self.constants.exact(dtype):
+                yield
 
 
 def _labelled(slots: Sequence[Arrays]) -> Arrays:
@@ -160,25 +177,11 @@ def _labelled(slots: Sequence[Arrays]) -> Arrays:
     return {f"{label} {name}": x for label, of in named for name, x in of.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "constants", "keep"))
-def _capture(
-    model: GPTModel, constants: Constants, params: Any, ids: Any, keep: Keep | None
-) -> dict[str, jax.Array]:
-    return capture(model, params, ids, keep, constants.correct("scores"))
+@partial(jax.jit, static_argnames=("model", "keep"))
+def _capture(model: GPTModel, params: Any, ids: Any, keep: Keep | None) -> dict[str, jax.Array]:
+    return capture(model, params, ids, keep)
 
 
-@partial(jax.jit, static_argnames=("model", "constants"))
-def _gradient(model: GPTModel, constants: Constants, params: Any, inputs: Any, targets: Any) -> Any:
-    def loss(params: Any) -> jax.Array:
-        with constants.in_model():
-            return next_token_loss(model, params, inputs, targets)
-
-    return jax.grad(loss)(params)
-
-
-@partial(jax.jit, static_argnames=("model", "constants"), donate_argnames="state")
-def _step(
-    model: GPTModel, constants: Constants, state: TrainState, inputs: Any, targets: Any
-) -> TrainState:
-    with constants.in_model():
-        return take_step(model, _ADAMW, state, inputs, targets)[0]
+@partial(jax.jit, static_argnames=("model",))
+def _gradient(model: GPTModel, params: Any, inputs: Any, targets: Any) -> Any:
+    return jax.grad(lambda params: next_token_loss(model, params, inputs, targets))(params)

@@ -59,17 +59,28 @@ class UsersClass:
 
 
 def _attribute(path: Path, name: str, guest: Guest) -> Any:
-    # A name of its own: the file may be called torch.py. Dataclasses look for their module there.
-    module_name = f"obscura_parity_{path.stem}"
+    module_name = _module_name(path, guest)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    sys.modules[module_name] = module  # where dataclasses look for it
     exits = "exits on import; put what it runs under `if __name__ == '__main__':`"
     with guest("does not run", exits):
         spec.loader.exec_module(module)
-    if not hasattr(module, name):
+        there = hasattr(module, name)  # its own `__getattr__` may run
+    if not there:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
         raise ValueError(f"{path} has no {name}; it has {tables.some(classes or ['no class'])}")
     return getattr(module, name)
+
+
+def _module_name(path: Path, guest: Guest) -> str:
+    """Return the dotted name of a file of a package, and let `guest` find the package."""
+    folder, parts = path.resolve().parent, [path.stem]
+    while (folder / "__init__.py").is_file():
+        folder, parts = folder.parent, [folder.name, *parts]
+    if len(parts) == 1:
+        return f"obscura_parity_{path.stem}"  # a name of its own: the file may be called torch.py
+    guest.search_path.insert(0, str(folder))  # for its relative imports
+    return ".".join(parts)
