@@ -1,7 +1,9 @@
 """Name the mistake that makes a tensor differ.
 
 If a tensor is the first to differ, its inputs are equal. So a mistake that makes theirs out of our
-inputs is the cause -- unless it is one of code and an earlier block does without it.
+inputs is the cause. The same code has run before, in the blocks before, and made what equals ours:
+a mistake that would have shown there is of this place only, or, if it is no more than a factor that
+happens to fit, none.
 """
 
 import math
@@ -13,8 +15,9 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.parity.mistakes import Array, Arrays, Mistake, mistakes, softmax
 
 _CLOSE = 1e-10  # of the largest entry; equal inputs leave 1e-15, and a fault is 1e-7 at the least
-_ROUNDED = 3e-7  # what a float32 constant in theirs may leave,
+_ROUNDED = 3e-7  # what theirs may leave where it computes in float32,
 _OF_FAULT = 1e-3  # but no more than this part of the difference that is to be explained
+_ONLY_HERE = "(here, but not earlier in the model)"
 _NOISE = 1e-14  # rounding: of two explanations that leave less neither is the better one
 
 
@@ -31,42 +34,40 @@ def cause(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Array
         params: its parameters in float64, by dotted name.
     """
     own, target = ours[name], theirs[name]
-    found = _explaining(mistakes(name, ours, cfg, params), own, target)
-    refuted = _refuted(name, ours, theirs, cfg, params)
-    if sound := [m for m in found if m.scope == "weights" or m.words not in refuted]:
-        return _joined(sound)
-    if only_here := [m for m in found if m.scope == "code"]:
-        return f"{_joined(only_here)} (in this block, not in those before it)"
-    return _plain_fact(name, ours, target, cfg)
+    fault = _apart(own, target)
+    if fault <= _NOISE:  # they differ in float32 only
+        return None
+    least = min(_ROUNDED, _OF_FAULT * fault)
+    found = _explaining(mistakes(name, ours, cfg, params), target, least)
+    earlier = [place for place in _earlier(name, ours) if place in theirs]
+    refuted = {
+        m.words
+        for place in earlier
+        for m in mistakes(place, ours, cfg, params)
+        if _apart(m.values, theirs[place]) > least
+    }
+    if everywhere := [m for m in found if m.words not in refuted]:
+        return _joined(everywhere)
+    if only_here := [m for m in found if not m.factor]:
+        return f"{_joined(only_here)} {_ONLY_HERE}"
+    fact = _plain_fact(name, ours, target, cfg)
+    return f"{fact} {_ONLY_HERE}" if fact and earlier else fact
 
 
-def _explaining(tried: Iterable[Mistake], own: Array, target: Array) -> list[Mistake]:
+def _earlier(name: str, ours: Arrays) -> list[str]:
+    """Return the tensors before `name` that the same code makes: theirs equal ours there."""
+    before = list(ours)[: list(ours).index(name)]
+    if name.endswith(("norm1", "norm2", "final_norm")):
+        return [other for other in before if other.endswith(("norm1", "norm2"))]
+    part = name.split(".", 2)[2:]
+    return [other for other in before if "." in name and other.split(".", 2)[2:] == part]
+
+
+def _explaining(tried: Iterable[Mistake], target: Array, allowed: float) -> list[Mistake]:
     """Return those of `tried` that make `target`; the nearest only, if others are farther off."""
     left = [(_apart(m.values, target), m) for m in tried]
     least = min((apart for apart, _ in left), default=np.inf)
-    if not (least <= _CLOSE or least <= min(_ROUNDED, _OF_FAULT * _apart(own, target))):
-        return []
-    return [m for apart, m in left if apart <= max(8 * least, _NOISE)]
-
-
-def _refuted(
-    name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Arrays
-) -> frozenset[str]:
-    """Return the words of the mistakes that do not make theirs in some block before that of `name`.
-
-    In those blocks theirs equal ours, so code that has the mistake would show it there.
-    """
-    if not name.startswith("trf_blocks."):
-        return frozenset()
-    _, number, *part = name.split(".")
-    fault = _apart(ours[name], theirs[name])
-    found, least = set(), min(_ROUNDED, _OF_FAULT * fault)
-    for n in range(int(number)):
-        earlier = ".".join(["trf_blocks", str(n), *part])
-        if earlier in ours and earlier in theirs:
-            tried = mistakes(earlier, ours, cfg, params)
-            found |= {m.words for m in tried if _apart(m.values, theirs[earlier]) > least}
-    return frozenset(found)
+    return [m for apart, m in left if least <= allowed and apart <= max(8 * least, _NOISE)]
 
 
 def _joined(found: list[Mistake]) -> str:
@@ -76,10 +77,6 @@ def _joined(found: list[Mistake]) -> str:
 def _plain_fact(name: str, ours: Arrays, target: Array, cfg: GPTConfig) -> str | None:
     """Return how theirs follows from ours, if a single number says it."""
     own = ours[name]
-    if name == "logits" and own.shape[:-1] == target.shape[:-1]:
-        more = target.shape[-1] - own.shape[-1]
-        if more > 0 and _apart(target[..., : own.shape[-1]], own) <= _CLOSE:
-            return f"theirs has {more} columns more, and the first {own.shape[-1]} are equal"
     if own.shape != target.shape:
         return None
     if name.endswith("att.weights") and (factor := _score_factor(name, ours, target)):

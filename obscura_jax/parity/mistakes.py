@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +11,21 @@ from obscura_jax.config import GPTConfig
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
-# "code": written once, so it acts in every block. "number": the same, and another number of the
-# model may have the same value by chance. "weights": parameters, which each block has of its own.
-Scope = Literal["code", "number", "weights"]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Mistake(NamedTuple):
-    """A mistake in words, the tensor that it makes, and how far it reaches."""
+    """A mistake in words, and the tensor that it makes.
+
+    Attributes:
+        words: what is wrong.
+        values: the tensor.
+        factor: whether it is only a factor, which another number may equal by chance.
+    """
 
     words: str
     values: Array
-    scope: Scope = "code"
+    factor: bool = False
 
 
 Mistakes = Iterator[Mistake]
@@ -105,30 +108,24 @@ def _linear(x: Array, name: str, params: Arrays) -> Array:
 def _projections(name: str, x: Array, cfg: GPTConfig, params: Arrays) -> Mistakes:
     weight, bias = params[f"{name}.weight"], params.get(f"{name}.bias")
     if weight.shape[0] == weight.shape[1]:
-        yield Mistake(
-            "a transposed matrix", x @ weight + (0.0 if bias is None else bias), "weights"
-        )
+        yield Mistake("a transposed matrix", x @ weight + (0.0 if bias is None else bias))
     if bias is not None:
-        yield Mistake("a missing bias", x @ weight.T, "weights")
+        yield Mistake("a missing bias", x @ weight.T)
     prefix, _, own = name.rpartition(".")
     if own.startswith("W_"):
         for other in ("W_query", "W_key", "W_value"):
             if other != own:
                 words = f"swapped projections: {own} has the weights of {other}"
-                yield Mistake(words, _linear(x, f"{prefix}.{other}", params), "weights")
+                yield Mistake(words, _linear(x, f"{prefix}.{other}", params))
         rows = np.arange(cfg.emb_dim).reshape(cfg.n_heads, -1).T.reshape(-1)
         for order in (rows, np.argsort(rows)):
             mixed = x @ weight[order].T + (0.0 if bias is None else bias[order])
-            yield Mistake(
-                "heads interleaved: its rows are ordered by width, then head", mixed, "weights"
-            )
+            yield Mistake("heads interleaved: its rows are ordered by width, then head", mixed)
     number = name.split(".")[1]
     for n in range(cfg.n_layers):
         if str(n) != number:
             other = name.replace(f"trf_blocks.{number}.", f"trf_blocks.{n}.", 1)
-            yield Mistake(
-                f"another block's weights: those of block {n}", _linear(x, other, params), "weights"
-            )
+            yield Mistake(f"another block's weights: those of block {n}", _linear(x, other, params))
 
 
 def _embeddings(x: Arrays, params: Arrays) -> Mistakes:
@@ -159,14 +156,14 @@ def _norms(name: str, x: Array, cfg: GPTConfig, params: Arrays) -> Mistakes:
     yield Mistake(
         "epsilon is added to the root", scale * centred / (np.sqrt(variance) + eps) + shift
     )
-    yield Mistake("a missing bias: no shift", norm(eps, plus=0.0), "weights")
-    yield Mistake("a missing scale", norm(eps, by=np.ones_like(scale)), "weights")
+    yield Mistake("a missing bias: no shift", norm(eps, plus=0.0))
+    yield Mistake("a missing scale", norm(eps, by=np.ones_like(scale)))
     square = np.square(x).mean(-1, keepdims=True)
     yield Mistake("the mean is not subtracted", scale * x / np.sqrt(square + eps) + shift)
     others = {key.rpartition(".")[0] for key in params if key.endswith(".shift")} - {name}
     for other in sorted(others):
         swapped = norm(eps, params[f"{other}.scale"], params[f"{other}.shift"])
-        yield Mistake(f"swapped layer norms: it has the parameters of {other}", swapped, "weights")
+        yield Mistake(f"swapped layer norms: it has the parameters of {other}", swapped)
 
 
 def _activations(x: Array) -> Mistakes:
@@ -175,6 +172,10 @@ def _activations(x: Array) -> Mistakes:
     for factor, words in ((1.702, "the GELU by a sigmoid"), (1.0, "SiLU")):
         yield Mistake(words, x / (1 + np.exp(-factor * x)))
     yield Mistake("no activation", x)
+    root = math.sqrt(2 / math.pi)
+    for digits in range(3, 11):
+        y = 0.5 * x * (1 + np.tanh(round(root, digits) * (x + 0.044715 * x**3)))
+        yield Mistake(f"the root of 2/pi cut to {round(root, digits)}", y)
 
 
 def heads(x: Array, cfg: GPTConfig) -> Array:
@@ -193,7 +194,7 @@ def _scores(block: str, x: Arrays, cfg: GPTConfig) -> Mistakes:
     yield Mistake("heads interleaved", np.einsum("...tkh,...skh->...hts", queries, keys))
     for words, scale in _scales(block, cfg):
         words = f"{words}, before the softmax" if words else f"divided by the root of {width}"
-        yield Mistake(words, own / scale, "number")
+        yield Mistake(words, own / scale, factor=True)
 
 
 def _scales(block: str, cfg: GPTConfig) -> list[tuple[str, float]]:
@@ -207,7 +208,7 @@ def _scales(block: str, cfg: GPTConfig) -> list[tuple[str, float]]:
         (f"a wrong scale: the root of the number of heads {cfg.n_heads}", math.sqrt(cfg.n_heads)),
         (f"a wrong scale: the head width {k}, not its root", float(k)),
         (f"a wrong scale: the fourth root of the head width {k}", math.sqrt(root)),
-        ("a scale for each block: scores are also divided by 1 + the block's number", root * layer),
+        ("a scale for each block: scores are also scaled by 1/(layer + 1)", root * layer),
     ]
 
 
@@ -226,7 +227,7 @@ def _weights(block: str, scores: Array, cfg: GPTConfig) -> Mistakes:
             words = " and ".join(filter(None, (mask_words, scale_words)))
             masked = np.where(mask, scores / scale, -np.inf)
             if words:
-                yield Mistake(words, softmax(masked), "number" if scale_words else "code")
+                yield Mistake(words, softmax(masked), factor=bool(scale_words))
             elif length > 1:
                 yield Mistake("softmax over the queries", softmax(masked, axis=-2))
     causal, scaled = masks[""], scores / math.sqrt(k)
@@ -243,9 +244,9 @@ def _contexts(block: str, x: Arrays, cfg: GPTConfig) -> Mistakes:
     yield Mistake("heads joined without moving their axis back", own.reshape(shape))
     yield Mistake("heads interleaved when joined", np.moveaxis(own, -3, -1).reshape(shape))
     scores = x[f"{block}.att.scores"]
-    for words, weights, scope in _weights(block, scores, cfg):  # where theirs are not seen
+    for words, weights, factor in _weights(block, scores, cfg):  # where theirs are not seen
         joined = (weights @ values).swapaxes(-3, -2).reshape(shape)
-        yield Mistake(words, joined, scope)
+        yield Mistake(words, joined, factor)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
