@@ -22,8 +22,9 @@ import numpy as np
 
 from obscura_jax.parity import capture
 
-_ROUNDING = float(np.finfo(np.float32).eps)  # relative; one operation on numbers rounds by half
-_MARK = "_made_of_numbers"  # an attribute of the tensors that are
+# Of a constant, at most: one operation rounds by half of float32's epsilon, and there may be a few.
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_TWIN = "_as_written"  # an attribute of an exact constant: the rounded one
 
 
 class Constants:
@@ -63,38 +64,44 @@ def _mode(found: dict[str, tuple[float, float]]) -> Any:
     from torch.overrides import TorchFunctionMode
 
     def constant(x: Any) -> bool:
-        return x.ndim == 0 and (hasattr(x, _MARK) or not x.is_floating_point())
+        return x.ndim == 0 and (hasattr(x, _TWIN) or not x.is_floating_point())
 
-    def wide(x: Any) -> Any:
-        return torch.float64 if x is torch.float32 else x
+    def exactly(func: Any, args: Any, kwargs: Any) -> Any:
+        """Call `func` with float64 wherever it would take float32."""
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args, kwargs = jax.tree.map(
+            lambda x: torch.float64 if x is torch.float32 else x, (args, kwargs)
+        )
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(usual)
 
     class Exact(TorchFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs = kwargs or {}
-            out = func(*args, **kwargs)
-            if not isinstance(out, torch.Tensor) or out.ndim or not out.is_floating_point():
-                return out
             given = [x for x in jax.tree.leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-            if out.device.type != "cpu" or not all(map(constant, given)):
-                return out
-            if out.dtype == torch.float32:
-                called = torch.Tensor.double if func is torch.Tensor.float else func
-                usual = torch.get_default_dtype()
-                torch.set_default_dtype(torch.float64)
-                try:
-                    exact = called(*map(wide, args), **{k: wide(v) for k, v in kwargs.items()})
-                finally:
-                    torch.set_default_dtype(usual)
-                a, b = float(out), float(exact)
-                if exact.dtype != torch.float64 or not abs(a - b) <= _ROUNDING * abs(b):
-                    return out
-                if a != b:
-                    found.setdefault(_place(sys._getframe(1)), (a, b))
-                out = exact
-            setattr(out, _MARK, True)
-            return out
+            if not all(map(constant, given)):
+                return func(*args, **kwargs)
+            own, more = jax.tree.map(lambda x: getattr(x, _TWIN, x), (args, kwargs))
+            rounded = func(*own, **more)  # as the program is written
+            is_tensor = isinstance(rounded, torch.Tensor)
+            if is_tensor and (rounded.ndim or rounded.device.type != "cpu"):
+                return rounded
+            if not is_tensor or rounded.dtype != torch.float32:
+                return func(*args, **kwargs) if given else rounded
+            exact = exactly(func, args, kwargs)
+            a, b = float(rounded), float(exact)
+            if exact.dtype != torch.float64 or not abs(a - b) <= _ROUNDING * abs(b):
+                return rounded
+            if a != b:
+                found.setdefault(_place(sys._getframe(1)), (a, b))
+            setattr(exact, _TWIN, rounded)
+            return exact
 
     return Exact()
 
