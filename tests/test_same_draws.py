@@ -207,7 +207,7 @@ def test_100_steps_with_dropout_beside_torch():
     theirs = torch_losses(torch.float32)
     assert theirs[-10:].mean() < 0.95 * theirs[:10].mean()  # there is something to follow
     allowed = BUDGETS["losses of 100 steps", "float32"].allowed
-    assert relative(jax_losses(jnp.float32), theirs) <= allowed  # measured: 8.6e-7
+    assert relative(jax_losses(jnp.float32), theirs) <= allowed  # measured: 8.4e-7
     assert relative(jax_losses(jnp.float32, seed=SEED + 1), theirs) > 0.01
     own = torch_losses(torch.float32, module=torch_reference.GPTModel)
     assert relative(own, theirs) > 0.01
