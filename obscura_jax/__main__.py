@@ -3,15 +3,15 @@
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the next line imports
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C during the next import
 
 from obscura_jax.cli import interrupts
 
 
 def run() -> None:
-    """Run the command line of this process."""
+    """Run the command given by this process's arguments."""
     interrupts.install()
-    from obscura_jax.cli.__main__ import main  # takes longer to import
+    from obscura_jax.cli.__main__ import main  # a slow import
 
     main()
 

@@ -12,9 +12,9 @@ _new_folders: list[Path] = []
 
 @contextlib.contextmanager
 def temporary_paths(*paths: Path) -> Iterator[None]:
-    """Remove files or folders that are still there at the end of the block.
+    """Context manager: remove the files or folders that still exist after the block.
 
-    `remove_temporary_paths` removes them too, for a process that ends without leaving its blocks.
+    `remove_temporary_paths` also removes them, for a process that exits inside a block.
     """
     _temporary_paths.update(paths)
     try:
@@ -27,7 +27,7 @@ def temporary_paths(*paths: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Make a folder for the length of the block."""
+    """Context manager: create a temporary folder, and remove it after the block."""
     path = Path(tempfile.mkdtemp())
     with temporary_paths(path):
         yield path
@@ -35,9 +35,9 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folders(*folders: Path) -> Iterator[None]:
-    """Create folders and their parents; remove those that are still empty at the end of the block.
+    """Context manager: create folders and their parents, and remove the ones left empty.
 
-    Folders that existed before stay. `remove_temporary_paths` removes empty ones too.
+    Folders that existed before are kept. `remove_temporary_paths` also removes empty new folders.
     """
     missing = {path for folder in folders for path in (folder, *folder.parents)}
     created = sorted((path for path in missing if not path.exists()), key=lambda p: len(p.parts))

@@ -1,22 +1,23 @@
-"""Packages that only some features need, imported where they are needed."""
+"""Optional packages, imported only by the features that need them."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 class MissingExtraError(ImportError, ValueError):
-    """A feature was used whose optional package is not installed, or does not load."""
+    """A feature needs an optional package that is not installed or does not load."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, which the extra `extra` installs.
+    """Import and return `module`, which the extra `extra` installs.
 
     Raises:
-        MissingExtraError: saying what needs it and how to install it.
+        MissingExtraError: if it cannot be imported. The message says what needs it and how to
+            install it.
     """
     try:
         return import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a shared library of it is broken
+    except (ImportError, OSError) as error:  # OSError: a broken shared library
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         broken = "" if missing else f", which does not load ({error})"
         raise MissingExtraError(

@@ -272,12 +272,12 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data=4", "data=4 has 4 places, and there are 8 devices"),
-        ("model=8", "model=8 does not divide n_heads=4: 1, 2, 4 would"),
-        ("fsdp=4,data=2,data=1", "a mesh is written data=4,model=2"),
-        ("data=0", "a mesh is written"),
-        ("rows=8", "a mesh is written"),
-        ("", "a mesh is written"),
+        ("data=4", "data=4 needs 4 devices, but there are 8"),
+        ("model=8", "model=8 does not divide n_heads=4; choose from 1, 2, 4"),
+        ("fsdp=4,data=2,data=1", "invalid mesh .*as in data=4,model=2"),
+        ("data=0", "invalid mesh 'data=0'"),
+        ("rows=8", "invalid mesh 'rows=8'"),
+        ("", "invalid mesh ''"),
     ],
 )
 def test_meshes_that_cannot_be(text, message):
@@ -286,11 +286,11 @@ def test_meshes_that_cannot_be(text, message):
 
 
 def test_widths_and_batches_that_do_not_divide():
-    with pytest.raises(ValueError, match="fsdp=8 does not divide emb_dim=36: 1, 2, 3, 4, 6 would"):
+    with pytest.raises(ValueError, match="emb_dim=36; choose from 1, 2, 3, 4, 6"):
         OnMesh(mesh=make_mesh({"fsdp": 8}), cfg=replace(CFG, emb_dim=36))
     mesh = make_mesh({"data": 4, "fsdp": 2})
     params = place(mesh, gpt2_parameters(CFG, jax.random.key(0)))
-    with pytest.raises(ValueError, match="does not divide a batch of 3: a multiple of 8 would fit"):
+    with pytest.raises(ValueError, match="does not divide a batch of 3; use a multiple of 8"):
         generate(GPTModel(CFG), params, PROMPTS[:3], 2, programs=programs(mesh))
 
 
@@ -316,7 +316,7 @@ def test_the_commands(tmp_path, capsys):
     assert call(capsys, *words) == call(capsys, *words, "--mesh", "data=2,model=4")
     for bad, message in (
         (["--mesh", "data=8"], "does not divide a batch of 2"),
-        (["--mesh", "data=3"], "there are 8 devices"),
+        (["--mesh", "data=3"], "needs 3 devices, but there are 8 (cpu)"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([*map(str, words), *bad])

@@ -35,6 +35,7 @@ EXTRAS = {
     "libtpu",
     "ctranslate2",
     "orbax",
+    "jinja2",
 }
 FACE = {"__init__", "__main__"}  # hands names on, starts the command
 TORCH = Path("parity/torch_reference.py")  # is PyTorch itself, and imported as torch is

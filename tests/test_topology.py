@@ -126,10 +126,10 @@ def test_the_largest_batch(slice_):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--topology", "v5e:5x7"], "no topology 'v5e:5x7'"),
-        (["--topology", "v5e:2x2", "--mesh", "data=3"], "has 3 places, and there are 4 devices"),
+        (["--topology", "v5e:5x7"], "unknown topology 'v5e:5x7'"),
+        (["--topology", "v5e:2x2", "--mesh", "data=3"], "data=3 needs 3 devices, but there are 4"),
         (["--topology", "v5e:2x2", "--mesh", "model=4", "--preset", "gpt2-xl"], "n_heads=25"),
-        (["--topology", "v5e:2x2", "--batch-size", "6"], "a multiple of 4 would fit"),
+        (["--topology", "v5e:2x2", "--batch-size", "6"], "use a multiple of 4"),
         (["--topology", "v5e:2x2", "--batch-size", "4000000"], "exceeds"),
     ],
 )
@@ -139,7 +139,7 @@ def test_what_is_refused(words, message, capsys):
 
 @pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", ""])
 def test_topologies_that_are_not(name, capsys):
-    refused(["--topology", name], "a kind of v4, v5e, v5p, v6e and a shape", capsys)
+    refused(["--topology", name], "give a chip (v4, v5e, v5p, v6e) and a shape", capsys)
 
 
 def test_without_libtpu(monkeypatch, capsys):

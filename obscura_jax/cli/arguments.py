@@ -1,4 +1,4 @@
-"""What the words of a command may be, as argparse types."""
+"""Argparse types that check command-line arguments."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from obscura_jax.config import check_size
 
 
 def size(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse an integer of at least 1."""
     try:
         value: int | str = int(text)
     except ValueError:
@@ -19,7 +19,7 @@ def size(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number of 31 bits."""
+    """Parse an integer from 0 to 2147483647 (31 bits)."""
     try:
         return check_size("it", int(text), least=0)
     except ValueError:
@@ -27,9 +27,9 @@ def seed(text: str) -> int:
 
 
 def utf8(word: str) -> str:
-    """Read text of the command line as UTF-8, whatever the locale says.
+    """Decode a command-line argument as UTF-8, regardless of the locale.
 
-    Python decodes arguments by the locale and keeps other bytes as surrogates.
+    Python decodes arguments with the locale's encoding and keeps other bytes as surrogates.
     """
     try:
         return os.fsencode(word).decode("utf-8")

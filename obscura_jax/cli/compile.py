@@ -1,4 +1,4 @@
-"""`obscura compile`: a program for a TPU that is not here."""
+"""`obscura compile`: compile a program for a TPU slice, without a TPU."""
 
 import argparse
 import json
@@ -9,20 +9,29 @@ from obscura_jax.config import PRESETS
 
 
 def add_to(commands: Any) -> None:
-    """Declare the command's words."""
-    parser = commands.add_parser("compile", help="compile for a TPU that is not here")
+    """Add the command and its options."""
+    parser = commands.add_parser("compile", help="compile for a TPU slice, without a TPU")
     add = parser.add_argument
-    add("--topology", required=True, metavar="T", help="such as v5e:4x4")
+    add("--topology", required=True, metavar="T", help="chips to compile for, such as v5e:4x4")
     add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2")
     add("--program", choices=("train", "prefill", "decode"), default="train")
-    add("--mesh", metavar="SIZES", help="such as data=8,model=2; default: fsdp, or data, of all")
-    add("--batch-size", type=size, metavar="B", help="rows on all chips; default: a row a chip")
+    add(
+        "--mesh",
+        metavar="SIZES",
+        help="such as data=8,model=2; default: fsdp for training, data for generation",
+    )
+    add(
+        "--batch-size",
+        type=size,
+        metavar="B",
+        help="total rows over all chips; default: one per shard of the batch",
+    )
     add("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compile, and print what the program takes."""
+    """Compile the program, and print what it needs."""
     from obscura_jax.scale.mesh import parse_mesh, row_parts, show
     from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
 
@@ -36,17 +45,17 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {show(sizes)}")
-    print(f"{found['batch']} rows of {found['positions']} positions; of each chip:")
+    print(f"{found['batch']} rows of {found['positions']} positions; per chip:")
     memory = found["memory"]
     for name in ("arguments", "temporaries", "program", "peak", "chip"):
         print(f"  memory, {name:<12} {memory[name] / 2**20:>10,.1f} MiB")
-    print(f"  products           {found['flops'] / 1e9:>11,.1f} GFLOP")
+    print(f"  matrix products    {found['flops'] / 1e9:>11,.1f} GFLOP")
     print(f"  moved at least     {found['bytes'] / 2**20:>11,.1f} MiB")
     for kind, one in found["collectives"].items():
-        print(f"  {kind:<18} {one['bytes'] / 2**20:>11,.1f} MiB in {one['count']}")
+        print(f"  {kind:<18} {one['bytes'] / 2**20:>11,.1f} MiB in {one['count']} operations")
     print(f"  sent at least      {found['sent'] / 2**20:>11,.1f} MiB")
     best = found["roofline"]
     for name in ("compute", "memory", "network"):
         print(f"  {name:<18} {best[name] * 1e3:>11,.3f} ms at best")
-    print(f"at best {best['seconds'] * 1e3:,.3f} ms a step, bound by {best['bound']}")
+    print(f"at best {best['seconds'] * 1e3:,.3f} ms per step, bound by {best['bound']}")
     print(f"largest batch that fits: {largest['batch']} rows")

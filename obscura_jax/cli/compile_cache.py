@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs of the command, in the user's cache folder."""
+"""A cache of compiled programs that persists between runs, in the user's cache folder."""
 
 import contextlib
 import glob
@@ -14,13 +14,13 @@ _DAMAGED = r"Error reading persistent compilation cache entry for '(.*?)'"
 
 
 def keep_programs() -> None:
-    """Have JAX keep what it compiles in `folder()`; does nothing where that cannot be written.
+    """Make JAX cache compiled programs in `folder()`; do nothing if it is not writable.
 
-    JAX never replaces an entry that it cannot read, for example one cut short by a full disk or a
-    killed process. Such entries are deleted here, so that JAX writes them again.
+    JAX never replaces an entry that it cannot read, such as one truncated by a full disk or a
+    killed process. Damaged entries are deleted here, so that JAX writes them again.
 
     Raises:
-        ValueError: when OBSCURA_CACHE_DIR is a URL.
+        ValueError: if OBSCURA_CACHE_DIR is a URL.
     """
     path = folder()
     try:
@@ -33,7 +33,7 @@ def keep_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.filterwarnings("ignore", ".*persistent compilation cache")  # costs time only
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")  # it only costs time
     warnings.filterwarnings("always", _DAMAGED)
     show = warnings.showwarning
 
@@ -47,19 +47,19 @@ def keep_programs() -> None:
 
 
 def folder() -> Path:
-    """Return OBSCURA_CACHE_DIR, or else `obscura_jax` in the folder the system has for caches."""
+    """Return OBSCURA_CACHE_DIR, or else `obscura_jax` in the system's cache folder."""
     own = os.environ.get("OBSCURA_CACHE_DIR")
     if not own:
         return user_cache_path("obscura_jax", appauthor=False)
     if "://" in own:
         raise ValueError(f"OBSCURA_CACHE_DIR is {own!r}; set it to a folder, not a URL")
-    with contextlib.suppress(RuntimeError):  # there is no such user
+    with contextlib.suppress(RuntimeError):  # ~name of an unknown user
         return Path(own).expanduser()
     return Path(own)
 
 
 def _delete_entries(path: Path, program: str) -> None:
-    """Delete every entry of a program: the warning does not say which of them is damaged."""
+    """Delete all entries of a program: the warning does not say which one is damaged."""
     for entry in path.glob(f"{glob.escape(program)}-*-cache"):
         with contextlib.suppress(OSError):
             entry.unlink()

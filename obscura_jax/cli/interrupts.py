@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a command at once and quietly, or after the current training step.
+"""Handling of Ctrl-C and SIGTERM: exit quietly, at once or after the current training step.
 
-KeyboardInterrupt does not serve: it prints a traceback while modules are imported, is dropped when
-it is raised inside JAX's garbage-collection callback, and waits until a compiled program returns.
-Here the signal itself wakes a thread, whatever the main thread is doing.
+KeyboardInterrupt is not enough: it prints a traceback while modules are imported, is lost if it is
+raised inside JAX's garbage-collection callback, and waits until a compiled program returns. Here a
+signal wakes a separate thread, whatever the main thread is doing.
 """
 
 import os
@@ -20,33 +20,33 @@ _SIGNALS = [
 
 
 class _State:
-    """What the next signal does."""
+    """Settings that decide the effect of the next signal."""
 
-    deferred = False  # it only asks to stop
-    asked = 0  # the signal that asked
+    deferred = False  # the next signal only requests a stop
+    asked = 0  # the signal that requested a stop, or 0
     last_words = b""  # written to standard output before the process ends
 
 
 def install() -> None:
     """End this process with exit code 128 + number on SIGINT, SIGTERM or SIGHUP.
 
-    Signals that the parent process set to be ignored stay ignored. Call it in the main thread,
-    before slow imports.
+    Signals that the parent process ignores stay ignored. Call this in the main thread, before slow
+    imports.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: None)  # the thread does the work
+            signal.signal(number, lambda *_: None)  # the thread acts on the signal
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int]]:
-    """Let the first signal only ask to stop; a second one ends the process at once.
+    """Context manager: let the first signal only request a stop; a second one exits at once.
 
-    Yields a function that returns the number of the signal that asked, or 0.
+    Yields a function that returns the number of the signal that requested the stop, or 0.
     """
     _State.deferred = True
     try:
@@ -57,7 +57,7 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Write `text` to standard output if a signal ends the process within the block."""
+    """Context manager: write `text` to standard output if a signal ends the process inside."""
     _State.last_words = text.encode()
     try:
         yield

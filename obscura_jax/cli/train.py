@@ -12,7 +12,7 @@ from obscura_jax.cli.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.cli.training_display import Display, say
-from obscura_jax.cli.training_folder import forget, owned, remember, settle
+from obscura_jax.cli.training_folder import forgotten_if_refused, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import PRESETS
 
@@ -44,18 +44,19 @@ _DEFAULTS = {
     "chunk": None,
     "recompute": None,
 }
-_KINDS: dict[str, type] = {name: type(value) for name, value in _DEFAULTS.items()} | {
+_DTYPES = ("float32", "bfloat16")
+_RECOMPUTE = ("elementwise", "blocks")
+# A function that reads a value, as for the command line, or all values.
+_KINDS: dict[str, Any] = {
+    **{name: float if isinstance(value, float) else size for name, value in _DEFAULTS.items()},
     "text": list,
     "data": str,
-    "preset": str,
-    "steps": int,
-    "epochs": int,
-    "stride": int,
-    "chunk": int,
-    "recompute": str,
+    "preset": tuple(PRESETS),
+    "seed": seed,
+    "dtype": _DTYPES,
+    "recompute": _RECOMPUTE,
 }
 _SAMPLE_TOKENS = 32
-_RECOMPUTE = ("elementwise", "blocks")
 
 
 def add_to(commands: Any) -> None:
@@ -98,7 +99,7 @@ def add_to(commands: Any) -> None:
     add("--save-every", "K", "steps; default: 100", type=size, default=100)
     add("--keep", "N", "checkpoints; default: 2", type=size, default=2)
     add("--seed", "S", "of weights, order, dropout", type=seed)
-    add("--dtype", help="compute in it", choices=("float32", "bfloat16"))
+    add("--dtype", help="compute in it", choices=_DTYPES)
     add("--chunk", "N", "positions that have logits at once, for less memory", type=size)
     add("--recompute", help="rather than keep it, for less memory", choices=_RECOMPUTE)
     add("--scan", help="compile one block, for a deep model", action="store_true")
@@ -135,17 +136,13 @@ def run(args: argparse.Namespace) -> None:
             return
         with owned(args.out) as folder:
             settings = settle(folder, given, _DEFAULTS, _KINDS, args.resume)
-            if args.resume:
-                remember(folder, settings)  # the last ones given, for other processes and next time
-            try:
+            with nullcontext() if args.resume else forgotten_if_refused(folder):
                 prepared = _prepared(args, folder, settings)
-            except (ValueError, FileNotFoundError):
-                if not args.resume:
-                    forget(folder)
-                raise
-            if many:
-                _meet("prepared")
-            _train(args, folder, settings, *prepared)
+                if args.resume:
+                    remember(folder, settings)  # the new ones, for other processes and next time
+                if many:
+                    _meet("prepared")
+                _train(args, folder, settings, *prepared)
 
 
 def _joined(args: argparse.Namespace) -> AbstractContextManager[None]:

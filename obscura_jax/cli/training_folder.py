@@ -1,53 +1,54 @@
 """The folder of `obscura train`: its settings, and that one process at a time has it."""
 
+import argparse
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from obscura_jax.atomic_files import new_folders, temporary_paths
+
 SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"  # this and the next are written by `training.run`
+CHECKPOINTS = "checkpoints"
 CHANGEABLE = ("chunk", "recompute")  # another way to the same numbers, but for rounding
 TOKENS = "tokens.bin"
 
 
 @contextlib.contextmanager
 def owned(out: str) -> Iterator[Path]:
-    """The folder `out`, made if need be, for this process alone; removed again if left empty.
+    """Lock the folder `out` for this process; create it if needed, and remove it if left empty.
 
     Raises:
-        ValueError: when it cannot be written, or another process trains there.
+        ValueError: if it cannot be written, or another process trains there.
     """
     from filelock import FileLock, Timeout
 
     folder = Path(out)
+    lock = folder / ".lock"
     if not out or (os.path.exists(folder) and not os.path.isdir(folder)):
         raise ValueError(f"{out!r} is not a folder")
-    lock = FileLock(folder / ".lock")
-    try:
-        new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process trains in {out}") from None
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(new_folders(folder))
+            stack.enter_context(FileLock(lock).acquire(timeout=0))
+        except Timeout:
+            raise ValueError(f"another process trains in {out}") from None
+        except OSError as error:
+            raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
+        stack.enter_context(temporary_paths(lock))
         yield folder
-    finally:
-        if new and {path.name for path in folder.iterdir()} <= {".lock"}:
-            with contextlib.suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
-                folder.rmdir()
-        lock.release()
 
 
 def settle(
     folder: Path,
     given: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    kinds: Mapping[str, type],
+    kinds: Mapping[str, Any],
     resume: bool,
 ) -> dict[str, Any]:
     """Return the settings of a run: those given, else those it began with, else the defaults.
@@ -57,7 +58,7 @@ def settle(
     Raises:
         ValueError: if the folder is not empty and `resume` is false, or holds no run and it is
             true; if another value is given than the run began with, unless it is CHANGEABLE; or if
-            the saved settings are damaged, for example of other types than `kinds`.
+            the saved settings are damaged, for example not of `kinds`.
     """
     path = folder / SETTINGS
     if not resume:
@@ -71,14 +72,7 @@ def settle(
         return {**defaults, **given}
     if not path.is_file():
         raise ValueError(f"{folder} holds no training run to resume")
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        begun = {name: saved[name] for name in defaults}
-        for name, value in begun.items():
-            if not _is_kind(value, kinds[name], optional=defaults[name] is None):
-                raise TypeError(f"{name} is {value!r}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    begun = _read_settings(path, defaults, kinds)
     for name, value in given.items():
         if value != begun[name] and name not in CHANGEABLE:
             option = "--" + name.replace("_", "-")
@@ -89,24 +83,60 @@ def settle(
     return {**begun, **given}
 
 
-def _is_kind(value: object, kind: type, *, optional: bool) -> bool:
-    if value is None:
-        return optional
+def _read_settings(
+    path: Path, defaults: Mapping[str, Any], kinds: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("it is not an object with a value for each setting")
+        for name, default in defaults.items():
+            if name not in saved:
+                raise ValueError(f"{name} is missing")
+            value = saved[name]
+            if not ((value is None and default is None) or _is_kind(value, kinds[name])):
+                raise ValueError(f"{name} is {json.dumps(value)[:60]}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); correct it, restore it from a copy, or train again in "
+            "another folder"
+        ) from error
+    return {name: saved[name] for name in defaults}
+
+
+def _is_kind(value: object, kind: Any) -> bool:
+    """Return whether a value is one of several, or what the function `kind` reads from its text."""
     if kind is list:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool):
+    if not callable(kind):
+        return value in kind
+    try:
+        return bool(kind(str(value)) == value)
+    except (ValueError, argparse.ArgumentTypeError):
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def remember(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings down, for `--resume`."""
     temporary = folder / f".{SETTINGS}.{os.getpid()}"
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / SETTINGS)
+    with temporary_paths(temporary):
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / SETTINGS)
 
 
-def forget(folder: Path) -> None:
-    """Remove what a run wrote that could not begin."""
-    for name in (SETTINGS, TOKENS, TOKENS + ".json"):
-        (folder / name).unlink(missing_ok=True)
+@contextlib.contextmanager
+def forgotten_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the files of a run if an error ends the block before its first step.
+
+    A full disk removes nothing: `--resume` reads the rest of the text once there is room.
+    """
+    try:
+        yield
+    except Exception as error:
+        metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
+        begun = (metrics.exists() and metrics.stat().st_size) or any(checkpoints.glob("[0-9]*"))
+        if not begun and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            for name in (SETTINGS, TOKENS, TOKENS + ".json", METRICS):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        raise

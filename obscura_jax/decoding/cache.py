@@ -1,9 +1,9 @@
-"""The keys and values already computed, and the model run against them.
+"""The key-value cache, and the model run against it.
 
-Axes: B rows, H heads, T slots of the cache, K head width. A slot holds one position of every row.
-The prompts lie in slots 0, 1, ..., each row's from the left; token n after the prompts lies in slot
-`width` + n in every row, where `width` is the longest prompt's length. A shorter row leaves a gap,
-which its mask hides; positions are counted without it.
+Axes: B rows, H heads, T cache slots, K head width. A slot holds one position of every row. Each
+prompt fills slots 0, 1, ... from the left; token n after the prompts is stored in slot `width` + n
+of every row, where `width` is the length of the longest prompt. A shorter prompt leaves a gap,
+which its row's mask hides and its positions do not count.
 """
 
 from typing import Any, NamedTuple
@@ -25,11 +25,11 @@ from obscura_jax.nn.target import on_one_cpu, target
 
 
 class KVCache(NamedTuple):
-    """One array of keys and one of values for each block, each (B, H, T, K).
+    """One array of keys and one of values per block, each (B, H, T, K).
 
-    On one CPU (B * H, T, K): where rows and heads share an axis, XLA:CPU updates the arrays where
-    they lie. With two axes it copies them at every step: 36 against 21 ms a token for the 124M
-    model at T = 1024. Two axes can be split over two axes of a mesh.
+    On a single CPU device the shape is (B * H, T, K): XLA:CPU then updates the arrays in place.
+    With separate axes it copies them at every step: 36 ms instead of 21 ms per token for the 124M
+    model at T = 1024. Elsewhere the axes are separate, so that a mesh can shard both.
     """
 
     keys: tuple[Float[Array, "*bh t k"], ...]
@@ -37,9 +37,9 @@ class KVCache(NamedTuple):
 
 
 def bucket(size: int, limit: int | None = None) -> int:
-    """The smallest of 16, 32, ..., 512, 768, 1024, 1536, ... that holds `size`, or `limit`.
+    """Round `size` up to 16, 32, ..., 512, 768, 1024, 1536, ..., but not beyond `limit`.
 
-    Arrays of few lengths need few programs.
+    Fewer distinct array lengths mean fewer programs to compile.
     """
     length = 16
     while length < size:
@@ -50,10 +50,10 @@ def bucket(size: int, limit: int | None = None) -> int:
 
 
 def empty_cache(model: GPTModel, rows: int, length: int, dtype: Any) -> KVCache:
-    """A cache of zeros for `rows` rows of `length` slots, of the model's number type `dtype`.
+    """Return a cache of zeros for `rows` rows of `length` slots, in the model's `dtype`.
 
-    On one CPU it is of float32 at least: bfloat16 keys would be converted, all of them, for every
-    product, and 12 blocks of 128 slots then cost 4 ms a token more.
+    On a single CPU device the cache is at least float32. XLA:CPU would convert all bfloat16 keys
+    for every product, which costs 4 ms more per token with 12 blocks of 128 slots.
     """
     cfg = model.cfg
     heads: tuple[int, ...] = (rows, cfg.n_heads)
@@ -70,9 +70,9 @@ def empty_cache(model: GPTModel, rows: int, length: int, dtype: Any) -> KVCache:
 def read_prompts(
     model: GPTModel, params: Any, ids: Int[Array, "b t"], lengths: Int[Array, " b"], cache: KVCache
 ) -> tuple[Float[Array, "b v"], KVCache]:
-    """The logits after each prompt, and the cache with the prompts in its first slots.
+    """Return the logits after each prompt, and the cache with the prompts in its first slots.
 
-    Prompts are padded on the right, where causality hides the padding from every real position.
+    Prompts are padded on the right, so the causal mask hides the padding from every real position.
     """
     writer = _Writer(cache, slot=0)
 
@@ -87,13 +87,14 @@ def read_prompts(
 def _attend_causally(
     queries: Float[Array, "b h t k"], keys: Float[Array, "b h t k"], values: Float[Array, "b h t k"]
 ) -> Float[Array, "b h t k"]:
-    """Causal `scaled_dot_product_attention`, 128 queries at a time, of keys that one of them sees.
+    """Compute causal `scaled_dot_product_attention` for 128 queries at a time.
 
-    Of 512 positions 3/8 of the work is left out: 7 % of the time of the 124M model.
+    Each group of queries skips the keys that the mask hides from all of them. At 512 positions this
+    skips 3/8 of the attention work and 7 % of the 124M model's prefill time.
     """
     length = queries.shape[-2]
     mask = causal_mask(length)
-    if not isinstance(length, int):  # an exported program's is a symbol
+    if not isinstance(length, int):  # symbolic, in an exported program
         return scaled_dot_product_attention(queries, keys, values, mask)
     parts = []
     for start in range(0, length, 128):
@@ -112,9 +113,10 @@ def read_one(
     visible: Bool[Array, "b t"],
     cache: KVCache,
 ) -> tuple[Float[Array, "b v"], KVCache]:
-    """The logits after one more token a row, and the cache with it in `slot`.
+    """Return the logits after one more token per row, and the cache with that token in `slot`.
 
-    `visible` is True where a row may look: its prompt, and the slots from `width` to `slot`.
+    `visible` marks the slots that a row attends to: its prompt, and the slots from `width` to
+    `slot`.
     """
     writer = _Writer(cache, slot)
 
@@ -138,10 +140,10 @@ def _attend_one(
     values: Float[Array, "*bh t k"],
     visible: Bool[Array, "b t"],
 ) -> Float[Array, "b h 1 k"]:
-    """`scaled_dot_product_attention` of one query a row, its products in the fast form.
+    """Compute `scaled_dot_product_attention` for one query per row, with vector-matrix products.
 
-    On XLA:CPU a batched product of vectors and matrices runs at memory speed; as products of
-    matrices with one row it is several times slower.
+    On XLA:CPU a batched vector-matrix product runs at memory speed; as a product with one-row
+    matrices it is several times slower.
     """
     b, h, _, k = queries.shape
     accumulate = at_least_float32(keys.dtype)
@@ -152,18 +154,18 @@ def _attend_one(
     weights = attention_weights(mask_scores(scores, visible), k).astype(values.dtype)
     context = jnp.einsum("...t,...tk->...k", weights, values, preferred_element_type=accumulate)
     if on_one_cpu():
-        # Else the product that follows reads it, converted, through its two axes: 280 us a block
-        # in place of 40, in bfloat16.
+        # Without the barrier, XLA fuses this reshape and the conversion into the product that
+        # follows: 280 us per block instead of 40 in bfloat16.
         context = lax.optimization_barrier(context.reshape(b, h * k))
     return context.astype(queries.dtype).reshape(b, h, 1, k)
 
 
 def _compact(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
-    """The same, on TPUs laid out with slots innermost, as arguments and results of programs are.
+    """On TPUs, constrain the layout to slots innermost, as in program arguments and results.
 
-    Within a loop XLA would have K innermost, filled up from 64 to 128, and copy all caches before
-    it. Compiled for v5e, the 124M model's step with 64 rows then has a peak of 8.5 GiB against 2.7,
-    and 53 million cycles, as XLA estimates them, against 18.
+    Inside a loop XLA would choose K as the innermost axis, pad it from 64 to 128, and copy every
+    cache on entry. Compiled for v5e, a step of the 124M model with 64 rows would then peak at
+    8.5 GiB instead of 2.7, and take 53 million cycles instead of 18 by XLA's estimate.
     """
     if target().platform == "tpu" and target().layouts and cache.shape[-1] % 128:
         cache = with_layout_constraint(cache, Layout((0, 1, 3, 2)))
@@ -171,17 +173,17 @@ def _compact(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
 
 
 class _Writer:
-    """The caches of all blocks while one run through the model replaces them in turn."""
+    """The caches of all blocks, which one forward pass through the model replaces in turn."""
 
     def __init__(self, cache: KVCache, slot: Any) -> None:
         self._keys, self._values, self._slot = list(cache.keys), list(cache.values), slot
 
     def write(self, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
-        """Put (B, H, T, K) keys and values at the slot; all keys and values of the block."""
+        """Write (B, H, T, K) keys and values at the slot; return the block's full cache."""
         for store, new in ((self._keys, keys), (self._values, values)):
             heads = store[layer].shape[:-2]
             new = new.reshape(*heads, *new.shape[-2:]).astype(store[layer].dtype)
-            zero = jnp.zeros((), jnp.int32)  # a Python 0 is int64 under x64, and all must agree
+            zero = jnp.zeros((), jnp.int32)  # a Python 0 is int64 under x64; index types must match
             at = (*(zero for _ in heads), jnp.asarray(self._slot, jnp.int32), zero)
             store[layer] = _compact(lax.dynamic_update_slice(store[layer], new, at))
         return self._keys[layer], self._values[layer]

@@ -1,4 +1,4 @@
-"""Generation: `generate_text_simple`, the course's greedy loop (chapter 4.7), compiled once."""
+"""The course's greedy loop `generate_text_simple` (chapter 4.7), compiled once."""
 
 from functools import partial
 from typing import Any
@@ -23,19 +23,19 @@ def generate_text_simple(
 ) -> Int[Array, "b t"]:
     """Append the most probable next token, `max_new_tokens` times, to every row of `idx`.
 
-    Each step reads the last `context_size` tokens anew, with positions counted from the first token
-    still seen: exactly what the course does, and what faster loops are held against. Compiled once
-    for a model, a shape of `idx` and the two sizes.
+    Each step runs the model on the last `context_size` tokens, with positions counted from the
+    first token in the window, exactly as the course does. Faster loops are tested against this one.
+    It is compiled once per model, shape of `idx` and pair of sizes.
 
     Args:
         model: the model.
         params: its parameters.
         idx: prompts of one length, (B, T) token ids.
-        max_new_tokens: how many tokens to append, at least 1.
-        context_size: how many tokens the model sees at most; up to the model's `context_length`.
+        max_new_tokens: number of tokens to append, at least 1.
+        context_size: maximum number of tokens the model sees; at most its `context_length`.
 
     Returns:
-        (B, T + max_new_tokens) int32: the prompts and what follows them.
+        (B, T + max_new_tokens) int32: the prompts, each with its new tokens appended.
 
     Raises:
         ValueError: for an empty prompt, ids outside the vocabulary, or sizes out of range.
@@ -44,7 +44,7 @@ def generate_text_simple(
     context_size = check_size("context_size", context_size)
     if np.ndim(idx) != 2:
         raise ValueError(
-            f"idx must have two axes, prompts and positions, got shape {np.shape(idx)}"
+            f"idx must have two axes, prompts and positions; got shape {np.shape(idx)}"
         )
     if context_size > model.cfg.context_length:
         raise ValueError(
@@ -68,8 +68,8 @@ def _greedy_loop(
     window = min(context_size, total - 1)
 
     def append_one(step: Array, tokens: Array) -> Array:
-        # A window of fixed width that ends in the last token, or, while there are fewer tokens than
-        # that, starts at the first: what lies behind the last token is hidden by causality.
+        # The window has a fixed width and ends at the last token. While there are fewer tokens than
+        # that, it starts at the first one, and the causal mask hides what follows the last one.
         length = prompt_length + step
         start = jnp.maximum(length - window, 0)
         seen = lax.dynamic_slice_in_dim(tokens, start, window, axis=1)

@@ -1,14 +1,15 @@
-"""logits -> ids: greedy, temperature, top-k, top-p, min-p as pure functions; every setting is data.
+"""Sampling as pure functions from logits to ids: greedy, temperature, top-k, top-p, min-p.
 
-A row's token depends on its own logits, settings and key only: it is the same alone and in any
-batch. The filters run in one order, each on what the one before has left, renormalised:
-temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024). A filter writes -inf
-over what it excludes, never over the most probable token, and treats equal logits alike. A setting
-that is off is a value too, so no value compiles anew.
+A row's token depends only on its own logits, settings and key, so it is the same alone and in any
+batch. The filters run in a fixed order, each on the renormalized result of the one before:
+temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024). A filter sets excluded
+logits to -inf, never excludes the most probable token, and treats equal logits equally. Settings
+are traced data, and "off" is a value as well, so no setting triggers recompilation.
 
-Axes: B rows of the batch, V vocabulary. Logits are float32; -inf in them excludes a token.
+Axes: B rows of the batch, V vocabulary. Logits are float32; a logit of -inf excludes its token.
 
-Milliseconds, here and below: XLA:CPU, 2 cores, V = 50257, B = 1 and B = 8, compilation apart.
+Times in this file are milliseconds on XLA:CPU with 2 cores and V = 50257, first for B = 1, then for
+B = 8, without compilation.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,19 +27,19 @@ from obscura_jax.nn.target import target
 Logits = Float32[Array, "b v"]
 PerRow = Float32[Array, " b"]
 
-_LANES = 128  # the width of the lines in which noise is drawn
+_LANES = 128  # row width of the array in which noise is drawn
 _PREFIX = 128  # up to this k, `lax.top_k` is faster than the search
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 _LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
 class Settings(NamedTuple):
-    """How each row is sampled: a pytree of (B,) arrays, made and checked by `settings`."""
+    """Sampling settings of each row, a pytree of (B,) arrays that `settings` checks and builds."""
 
-    temperature: PerRow  # 0 is greedy
-    top_k: Int32[Array, " b"]  # V is off
-    top_p: PerRow  # 1 is off
-    min_p: PerRow  # 0 is off
+    temperature: PerRow  # 0: greedy
+    top_k: Int32[Array, " b"]  # V: off
+    top_p: PerRow  # 1: off
+    min_p: PerRow  # 0: off
 
 
 def settings(
@@ -50,25 +51,26 @@ def settings(
     top_p: float | Sequence[float | None] | None = None,
     min_p: float | Sequence[float | None] | None = None,
 ) -> Settings:
-    """Check settings on the host: one value for all `batch` rows, or a list with one for each.
+    """Check settings on the host: one value for all `batch` rows, or a list with one value per row.
 
-    None, also inside a list, is off; a temperature that is off is 0, greedy.
+    None turns a setting off, also inside a list; a temperature of None means 0, greedy.
 
     Raises:
-        ValueError: names the setting, the row if listed, and the value, for a temperature that is
-            negative or above the largest float32, a top_k that is not whole or outside 1 to V,
-            top_p outside (0, 1], min_p outside [0, 1), or a list of another length than `batch`.
+        ValueError: if a temperature is negative or above the largest float32, top_k is not an
+            integer from 1 to V, top_p is outside (0, 1], min_p is outside [0, 1), or a list does
+            not have `batch` values. The message names the setting, the row of a list, and the
+            value.
     """
 
     def plain(x: Any) -> Any:
-        return x.tolist() if hasattr(x, "tolist") else x  # NumPy's and JAX's numbers
+        return x.tolist() if hasattr(x, "tolist") else x  # NumPy and JAX scalars
 
     def column(name: str, off: Any, accepts: Callable[[Any], bool], words: str) -> Array:
         value = plain(given[name])
         listed = isinstance(value, list | tuple)
         rows = [plain(x) for x in value] if listed else [value] * batch
         if len(rows) != batch:
-            raise ValueError(f"{name} lists {len(rows)} values for {batch} rows")
+            raise ValueError(f"{name} lists {len(rows)} values for {batch} rows; give one per row")
         for row, x in enumerate(rows):
             number = isinstance(x, Real) and not isinstance(x, bool)
             if not (x is None or (number and accepts(x))):
@@ -88,29 +90,30 @@ def settings(
 
 
 def sample(logits: Logits, settings: Settings, keys: Key[Array, " b"]) -> Int32[Array, " b"]:
-    """The next token of each row: greedy at temperature 0, else drawn with the row's own typed key.
+    """Return the next token of each row: greedy at temperature 0, else sampled with the row's key.
 
-    A draw is Gumbel-max: argmax(filtered logits + Gumbel noise) has their softmax as distribution.
-    NaN logits, and where a row is drawn also +inf, give V, an id outside the vocabulary.
+    Sampling uses the Gumbel-max method: argmax(filtered logits + Gumbel noise) is distributed as
+    the softmax of the filtered logits. A row with NaN logits returns V, an id outside the
+    vocabulary; so does a sampled row with +inf.
 
-    0.15 and 0.35 ms if all rows are greedy; a draw 0.5 and 1.4; with top-k 50 0.65 and 2.5, with
-    top-p 0.9 1.2 and 4.1, with both 1.4 and 5.2.
+    Takes 0.15 and 0.35 ms if all rows are greedy, 0.5 and 1.4 for sampling without filters, 0.65
+    and 2.5 with top-k 50, 1.2 and 4.1 with top-p 0.9, 1.4 and 5.2 with both.
     """
 
     def draw() -> tuple[Array, Array]:
         return filter_logits(logits, settings), gumbel_noise(keys, logits.shape[1])
 
-    # A cond leaves out the work of settings that no row uses, as long as nothing vmaps over it. The
-    # noise leaves the branch unused: an addition or argmax within it adds 0.7 ms at B = 1.
+    # The cond skips work for settings that no row uses, unless it is vmapped. The branch returns
+    # the noise without using it: an addition or argmax inside the branch adds 0.7 ms at B = 1.
     drawn = settings.temperature > 0
     kept, noise = lax.cond(jnp.any(drawn), draw, lambda: (logits, jnp.zeros_like(logits)))
     return greedy(jnp.where(drawn[:, None], kept + noise, logits))
 
 
 def greedy(logits: Float[Array, "b v"]) -> Int32[Array, " b"]:
-    """The id of the largest logit, the lowest id among equals; V if the row holds NaN.
+    """Return the id of the largest logit, the lowest id among equals; V if the row contains NaN.
 
-    0.13 and 0.35 ms; `jnp.argmax` takes 0.3 and 0.95 to 1.9.
+    Takes 0.13 and 0.35 ms; `jnp.argmax` takes 0.3, and 0.95 to 1.9.
     """
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     largest = logits.max(axis=1, keepdims=True)
@@ -118,7 +121,7 @@ def greedy(logits: Float[Array, "b v"]) -> Int32[Array, " b"]:
 
 
 def log_probability(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> PerRow:
-    """log softmax(logits) at the tokens: under the model itself, before temperature and filters."""
+    """Return log softmax(logits) at the tokens, for logits before temperature and filters."""
     shifted = logits.astype(jnp.float32)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=1)[:, 0]
@@ -126,7 +129,7 @@ def log_probability(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> Pe
 
 
 def filter_logits(logits: Logits, settings: Settings) -> Logits:
-    """Temperature, then top-k, then top-p, then min-p."""
+    """Apply temperature, then top-k, then top-p, then min-p."""
     logits = scale_by_temperature(logits, settings.temperature)
     logits = keep_top_k(logits, settings.top_k)
     logits = keep_top_p(logits, settings.top_p)
@@ -134,14 +137,14 @@ def filter_logits(logits: Logits, settings: Settings) -> Logits:
 
 
 def scale_by_temperature(logits: Logits, temperature: PerRow) -> Logits:
-    """(logits - their maximum) / temperature, so that none overflows; as they are where it is 0."""
+    """Return (logits - maximum) / temperature, which cannot overflow; at temperature 0, logits."""
     t = temperature[:, None]
     shifted = logits - logits.max(axis=1, keepdims=True)
     return jnp.where(t > 0, shifted / jnp.maximum(t, _TINY), logits)
 
 
 def keep_top_k(logits: Logits, top_k: Int32[Array, " b"]) -> Logits:
-    """Keep what is at least the k-th largest logit: more than k tokens where others equal it."""
+    """Keep logits no smaller than the k-th largest: more than k tokens if others equal it."""
     vocab_size = logits.shape[1]
     prefix = min(_PREFIX, vocab_size)
 
@@ -164,15 +167,16 @@ def keep_top_k(logits: Logits, top_k: Int32[Array, " b"]) -> Logits:
 
 
 def keep_top_p(logits: Logits, top_p: PerRow) -> Logits:
-    """Keep the fewest most probable tokens that reach p together, with all that equal the last.
+    """Keep the fewest most probable tokens that together reach probability p, and ties of the last.
 
-    Reached up to rounding, about 1e-7, and rounded alike in any batch: probabilities are summed as
-    whole numbers, in a unit of 2^-31 to 2^-30. XLA orders a float sum by the shape of the batch.
+    Probability p is reached up to a rounding error of about 1e-7, which is the same in any batch:
+    probabilities are summed as integers, in units of 2^-31 to 2^-30, because XLA orders a float sum
+    by the shape of the batch.
     """
 
     def keep() -> Array:
         weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-        # The power of two below the sum: a unit that the order of the sum does not change.
+        # The unit comes from the power of two below the sum, which summation order does not change.
         exponent = lax.bitcast_convert_type(weights.sum(axis=1), jnp.uint32) & 0x7F800000
         unit = lax.bitcast_convert_type(exponent, jnp.float32) * 2.0**-30
         mass = jnp.round(weights / unit[:, None]).astype(jnp.uint32)
@@ -191,10 +195,11 @@ def keep_min_p(logits: Logits, min_p: PerRow) -> Logits:
 
 
 def gumbel_noise(keys: Key[Array, " b"], vocab_size: int) -> Logits:
-    """`jax.random.gumbel(key, (V,))` for each key, bit for bit.
+    """Return `jax.random.gumbel(key, (V,))` for each key, bit for bit.
 
-    Drawn in lines, as a row of JAX's default generator is a prefix of every longer one: 0.35 and
-    1.2 ms; in one piece 1.2 to 2.1 and 1.2.
+    The noise is drawn as an array with rows of 128 and then flattened: 0.35 and 1.2 ms, instead of
+    1.2 to 2.1 and 1.2 for a flat array. The values are equal because shorter draws of JAX's default
+    generator are prefixes of longer ones.
     """
     lines = -(-vocab_size // _LANES)
 
@@ -205,10 +210,10 @@ def gumbel_noise(keys: Key[Array, " b"], vocab_size: int) -> Logits:
 
 
 def for_each_key(function: Callable[..., Array], keys: Key[Array, " b"], *rows: Array) -> Array:
-    """Return `function(key, *row)` of each key and row, stacked; a row never affects another.
+    """Return `function(key, *row)` for each key and row, stacked; no row affects another.
 
-    JAX's default generator is mapped over all keys at once. What the others (`rbg`, `unsafe_rbg`)
-    draw under `vmap` depends on the batch, so those keys are used one after another.
+    Keys of JAX's default generator are vmapped. The draws of other generators (`rbg`, `unsafe_rbg`)
+    depend on the batch under `vmap`, so their keys are used one after another.
     """
     if str(jax.random.key_impl(keys)) == "threefry2x32":
         return jax.vmap(function)(keys, *rows)
@@ -218,16 +223,17 @@ def for_each_key(function: Callable[..., Array], keys: Key[Array, " b"], *rows: 
 def _threshold(
     logits: Logits, weights: UInt32[Array, "b v"], enough: UInt32[Array, " b"]
 ) -> PerRow:
-    """The largest t of each row for which the weights of the logits >= t sum to `enough`.
+    """Return, for each row, the largest t for which the weights of logits >= t sum to `enough`.
 
-    The bits of t are found from the highest down, in 32 passes over V: exact.
+    An exact binary search that sets the 32 bits of t from the highest down, in 32 passes over V.
 
-    0.5 and 2.7 ms, 1.2 and 3.0 with all of top-p; for that `sort` and a cumulative sum take 10 and
-    80. For top-k `sort` takes 9.4 and 75, `lax.top_k` of all V 8.2 and 68, of 128 0.1 and 0.95.
+    Takes 0.5 and 2.7 ms, or 1.2 and 3.0 including the rest of top-p; a sort and a cumulative sum
+    take 10 and 80 for the same. For top-k, a sort takes 9.4 and 75, `lax.top_k` of all V 8.2 and
+    68, and of 128 values 0.1 and 0.95.
     """
     bits = lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    ranks = jnp.where(bits >= sign, ~bits, bits | sign)  # whole numbers in the order of the floats
+    ranks = jnp.where(bits >= sign, ~bits, bits | sign)  # integers in the order of the floats
 
     def set_bit(i: Array, found: Array) -> Array:
         tried = found | (sign >> jnp.asarray(i, jnp.uint32))
@@ -239,4 +245,4 @@ def _threshold(
 
 
 def _drop_below(logits: Logits, threshold: PerRow) -> Logits:
-    return jnp.where(logits < threshold[:, None], -jnp.inf, logits)  # NaN stays, to be noticed
+    return jnp.where(logits < threshold[:, None], -jnp.inf, logits)  # keeps NaN, for later checks

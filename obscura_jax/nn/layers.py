@@ -20,13 +20,12 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each value with probability `rate`; scale the others by 1/(1 - rate) (chapter 3.5.2).
 
-    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError. Draws have the type
-    of `x`, at least float32, so that float32 numbers are dropped alike with and without x64.
+    Without a key nothing is dropped. A rate outside [0, 1) raises ValueError. Draws are float32
+    for every type of `x`: JAX would draw other values in float64 under x64.
     """
     rate = check_drop_rate("the drop rate", rate)
     if key is None:
         return x
-    # In float32 for any type of `x`: under x64 JAX would draw other values in float64.
     keep = jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 

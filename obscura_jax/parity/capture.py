@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from obscura_jax.nn.intermediates import apply_tapped, names
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.parity.outputs import logits_in
 
 Keep = Callable[[str, Any], Any]
 
@@ -93,6 +94,8 @@ def course_taps(n_layers: int) -> list[Tap]:
         taps.append(Tap(f"{block}.residual", f"{block}.norm2", "input"))
         parts = ("norm2", "ff.layers.0", "ff.layers.1", "ff.layers.2")
         taps += [Tap(f"{block}.{part}", f"{block}.{part}") for part in parts]
+        # The activation may be a function instead of a module.
+        taps.append(Tap(f"{block}.ff.layers.1", f"{block}.ff.layers.2", "input"))
         taps.append(Tap(block, block))
     return [*taps, Tap("final_norm", "final_norm"), Tap("logits", "")]
 
@@ -121,14 +124,22 @@ def hugging_face_taps(n_layers: int) -> list[Tap]:
 
 
 def capture_torch(
-    module: Any, ids: NDArray[Any], taps: list[Tap], keep: Keep | None = None
+    module: Any,
+    ids: NDArray[Any],
+    taps: list[Tap],
+    keep: Keep | None = None,
+    vocab_size: int | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The intermediates of a PyTorch model on ids (B, T), by name, in the order of `taps`.
 
-    The model runs in evaluation mode, without gradients, and is left as it was. Where it has not
-    the module that a tap names, that intermediate is not in the result. Scores and weights are no
-    module's: they are the last product with two axes of length T before the softmax of an attention
-    module, and what that softmax gives.
+    The model runs in evaluation mode, without gradients, and is left as it was. An intermediate is
+    left out if the model lacks the module that its tap names, or if no tensor is seen there. Scores
+    and weights are no module's: they are the last product with two axes of length T before the
+    softmax of an attention module, and what that softmax gives.
+
+    Raises:
+        ValueError: if the model returns anything but logits (`parity.outputs`), of `vocab_size`
+            columns where that is given.
     """
     import torch
 
@@ -136,10 +147,17 @@ def capture_torch(
     found: dict[str, NDArray[Any]] = {}
 
     def see(tap: Tap, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple | list) else getattr(value, "logits", value)
+        if tap.module == "":
+            value = logits_in(value, ids.shape, vocab_size)
+        elif isinstance(value, tuple | list) and value:
+            value = value[0]
+        if not isinstance(value, torch.Tensor):
+            return
         if tap.third is not None:
             value = value.chunk(3, dim=-1)[tap.third]
-        array = value.detach().numpy()
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
         kept = array if keep is None else keep(tap.name, array)
         found[tap.name] = kept.copy()  # the model may go on and write over it
 
@@ -160,7 +178,7 @@ def capture_torch(
                 stack.enter_context(_entered(part, list(paths), inside))
             elif side in ("input", "output"):
                 stack.enter_context(_hooked(part, side, list(paths.values()), see))
-        module(torch.from_numpy(ids.astype(np.int64)))
+        module(torch.from_numpy(ids.astype(np.int64)))  # a copy: the model may write into its input
     return {tap.name: found[tap.name] for tap in taps if tap.name in found}
 
 
@@ -188,7 +206,9 @@ def _hooked(
             see(tap, value)
 
     if side == "input":
-        handle = module.register_forward_pre_hook(lambda _, args: show(args))
+        handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs: show(args or tuple(kwargs.values())), with_kwargs=True
+        )
     else:
         handle = module.register_forward_hook(lambda _, args, out: show(out))
     with _removed(handle):

@@ -87,9 +87,13 @@ def _finding(name: str, runs: FourRuns, least_scale: float, prompt: str) -> Find
     if ours64.shape != theirs64.shape:
         note = f"shape {theirs64.shape}, ours {ours64.shape}"
         return Finding(name, nan, nan, nan, False, note, prompt)
-    if not np.isfinite(theirs64).all() or not np.isfinite(ours64).all():
-        whose = "theirs" if np.isfinite(ours64).all() else "ours"
-        return Finding(name, nan, nan, nan, False, f"NaN or infinite in {whose}", prompt)
+    for whose, dtype, x in (
+        *(("ours", "float64", ours64), ("theirs", "float64", theirs64)),
+        *(("ours", "float32", ours32), ("theirs", "float32", theirs32)),
+    ):
+        if not np.isfinite(x).all():
+            note = f"NaN or infinite in {whose}, in {dtype}"
+            return Finding(name, nan, nan, nan, False, note, prompt)
     scale = max(_largest(theirs64), least_scale) or 1.0
 
     def apart(a: NDArray[Any], b: NDArray[Any]) -> float:

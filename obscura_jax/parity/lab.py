@@ -19,12 +19,13 @@ from obscura_jax.parity.causes import cause
 from obscura_jax.parity.compare import RATIO, Finding, FourRuns, findings, worst
 from obscura_jax.parity.prompts import hard_prompts
 from obscura_jax.parity.references import Reference
+from obscura_jax.parity.repeatable import check_repeatable
 from obscura_jax.parity.sides import Precision, Prompts, Sides
 from obscura_jax.parity.verdict import FORWARD, Report, Section, Tokens
 
 _POSITIONS = 128
 _LARGE = 40_000_000  # parameters; optimizer slots of more are compared on demand only
-_BATCH = "batch of 3"
+_FIRST, _BATCH = "random ids", "batch of 3"
 _T = TypeVar("_T")
 
 
@@ -65,6 +66,11 @@ def examine(
     prompts = hard_prompts(cfg, seed, end_of_text)
     batch = prompts[_BATCH]
     notes = [f"the module has no place for {name}" for name in reference.absent]
+    if reference.users:
+        seen, drew = check_repeatable(sides, prompts[_FIRST], batch)
+        if drew:
+            notes.append("the module draws random numbers; in two runs they changed nothing")
+        notes += _constants(sides, prompts[_FIRST], seen["logits"])
     with jax.default_matmul_precision("highest"):
         sections = [_forward(sides, prompts)]
         runs = _four(lambda dtype: sides.gradients(dtype, batch))
@@ -99,18 +105,31 @@ def _forward(sides: Sides, prompts: Prompts) -> Section:
     ]
     ours, theirs = (next(iter(run.values())) for run in runs[2:])
     parts = sorted({name.split(".", 2)[-1] for name in ours if name not in theirs})
-    note = f"not seen in the PyTorch module: {', '.join(parts)}" if parts else ""
-    section = Section(FORWARD, worst(rows), note=note)
+    said = [f"not seen in the PyTorch module: {', '.join(parts)}"] if parts else []
+    found = worst(rows)
+    if scaled := _scaled_otherwise(found):
+        said.append("not compared: att.scores, which it scales elsewhere; att.weights are equal")
+    kept = [row for row in found if row.name not in scaled]
+    section = Section(FORWARD, kept, note="; ".join(said))
     if section.first is None:
         return section
     row = next(row for row in rows if row.name == section.first.name and not row.equal)
     return replace(section, cause=_why(sides, row, prompts[row.prompt]))
 
 
+def _scaled_otherwise(rows: list[Finding]) -> set[str]:
+    """Return the scores that differ although the weights made of them are equal.
+
+    A program may as well scale its queries as its scores.
+    """
+    equal = {row.name: row.equal for row in rows}
+    weights = {name: name.replace(".scores", ".weights") for name in equal if ".att.scores" in name}
+    return {name for name, made in weights.items() if not equal[name] and equal.get(made, False)}
+
+
 def _why(sides: Sides, row: Finding, ids: NDArray[Any]) -> str | None:
     ours, theirs = (of["x"] for of in sides.intermediates("float64", {"x": ids}))
-    params = {name: np.asarray(x, np.float64) for name, x in sides.flat.items()}
-    found = cause(row.name, ours, theirs, sides.cfg, params)
+    found = cause(row.name, ours, theirs, sides.cfg, sides.flat64())
     if found is None and row.float64 <= 4 * row.expected64 * RATIO:
         return "as if computed in float32 there, whatever the type of the input"
     return found
@@ -122,7 +141,7 @@ def _tokens(sides: Sides, prompts: Prompts, count: int) -> list[Tokens]:
     count = min(count, context // 2)
     if not count:
         return []
-    module, found = sides.reference.build("float32"), []
+    module, found = sides.build("float32"), []
     length = min(8, context - count)
     starts = {n: ids[:1, :length] for n, ids in prompts.items() if n != "full context"}
     rows = [start[0].tolist() for start in starts.values()]
@@ -132,7 +151,7 @@ def _tokens(sides: Sides, prompts: Prompts, count: int) -> list[Tokens]:
             logits = sides.their_logits(module, ids)
             chosen = int(logits.argmax())
             if chosen != mine[at]:
-                exact = sides.their_logits(sides.reference.build("float64"), ids)
+                exact = sides.their_logits(sides.build("float64"), ids)
                 margin = abs(float(exact[chosen] - exact[mine[at]]))
                 rounding = float(np.abs(logits - exact).max())
                 found.append(Tokens(name, count, at, mine[at], chosen, margin, rounding))
@@ -141,6 +160,16 @@ def _tokens(sides: Sides, prompts: Prompts, count: int) -> list[Tokens]:
         else:
             found.append(Tokens(name, count))
     return found
+
+
+def _constants(sides: Sides, ids: NDArray[Any], exact: NDArray[Any]) -> list[str]:
+    """Return a note on float32 constants of theirs, if the float64 logits depend on them."""
+    if not sides.constants.found:
+        return []
+    as_written = Sides(sides.cfg, sides.flat, sides.reference, as_written=True)
+    logits = as_written.their_intermediates(as_written.build("float64"), ids)["logits"]
+    moved = float(np.abs(logits - exact).max() / (np.abs(exact).max() or 1.0))
+    return [sides.constants.note(moved)] if moved else []
 
 
 def _default_precision(sides: Sides, ids: NDArray[Any]) -> str:

@@ -1,7 +1,5 @@
 """The PyTorch side of the lab: our reference, transformers' GPT-2, or a module of the user's."""
 
-import importlib.util
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from obscura_jax.interop import tables
 from obscura_jax.interop.foreign_configs import to_hf_config
 from obscura_jax.interop.names import understood
 from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
+from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.users_class import UsersClass
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -29,20 +29,18 @@ class Reference:
         build: makes the module, in evaluation mode, its parameters of the named type.
         taps: where its intermediates are seen.
         course_names: a state dict of it, or the gradients in its place, under the course's names.
+        guest: runs its code.
         absent: parameters of the weights that it has no place for.
+        users: whether it is a user's, and may be anything.
     """
 
     label: str
     build: Callable[[str], Any]
     taps: list[Tap]
     course_names: Callable[[Arrays], Arrays]
+    guest: Guest
     absent: tuple[str, ...] = ()
-
-
-def logits_of(module: Any, ids: Any) -> Any:
-    """The logits tensor, which transformers' models give in a larger object."""
-    out = module(ids)
-    return getattr(out, "logits", out)
+    users: bool = False
 
 
 def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") -> Reference:
@@ -55,7 +53,8 @@ def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") ->
         source: where they come from; a folder that transformers itself can read, it reads itself.
 
     Raises:
-        ValueError: when torch or transformers is missing, or the user's module does not build or
+        FileNotFoundError: if the user's file is missing.
+        ValueError: if torch or transformers is missing, or the user's module does not build or
             does not take the weights.
     """
     require("torch", "parity", "obscura parity")
@@ -84,12 +83,9 @@ def _course(cfg: GPTConfig, params: Arrays) -> Reference:
             norm.eps = cfg.ln_eps
         return _tied(module, cfg).requires_grad_(True).eval()
 
-    return Reference(
-        "obscura_jax.parity.torch_reference.GPTModel",
-        build,
-        course_taps(cfg.n_layers),
-        lambda state: state,
-    )
+    label = "obscura_jax.parity.torch_reference.GPTModel"
+    taps = course_taps(cfg.n_layers)
+    return Reference(label, build, taps, lambda state: state, Guest(label))
 
 
 def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
@@ -117,36 +113,29 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
         model.config.use_cache = False
         return model.to(getattr(torch, dtype)).eval()
 
+    label = f"transformers {transformers.__version__} GPT2LMHeadModel"
     return Reference(
-        f"transformers {transformers.__version__} GPT2LMHeadModel",
+        label,
         build,
         hugging_face_taps(cfg.n_layers),
         lambda state: tables.renamed(tables.HUGGING_FACE, understood(state).plain, state, known)[0],
+        Guest(label),
     )
 
 
 def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
     import torch
 
-    file, colon, name = spec.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise ValueError(f"--against takes course, hf or FILE.py:CLASS, not {spec!r}")
-    cls = _class_in(Path(file), name)
-
-    def make() -> Any:
-        try:
-            module = cls(cfg.to_dict())
-        except Exception as error:  # the user's code, with errors of any type
-            raise ValueError(f"{spec} does not build: {_said(error)}") from error
-        if not isinstance(module, torch.nn.Module):
-            raise ValueError(f"{spec} is not a torch.nn.Module")
-        return module
-
-    given = dict(params)
-    with torch.device("cpu"):
-        first = make()
-    shapes = {k: tuple(v.shape) for k, v in first.state_dict().items()}
-    needed = {k for k, _ in first.named_parameters()}
+    users = UsersClass(spec)
+    first, given = users.build(cfg), dict(params)
+    with users.guest("does not list its parameters"):
+        shapes = {k: tuple(v.shape) for k, v in first.state_dict().items()}
+        needed = {k for k, _ in first.named_parameters()}
+    del first
+    if not needed & given.keys():
+        raise ValueError(
+            f"{spec} has no parameter under the course's names, such as tok_emb.weight"
+        )
     if cfg.tie_weights and "out_head.weight" in needed:
         given["out_head.weight"] = params["tok_emb.weight"]
     if lacking := needed - given.keys():
@@ -154,37 +143,19 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
     for key in shapes:
         if key in given and shapes[key] != given[key].shape:
             raise ValueError(f"{spec}: {key} has shape {shapes[key]}, weights {given[key].shape}")
-    absent = tuple(sorted(given.keys() - shapes.keys()))
-    del first
+    held = {k: v for k, v in given.items() if k in shapes}
 
     def build(dtype: str) -> Any:
-        module = make()
-        held = {k: v for k, v in given.items() if k in shapes}
-        module.load_state_dict(_tensors(held, "float32"), strict=False)
-        return _tied(module, cfg).to(getattr(torch, dtype)).eval()
+        module = users.build(cfg)
+        with users.guest("does not take the weights"):
+            # Converted first: a module built in bfloat16 would round the weights it is given.
+            module = _tied(module, cfg).to("cpu", getattr(torch, dtype))
+            module.load_state_dict(_tensors(held, "float32"), strict=False)
+            return module.eval()
 
-    return Reference(spec, build, course_taps(cfg.n_layers), lambda state: state, absent)
-
-
-def _class_in(path: Path, name: str) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code, with errors of any type
-        raise ValueError(f"{path} does not run: {_said(error)}") from error
-    if not hasattr(module, name):
-        classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
-        raise ValueError(f"{path} has no {name}; it has {tables.some(classes or ['no class'])}")
-    return getattr(module, name)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    absent = tuple(sorted(given.keys() - shapes.keys()))
+    taps = course_taps(cfg.n_layers)
+    return Reference(spec, build, taps, lambda state: state, users.guest, absent, users=True)
 
 
 def _tied(module: Any, cfg: GPTConfig) -> Any:

@@ -1,6 +1,5 @@
-"""The lab's report as a short table, as JSON and as one HTML page that needs no other file."""
+"""The lab's report as a short table and as JSON; `page` has the HTML."""
 
-import html
 import json
 import math
 import platform
@@ -10,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from obscura_jax.parity.compare import Finding
-from obscura_jax.parity.verdict import FORWARD, Report, Section
+from obscura_jax.parity.verdict import FORWARD, Report
 
 SCHEMA = "obscura_jax.parity/1"
 EQUAL = "equal up to rounding"
-_COLOURS = {"float32": "#1f77b4", "float64": "#d62728", "rounding explains": "#888888"}
 
 
 def verdict(report: Report) -> str:
@@ -84,7 +82,7 @@ def as_json(report: Report) -> str:
         "source": report.source,
         "against": report.against,
         "config": report.cfg.to_dict(),
-        "versions": _versions(),
+        "versions": versions(),
         "notes": report.notes,
         "first": first,
         "sections": [
@@ -94,32 +92,6 @@ def as_json(report: Report) -> str:
         "tokens": [vars(t) | {"near_tie": t.near_tie, "equal": t.equal} for t in report.tokens],
     }
     return json.dumps(_finite(content), indent=1) + "\n"
-
-
-def as_html(report: Report) -> str:
-    """One page: the verdict, a plot for each section along the forward pass, all tensors."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>obscura parity</title><style>",
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}",
-        "td,th{padding:.1rem .7rem;text-align:right;font-variant-numeric:tabular-nums}",
-        "td:first-child,th:first-child,td:last-child{text-align:left}",
-        ".no{background:#fdd}svg{width:100%;height:auto}</style>",
-        f"<h1>{html.escape(report.source)} beside {html.escape(report.against)}</h1>",
-        f"<p><b>{html.escape(verdict(report))}</b></p>",
-        *(f"<p>{html.escape(note)}</p>" for note in report.notes),
-    ]
-    for section in report.sections:
-        parts += [f"<h2>{html.escape(section.title)}</h2>", _plot(section), _table(section)]
-    if report.tokens:
-        cells = [
-            f"<tr class={'yes' if t.equal else 'no'}><td>{html.escape(t.prompt)}<td>{t.count}<td>"
-            f"{'' if t.differs_at is None else t.differs_at}<td>{t.margin:.1e}<td>"
-            f"{'near-tie' if t.near_tie else 'equal' if t.equal else 'differs'}"
-            for t in report.tokens
-        ]
-        head = "<tr><th>greedy tokens after<th>made<th>part at<th>margin<th>"
-        parts.append(f"<h2>tokens</h2><table>{head}{''.join(cells)}</table>")
-    return "\n".join(parts) + "</html>\n"
 
 
 def _line(name: str, rows: Sequence[Finding]) -> str:
@@ -141,54 +113,8 @@ def _kinds(rows: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
     yield from kinds.items()
 
 
-def _table(section: Section) -> str:
-    rows = "".join(
-        f"<tr class={'yes' if r.equal else 'no'}><td>{html.escape(r.name)}<td>{r.float32:.1e}<td>"
-        f"{r.float64:.1e}<td>{r.expected64:.1e}<td>{html.escape(r.prompt)}<td>"
-        f"{'equal' if r.equal else 'differs'} {html.escape(r.note)}"
-        for r in section.findings
-    )
-    head = "<tr><th>tensor<th>float32<th>float64<th>rounding explains<th>worst prompt<th>"
-    why = f"<p>{html.escape(section.cause)}</p>" if section.cause else ""
-    return f"{why}<details open><summary>all tensors</summary><table>{head}{rows}</table></details>"
-
-
-def _plot(section: Section) -> str:
-    """Differences along the forward pass, on a logarithmic scale from 1e-18 to 1e1, as SVG."""
-    width, height, left = 1000, 260, 50
-
-    def y(value: float) -> float:
-        exponent = math.log10(value) if value > 0 and math.isfinite(value) else -18
-        return height - 20 - (min(max(exponent, -18), 1) + 18) / 19 * (height - 30)
-
-    def x(i: int) -> float:
-        return left + (i + 0.5) * (width - left) / max(len(section.findings), 1)
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img">']
-    for exponent in range(-18, 2, 3):
-        at = y(10.0**exponent)
-        parts.append(f'<path d="M{left} {at:.1f}H{width}" stroke="#eee"/>')
-        parts.append(f'<text x="2" y="{at + 4:.1f}" font-size="12">1e{exponent}</text>')
-    values = {
-        "float32": [row.float32 for row in section.findings],
-        "float64": [row.float64 for row in section.findings],
-        "rounding explains": [row.expected64 for row in section.findings],
-    }
-    for place, (label, column) in enumerate(values.items()):
-        points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(column))
-        colour = _COLOURS[label]
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
-        style = f'x="{left + 140 * place}" y="{height - 4}" font-size="13" fill="{colour}"'
-        parts.append(f"<text {style}>{label}</text>")
-    for i, row in enumerate(section.findings):
-        colour = "#2a2" if row.equal else "#d00"
-        title = f"<title>{html.escape(row.name)}: {row.float64:.1e}</title>"
-        centre = f'cx="{x(i):.1f}" cy="{y(row.float64):.1f}"'
-        parts.append(f'<circle {centre} r="3" fill="{colour}">{title}</circle>')
-    return "".join(parts) + "</svg>"
-
-
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of what computed the report."""
     found = {"python": platform.python_version()}
     for name in ("obscura-jax", "jax", "flax", "numpy", "torch", "transformers"):
         try:

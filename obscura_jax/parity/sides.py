@@ -22,7 +22,9 @@ from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import Keep, capture, capture_torch
 from obscura_jax.parity.compare import Arrays
-from obscura_jax.parity.references import Reference, logits_of
+from obscura_jax.parity.constants import Constants
+from obscura_jax.parity.outputs import logits_in
+from obscura_jax.parity.references import Reference
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import first_state, train_step
@@ -42,16 +44,24 @@ class Sides:
         flat: its parameters, float32, by dotted name.
         reference: the PyTorch side.
         model: ours.
+        constants: the float32 constants of a user's program; with `as_written` they stay rounded.
     """
 
-    def __init__(self, cfg: GPTConfig, flat: Arrays, reference: Reference) -> None:
+    def __init__(
+        self, cfg: GPTConfig, flat: Arrays, reference: Reference, *, as_written: bool = False
+    ) -> None:
         self.cfg, self.flat, self.reference = cfg, flat, reference
         self.model = GPTModel(cfg)
+        self.constants = Constants(as_written=as_written or not reference.users)
 
     def params(self, dtype: Precision) -> Any:
         """Our parameter tree; float64 only where x64 is on."""
         leaves = {tuple(k.split(".")): jnp.asarray(v, dtype) for k, v in self.flat.items()}
         return unflatten_dict(leaves)
+
+    def flat64(self) -> Arrays:
+        """Our parameters in float64, by dotted name."""
+        return {name: np.asarray(x, np.float64) for name, x in self.flat.items()}
 
     def intermediates(
         self, dtype: Precision, prompts: Prompts, keep: Keep | None = None
@@ -64,11 +74,22 @@ class Sides:
                 found = _capture(self.model, params, ids, keep)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
-        module = self.reference.build(dtype)
-        with self._users_code():
-            taps = self.reference.taps
-            theirs = {n: capture_torch(module, ids, taps, keep) for n, ids in prompts.items()}
+        module = self.build(dtype)
+        theirs = {n: self.their_intermediates(module, ids, keep) for n, ids in prompts.items()}
         return ours, theirs
+
+    def build(self, dtype: Precision) -> Any:
+        """Return a module of theirs."""
+        with self.constants.exact(dtype):
+            return self.reference.build(dtype)
+
+    def their_intermediates(
+        self, module: Any, ids: NDArray[Any], keep: Keep | None = None
+    ) -> Arrays:
+        """Return all intermediates of a module of theirs, as `keep` leaves them."""
+        with self._guest(module):
+            taps = self.reference.taps
+            return capture_torch(module, ids, taps, keep, self.cfg.vocab_size)
 
     def gradients(self, dtype: Precision, ids: NDArray[Any]) -> tuple[Arrays, Arrays]:
         """Those of the mean next-token loss, in the order in which it reaches the parameters."""
@@ -76,8 +97,8 @@ class Sides:
             found = _gradient(self.model, self.params(dtype), ids[:, :-1], ids[:, 1:])
             ours = named_tensors(self.cfg, found)
             del found
-        module = self.reference.build(dtype)
-        self._backpropagate(module, ids)
+        module = self.build(dtype)
+        self.backpropagate(module, ids)
         place = {name: n for n, name in enumerate(names(self.cfg))}  # the head has none: it is last
         order = sorted(ours, key=lambda name: -place.get(name.rpartition(".")[0], len(place)))
         return {name: ours[name] for name in order}, self._named(module, lambda p: p.grad)
@@ -94,11 +115,13 @@ class Sides:
             mean, square = (optax.tree.get(state.moments, name) for name in ("mu", "nu"))
             trees = (mean, square, state.params)
             ours = [named_tensors(self.cfg, tree) for tree in trees]
-        module = self.reference.build(dtype)
-        adamw = torch.optim.AdamW(module.parameters(), lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
+        module = self.build(dtype)
+        with self.reference.guest("fails in training"):
+            parameters = list(module.parameters())
+        adamw = torch.optim.AdamW(parameters, lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
         for _ in range(steps):
             adamw.zero_grad()
-            self._backpropagate(module, ids)
+            self.backpropagate(module, ids)
             adamw.step()
         theirs = [
             self._named(module, lambda p: adamw.state[p].get("exp_avg")),
@@ -110,38 +133,42 @@ class Sides:
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
         """Those of the last position of the first row, (V,), from a module of theirs."""
         taps = [tap for tap in self.reference.taps if tap.name == "logits"]
-        with self._users_code():
+        with self._guest(module):
             return capture_torch(module, ids, taps)["logits"][0, -1]
 
-    def _backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+    def backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+        """Add the gradients of the mean next-token loss to those of a module of theirs."""
         import torch
 
         rows = torch.from_numpy(ids.astype(np.int64))
-        with self._users_code():
-            logits = logits_of(module, rows[:, :-1])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-            loss.backward()
+        inputs, targets = rows[:, :-1].clone(), rows[:, 1:]  # the module may write into its input
+        with self._guest(module):
+            logits = logits_in(module(inputs), tuple(inputs.shape), self.cfg.vocab_size)
+            with torch.enable_grad():  # the module may have left it off
+                flat = logits.cpu().flatten(0, 1)
+                torch.nn.functional.cross_entropy(flat, targets.flatten()).backward()
 
     def _named(self, module: Any, of: Callable[[Any], Any]) -> Arrays:
         """What `of` gives for each parameter of a module, under our names, where ours has it.
 
         None, as the gradient of a parameter that the loss does not reach, is 0.
         """
+        with self.reference.guest("fails in training"):
+            parameters = dict(module.named_parameters())
         arrays = {
             name: np.zeros(p.shape) if (value := of(p)) is None else value.detach().numpy()
-            for name, p in module.named_parameters()
+            for name, p in parameters.items()
         }
         named = self.reference.course_names(arrays)
         return {name: value for name, value in named.items() if name in self.flat}
 
     @contextmanager
-    def _users_code(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of any type
-            raise ValueError(
-                f"{self.reference.label} fails on a prompt: {type(error).__name__}: {error}"
-            ) from error
+    def _guest(self, module: Any) -> Iterator[None]:
+        """Context manager: run theirs, an error of which is one line; its constants exact."""
+        with self.reference.guest("fails on a prompt"):
+            dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+            with self.constants.exact(dtype):
+                yield
 
 
 def _labelled(slots: Sequence[Arrays]) -> Arrays:

@@ -1,1 +1,1 @@
-"""The same functions on many devices, in many processes, in files: only where things lie."""
+"""Placement only: the same functions over meshes, in several processes, and in exported files."""

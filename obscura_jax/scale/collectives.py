@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text."""
+"""Communication between devices in a compiled program, read from its HLO text."""
 
 import math
 import re
@@ -14,20 +14,20 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _DEVICES = re.compile(r"num_partitions=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(\S*(?:[^{]*\{'[^}]*\})?)")
-_SCATTER = "all-reduce-scatter"  # a TPU program's computation of a sum of which a part is kept
+_SCATTER = "all-reduce-scatter"  # TPU computation that sums and keeps one part
 _CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One operation.
+    """One collective operation.
 
     Attributes:
         kind: "all-reduce", "all-gather", ...
-        arrays: the type and shape of each array that it gives, on each device.
-        times: how often a run of the program comes by; once for a loop of unknown length.
-        group: how many devices take part together.
+        arrays: type and shape of each result array, per device.
+        times: executions per program run; loops of unknown length count once.
+        group: number of devices that communicate with each other.
     """
 
     kind: str
@@ -37,22 +37,22 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Of all its arrays, each time."""
+        """Return the bytes of all result arrays, per execution."""
         return sum(math.prod(shape) * _bits(dtype) for dtype, shape in self.arrays) // 8
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends at least, each time (Patarasuk and Yuan 2009)."""
+        """Return the fewest bytes a device must send, per execution (Patarasuk and Yuan 2009)."""
         others = self.group - 1
         if self.kind == "collective-permute":
             return self.bytes
-        if self.kind == "reduce-scatter":  # whose result is one of the group's parts
+        if self.kind == "reduce-scatter":  # its result is one of the group's parts
             return self.bytes * others
         return self.bytes * others / self.group * (2 if self.kind == "all-reduce" else 1)
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """All of a program's collectives, of `compiled.as_text()`."""
+    """Return all collectives in the text from `compiled.as_text()`."""
     bodies = dict(_computations(hlo))
     times = _times(bodies)
     devices = _DEVICES.search(hlo)
@@ -61,12 +61,12 @@ def collectives(hlo: str) -> list[Collective]:
         for line in lines:
             match, channel = _OP.search(line), _CHANNEL.search(line)
             if not match or (channel and channel[1] in seen):
-                continue  # TPU programs name one that runs beside others in three places
+                continue  # TPU programs list an asynchronous collective three times
             if channel:
                 seen.add(channel[1])
             arrays = _arrays(match[1])
             if f"{match[2]}-start(" in line and match[2] != "all-reduce":
-                # It gives its operands, then its results, then numbers of its own.
+                # The result tuple has the operands, then the results, then internal numbers.
                 arrays = tuple(array for array in arrays if array != ("u32", ()))
                 arrays = arrays[len(arrays) // 2 :]
             kind, group = match[2], _group(line) or (int(devices[1]) if devices else 1)
@@ -77,29 +77,29 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The arrays that an operation gives."""
+    """Return the type and shape of each array in an HLO result type."""
     return tuple(
         (dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _ARRAY.findall(text)
     )
 
 
 def _group(line: str) -> int | None:
-    """Devices in a group, of the three ways in which XLA writes groups; None is all devices."""
+    """Return the devices per group, from XLA's three notations; None means all devices."""
     groups = _GROUPS.search(line)
     if not groups:
         return None
-    if tiled := re.match(r"\[\d+,(\d+)\]", groups[1]):  # [groups, devices of each]<=...
+    if tiled := re.match(r"\[\d+,(\d+)\]", groups[1]):  # [groups, devices per group]<=...
         return int(tiled[1])
     if axes := re.match(r"mesh\[([^]]*)\].*\{(.*)\}", groups[1]):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        split = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # an axis, or part of it
+        split = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # an axis or a part of one
         return math.prod(int(part or sizes[axis]) for axis, part in split)
     first = re.match(r"\{\{([\d,]+)\}", groups[1])
     return len(first[1].split(",")) if first else None
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
-    """Each computation's name and lines."""
+    """Yield the name and lines of each computation."""
     name, lines = "", list[str]()
     for line in hlo.splitlines():
         if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -112,7 +112,7 @@ def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation that a loop or another calls is run."""
+    """Return the executions of each computation per program run, through loops and calls."""
     calls: dict[str, list[tuple[str, int]]] = {}
     for name, lines in bodies.items():
         for line in lines:
@@ -129,13 +129,13 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
 
 
 def _bits(dtype: str) -> int:
-    """Of a number of type "f32", "bf16", "pred", ..."""
+    """Return the number of bits of a type: "f32", "bf16", "pred", ..."""
     bits = _BITS.search(dtype)
     return int(bits[0]) if bits else 8
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often the loop runs that stands in a line: as is noted, or as it counts from 0."""
+    """Return the iterations of the loop in a line: XLA's own count, or else its limit / step."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     loop = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", line)
@@ -150,7 +150,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _step(body: str, place: int) -> int:
-    """What a loop's body adds to the counter at a place of its tuple; a TPU's is unrolled."""
+    """Return the increment of the loop counter at tuple index `place`; TPU loops are unrolled."""
     results = re.search(r"ROOT .* tuple\(([^)]*)\)", body)
     names = re.findall(r"%([\w.\-]+)", results[1]) if results else []
     if place < len(names) and (

@@ -1,4 +1,4 @@
-"""Generation over a mesh: the programs of `generate`, with rows, heads and cache split."""
+"""Generation over a mesh: the programs of `generate`, with rows, heads and cache sharded."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -21,14 +21,16 @@ from obscura_jax.scale.mesh import (
 
 
 def programs(mesh: Mesh) -> Programs:
-    """For `generate(model, place(mesh, params), prompts, programs=programs(mesh))`.
+    """Return the generation programs over a mesh.
+
+    Use them as `generate(model, place(mesh, params), prompts, programs=programs(mesh))`.
 
     Raises:
-        ValueError: in `generate`, when an axis of the mesh does not divide what it splits.
+        ValueError: in `generate`, if a mesh axis does not divide the dimension it splits.
     """
 
     def over_mesh(program: Callable[..., State]) -> Callable[..., State]:
-        @wraps(program)  # jit reads the names of its arguments
+        @wraps(program)  # jit needs the argument names
         def run(model: Any, params: Any, *args: Any) -> State:
             (request,) = (part for part in args if isinstance(part, Request))
             check_model(model.cfg, mesh)
@@ -48,7 +50,7 @@ def programs(mesh: Mesh) -> Programs:
 
 
 def split(mesh: Mesh, tree: Any) -> Any:
-    """What belongs to rows split over the batch axes, (B, H, T, K) caches over `model` too."""
+    """Shard rows over the batch axes, and heads of (B, H, T, K) caches over `model`."""
 
     def constrain(leaf: Any) -> Any:
         if not getattr(leaf, "ndim", 0):

@@ -1,27 +1,27 @@
-"""libtpu where there is no TPU: what it must be told to compile all the same, and to be quiet."""
+"""Settings that let libtpu compile on a machine without a TPU, and keep it quiet."""
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
-_GOOGLE = "0x1ae0"  # who made a TPU, among PCI devices
+_GOOGLE = "0x1ae0"  # the PCI vendor id of Google, which makes TPUs
 _ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1",  # nobody is there to be asked
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_MIN_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks others out, and no chip is used
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # libtpu locks out other processes, but no chip is used
 }
 
 
 def leave_alone() -> None:
-    """Have it look for no TPU; what the environment says already stays."""
+    """Tell libtpu not to look for a TPU. Variables that are already set are kept."""
     for variable, value in _ALONE.items():
         os.environ.setdefault(variable, value)
 
 
 def quiet() -> None:
-    """`leave_alone`, if it is installed and no TPU is here: else it complains as JAX starts."""
+    """Call `leave_alone` if there is libtpu but no TPU; otherwise it warns when JAX starts."""
     if find_spec("libtpu") is None:
         return
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")

@@ -1,8 +1,8 @@
-"""A mesh of devices, and the table that says which of its axes split what.
+"""Device meshes, and the tables that map parameters and activations to mesh axes.
 
-Three axes: `data` splits the batch; `fsdp` splits the batch, the parameters and the optimizer's
-numbers (Rajbhandari et al. 2020); `model` splits heads, feed-forward width and vocabulary (Shoeybi
-et al. 2019). The model knows of none of it: XLA's partitioner writes the communication.
+There are three axes. `data` splits the batch. `fsdp` splits the batch, the parameters and the
+optimizer state (Rajbhandari et al. 2020). `model` splits heads, feed-forward width and vocabulary
+(Shoeybi et al. 2019). The model code has no sharding; XLA's partitioner inserts the communication.
 """
 
 import math
@@ -24,8 +24,8 @@ from obscura_jax.nn.target import Target, traced_for
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")
 
-# Parameter, without the number of its block -> the mesh axis of each of its dimensions. What is not
-# named here lies whole on every device: norms, and biases of the residual stream.
+# Parameter name without its block number -> mesh axis of each dimension. Parameters not listed here
+# are replicated: norms, and biases of the residual stream.
 PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "tok_emb.weight": ("model", "fsdp"),
     "pos_emb.weight": (None, "fsdp"),
@@ -41,7 +41,7 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "ff.layers.2.weight": ("fsdp", "model"),
     "out_head.weight": ("model", "fsdp"),
 }
-# What a module gives, (B, T, ...) -> the mesh axis of its last dimension; the rows go with BATCH.
+# Module whose output is (B, T, ...) -> mesh axis of the last dimension; B is split over BATCH.
 ACTIVATIONS: dict[str, str | None] = {
     "tok_emb": None,
     "embeddings": None,
@@ -59,41 +59,41 @@ _VOCABULARY = ("tok_emb.weight", "out_head.weight")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """The sizes in "data=4,model=2"; ValueError for another axis, one named twice, or no size."""
+    """Parse "data=4,model=2"; ValueError for unknown or repeated axes, or missing sizes."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)=([0-9]{1,6})\s*", part)
         if not match or match[1] not in AXES or match[1] in sizes or not int(match[2]):
             raise ValueError(
-                f"a mesh is written data=4,model=2, with sizes of {', '.join(AXES)}: got {text!r}"
+                f"invalid mesh {text!r}; give sizes of {', '.join(AXES)} as in data=4,model=2"
             )
         sizes[match[1]] = int(match[2])
     return sizes
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or those given; an axis without a size has size 1.
+    """Return a mesh over `devices`, by default all; an axis without a size has size 1.
 
     Raises:
-        ValueError: when the sizes do not multiply to the number of devices.
+        ValueError: if the product of the sizes is not the number of devices.
     """
     found = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(found):
         raise ValueError(
-            f"the mesh {show(sizes)} has {math.prod(shape)} places, and there are {len(found)} "
-            f"devices ({found[0].device_kind})"
+            f"mesh {show(sizes)} needs {math.prod(shape)} devices, but there are {len(found)} "
+            f"({found[0].device_kind}); choose sizes whose product is {len(found)}"
         )
     return Mesh(np.asarray(found).reshape(shape), AXES)
 
 
 def show(sizes: Mapping[str, int]) -> str:
-    """As `parse_mesh` reads it; of axes that split nothing only one, if there is no other."""
+    """Format sizes as `parse_mesh` accepts them, without axes of size 1 unless all are 1."""
     return ",".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "data=1"
 
 
 def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
-    """Raise ValueError where an axis does not divide what it splits, saying what would."""
+    """Raise ValueError if an axis does not divide the dimension it splits, and list valid sizes."""
     for axis, what, size in (
         ("model", "n_heads", cfg.n_heads),
         ("model", "emb_dim", cfg.emb_dim),
@@ -102,40 +102,40 @@ def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
         if size % mesh.shape[axis]:
             would = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
             raise ValueError(
-                f"{axis}={mesh.shape[axis]} does not divide {what}={size}: "
-                f"{', '.join(map(str, would))} would"
+                f"{axis}={mesh.shape[axis]} does not divide {what}={size}; "
+                f"choose from {', '.join(map(str, would))}"
             )
 
 
 def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
-    """Raise ValueError unless `data` times `fsdp` divides so many rows."""
+    """Raise ValueError unless `data` times `fsdp` divides the number of rows."""
     ways = row_parts(mesh.shape)
     if rows % ways:
         raise ValueError(
             f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']} does not divide {what} of "
-            f"{rows}: a multiple of {ways} would fit"
+            f"{rows}; use a multiple of {ways}"
         )
 
 
 def whole_rows(rows: int, mesh: Mesh, what: str) -> int:
-    """The most of so many rows that `check_batch` accepts; ValueError where that is none."""
+    """Return the most rows out of `rows` that `check_batch` accepts; ValueError if none."""
     ways = row_parts(mesh.shape)
     if rows < ways:
-        raise ValueError(f"{what} has {rows} rows, too few for the {ways} parts of the mesh")
+        raise ValueError(f"{what} has {rows} rows, but the mesh needs at least {ways}")
     return rows - rows % ways
 
 
 def row_parts(sizes: Mapping[str, int]) -> int:
-    """In how many parts rows are split."""
+    """Return the number of parts that rows are split into."""
     return math.prod(sizes.get(axis, 1) for axis in BATCH)
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """Where each array of a tree lies: parameters, stacked or not, and what mirrors them."""
+    """Return the sharding of each array: parameters, stacked or not, and trees of their shape."""
 
     def of(path: tuple[Any, ...], _: Any) -> NamedSharding:
         axes = [axis if axis and mesh.shape[axis] > 1 else None for axis in _axes(path)]
-        while axes and axes[-1] is None:  # as JAX spells what programs give
+        while axes and axes[-1] is None:  # as JAX normalizes the specs of program outputs
             axes.pop()
         return NamedSharding(mesh, P(*axes))
 
@@ -143,9 +143,9 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
-    """A tree of whole arrays, the vocabulary filled up with zeros, as arrays over the mesh.
+    """Shard a tree of full arrays over the mesh, with the vocabulary padded with zeros.
 
-    A process keeps what lies on its devices.
+    Each process stores only the shards of its own devices.
     """
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -157,7 +157,7 @@ def place(mesh: Mesh, tree: Any) -> Any:
 
 
 def padded(mesh: Mesh, tree: Any) -> Any:
-    """`tree`, of arrays or shapes, with a vocabulary that `model` divides: 50257 is 29 * 1733."""
+    """Pad the vocabulary of arrays or shapes to a multiple of `model`: 50257 is 29 * 1733."""
 
     def pad(path: tuple[Any, ...], leaf: Any) -> Any:
         if _name(path) not in _VOCABULARY:
@@ -171,7 +171,7 @@ def padded(mesh: Mesh, tree: Any) -> Any:
 
 
 def abstract(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
-    """Shapes as `place` would give of a tree of shapes, in another type if one is named."""
+    """Return the shapes and shardings of `place` for a tree of shapes, in `dtype` if given."""
     tree = padded(mesh, tree)
 
     def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -181,7 +181,7 @@ def abstract(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
 
 
 def trimmed(cfg: GPTConfig, tree: Any) -> Any:
-    """The inverse of `padded`."""
+    """Remove the padding that `padded` adds."""
 
     def trim(path: tuple[Any, ...], leaf: Any) -> Any:
         return leaf[: cfg.vocab_size] if _name(path) in _VOCABULARY else leaf
@@ -190,7 +190,7 @@ def trimmed(cfg: GPTConfig, tree: Any) -> Any:
 
 
 def as_the_model_has_them(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
-    """Placed parameters within a program: trimmed; what is looked up in is whole over `fsdp`."""
+    """Prepare placed parameters inside a program: trim, and gather lookup tables over `fsdp`."""
 
     def whole(path: tuple[Any, ...], leaf: Any) -> Any:
         if _name(path) not in (*_VOCABULARY, "pos_emb.weight"):
@@ -203,7 +203,7 @@ def as_the_model_has_them(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
 
 @contextmanager
 def traced_over(mesh: Mesh) -> Iterator[None]:
-    """Within, programs are traced with the activations of the table split over the mesh."""
+    """Context manager: trace programs with activations sharded as in `ACTIVATIONS`."""
 
     def constrain(name: str, value: Any) -> Any:
         name = re.sub(r"^trf_blocks\.\d+$", "TransformerBlock", name)
@@ -218,13 +218,13 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
 
 
 def target_of(mesh: Mesh) -> Target:
-    """What programs over a mesh are traced for."""
+    """Return the target for programs over a mesh."""
     platform = mesh.devices.flat[0].platform
     return Target(platform, many=True, layouts=mesh.shape["model"] == 1)
 
 
 def bytes_per_device(mesh: Mesh, tree: Any) -> int:
-    """What a tree of shapes takes on each device of the mesh."""
+    """Return the bytes that a tree of shapes takes on each device of the mesh."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(abstract(mesh, tree))
@@ -232,7 +232,7 @@ def bytes_per_device(mesh: Mesh, tree: Any) -> int:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """A parameter's name without its block's number."""
+    """Return a parameter's name without its block number."""
     keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
     return ".".join(keys[_block_keys(keys) :])
 
@@ -244,7 +244,7 @@ def _axes(path: tuple[Any, ...]) -> tuple[str | None, ...]:
 
 
 def _block_keys(keys: Sequence[str]) -> int:
-    """How many of a path's keys say which block: 2 in the course's tree, 1 in a stacked one."""
+    """Return the number of path keys that name the block: 2 in the course's tree, 1 if stacked."""
     if keys[:1] != ["trf_blocks"]:
         return 0
     return 2 if keys[1].isdecimal() else 1

@@ -1,7 +1,7 @@
-"""Many processes as one run: met at an address, joined by `jax.distributed`, and watched.
+"""Several processes as one run: they rendezvous, join `jax.distributed`, and watch each other.
 
-JAX lets a process wait for ever, or ends it with a stack trace, where another has died or never
-came. The connections over which they met stay open: the end of one tells of a death.
+If a process dies or never starts, JAX makes the others wait indefinitely or abort with a stack
+trace. The rendezvous sockets therefore stay open: a closed socket means that the peer died.
 """
 
 import atexit
@@ -17,8 +17,8 @@ from typing import Any
 from obscura_jax.scale.relay import relayed
 from obscura_jax.scale.rendezvous import Member, Peer, gather, introduce, parse_address
 
-_GRACE = 4.0  # seconds for a process to say itself what made it end
-_HEARTBEAT = 40  # seconds without which JAX holds a process for dead: for what no socket notices
+_GRACE = 4.0  # seconds for a process to report its own error before it is ended
+_HEARTBEAT = 40  # seconds of silence before JAX considers a process dead, if no socket closes
 
 
 def _complain(message: str) -> None:
@@ -35,27 +35,28 @@ def joined(
     options: Mapping[str, Any] | None = None,
     complain: Callable[[str], object] = _complain,
 ) -> Iterator[None]:
-    """Within, `jax.devices()` are those of all processes.
+    """Context manager: join all processes, so that `jax.devices()` lists the devices of all.
 
-    To be entered before JAX is used. Where one of the processes dies, every other complains, saying
-    which, and ends with exit code 2.
+    Enter it before JAX is used. If a process dies, every other one reports which and exits with
+    code 2.
 
     Args:
-        coordinator: host and port where process 0 runs, as host:port.
-        processes: how many there are.
-        process: which one this is, from 0.
-        timeout: seconds to wait for all to come.
-        options: what must be the same for all of them, as JSON: option -> value.
-        complain: called with the line; by default it goes to standard error.
+        coordinator: address of process 0, as host:port.
+        processes: number of processes.
+        process: number of this process, from 0.
+        timeout: seconds to wait until all processes have connected.
+        options: JSON values that must be equal in all processes, by option name.
+        complain: called with the report; by default prints it to standard error.
 
     Raises:
-        ValueError: for an address or numbers that make no sense, when not all have come in time,
-            with the address and who is missing, and for one that has other options.
+        ValueError: if the address or a number is invalid, if not all processes connect in time
+            (the message gives the address and the missing processes), if their options differ,
+            or if a computation of several processes fails.
     """
     address = parse_address(coordinator)
     if not 0 <= process < processes:
-        raise ValueError(f"process {process} is not one of {processes}: they count from 0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else warnings of JAX's own connections
+        raise ValueError(f"process {process} is not one of {processes}; numbers start at 0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides warnings from JAX's connections
     own = Member(process, processes, options or {})
     if process == 0:
         peers, jax_port = gather(address, own, timeout), _free_port()
@@ -66,7 +67,7 @@ def joined(
         peers, jax_port = {0: peer}, relayed(address[0], its_port)
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # else SIGTERM is the service's
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     watch = _Watch(peers, own, complain)
     try:
         jax.distributed.initialize(
@@ -78,16 +79,16 @@ def joined(
         )
         yield
     except SystemExit:
-        watch.over = True  # all have agreed to end
+        watch.over = True  # all processes have agreed to exit
         raise
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             watch.give_up()
             raise
-        time.sleep(2 * _GRACE)  # the watch ends the process, where another has died
+        time.sleep(2 * _GRACE)  # if another process died, the watch ends this one
         watch.give_up()
         first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"what the processes ran together has failed: {first}") from error
+        raise ValueError(f"a computation of several processes failed: {first}") from error
     except BaseException:
         watch.give_up()
         raise
@@ -98,7 +99,7 @@ def joined(
 
 
 class _Watch:
-    """A thread for each connection, which waits for its end."""
+    """One thread per connection, which waits until the connection closes."""
 
     def __init__(self, peers: dict[int, Peer], own: Member, complain: Callable[[str], Any]) -> None:
         self.over = False
@@ -108,11 +109,11 @@ class _Watch:
             threading.Thread(target=self._wait, args=(number, peer), daemon=True).start()
 
     def give_up(self) -> None:
-        """This process ends, and says itself why; it leaves without waiting for the others."""
+        """Let this process report its own error and exit without waiting for the others."""
         self.over = True
         for peer in self._peers.values():
             peer.hang_up()
-        atexit.register(_leave)  # after what the error prints, before JAX, which would wait
+        atexit.register(_leave)  # after the error is printed, before JAX's handler, which waits
 
     def _wait(self, number: int, peer: Peer) -> None:
         heard = peer.hear()
@@ -126,8 +127,8 @@ class _Watch:
         time.sleep(_GRACE)
         if not self.over:
             self._complain(
-                f"process {dead} of {self._own.count} has ended, and so does process "
-                f"{self._own.number}: start all again, with --resume if training had begun"
+                f"process {dead} of {self._own.count} died; shutting down process "
+                f"{self._own.number}. Restart all processes, with --resume if training had started"
             )
             os._exit(2)
 

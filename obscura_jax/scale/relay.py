@@ -1,7 +1,7 @@
-"""A local port that leads to another machine's, and stays open when that one's process has died.
+"""A local port that relays to another machine's port and stays open if the process there dies.
 
-JAX ends a process with a stack trace as soon as its connection to process 0 closes. Behind a relay
-it is not told, and `processes` says in words what has happened.
+JAX aborts with a stack trace as soon as its connection to process 0 closes. The relay hides this,
+so that `processes` can report the failure in one line.
 """
 
 import socket
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 
 def relayed(host: str, port: int) -> int:
-    """The number of a port on 127.0.0.1 from which connections go on to host and port."""
+    """Open a port on 127.0.0.1 that forwards connections to host and port; return its number."""
     server = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_serve, args=(server, host, port), daemon=True).start()
     return int(server.getsockname()[1])
@@ -21,7 +21,7 @@ def _serve(server: socket.socket, host: str, port: int) -> None:
         near, _ = server.accept()
         try:
             far = socket.create_connection((host, port))
-        except OSError:  # not there yet: who called tries again
+        except OSError:  # not listening yet; the client retries
             near.close()
             continue
         for source, sink in ((near, far), (far, near)):
@@ -29,7 +29,7 @@ def _serve(server: socket.socket, host: str, port: int) -> None:
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
-    """Until the end of either; neither is closed."""
+    """Copy until either socket ends; close neither."""
     with suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)

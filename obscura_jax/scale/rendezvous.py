@@ -1,7 +1,7 @@
-"""Where the processes of a run meet, before JAX: at a socket, which stays open between them.
+"""The rendezvous of a run's processes before JAX starts, over sockets that stay open.
 
-Each says who it is to process 0, on one line; once all have come process 0 answers "go PORT", or,
-if something does not fit, "no ..." and why.
+Each process sends one line to process 0 to identify itself. Once all have connected, process 0
+answers "go PORT"; if something does not match, it answers "no" and the reason.
 """
 
 import json
@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-_HELLO = 4.0  # seconds for who comes to say who it is
+_HELLO = 4.0  # seconds for a new connection to identify itself
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a process says of itself: its number, how many there are, what all must have alike."""
+    """A process: its number, the number of processes, and the options that must be equal in all."""
 
     number: int
     count: int
@@ -26,7 +26,7 @@ class Member:
 
 
 class Peer:
-    """A connection, over which lines are said and heard."""
+    """A connection that sends and receives lines."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection
@@ -34,52 +34,53 @@ class Peer:
         self._lines = connection.makefile("r", encoding="utf-8", newline="\n")
 
     def wait(self, seconds: float | None) -> None:
-        """How long `hear` waits; None is for ever."""
+        """Set the timeout of `hear`; None waits indefinitely."""
         self._connection.settimeout(seconds)
 
     def say(self, line: str) -> None:
-        """Send a line; who has gone need not hear it."""
+        """Send one line; ignore errors from a closed connection."""
         with suppress(OSError):
             self._connection.sendall(f"{line}\n".encode())
 
     def hear(self) -> str:
-        """The next line; "" where there is none any more, or none in time."""
+        """Return the next line; "" if the connection closed or the timeout passed."""
         try:
             return self._lines.readline(10_000).rstrip("\n")
         except (OSError, ValueError):
             return ""
 
     def hang_up(self) -> None:
-        """End it, while somebody may be hearing."""
+        """Shut the connection down; another thread may still be in `hear`."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._lines.close()
         self._connection.close()
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of host:port; ValueError for anything else."""
+    """Split host:port into host and port; ValueError for anything else."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"a coordinator is written host:port, got {text!r}")
+        raise ValueError(f"invalid coordinator address {text!r}; write it as host:port")
     return host, int(port)
 
 
 def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, Peer]:
-    """Process 0: the connections of all others.
+    """Accept connections from all other processes, as process 0, and return them by number.
 
     Raises:
-        ValueError: when not all come in time, or one does not fit; those that have come are told.
+        ValueError: if not all connect in time, or one does not match. The processes that have
+            connected receive the message.
     """
     place, deadline = "{}:{}".format(*address), time.monotonic() + timeout
     peers: dict[int, Peer] = {}
     try:
         server = socket.create_server(("", address[1]), reuse_port=False, backlog=own.count)
     except OSError as error:
-        raise ValueError(f"{place} cannot be listened at: {error.strerror}") from error
+        raise ValueError(f"cannot listen at {place}: {error.strerror}") from error
     problem = ""
     with server:
         while len(peers) < own.count - 1 and not problem:
@@ -89,17 +90,20 @@ def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, P
             except TimeoutError:
                 missing = sorted({*range(1, own.count)} - peers.keys())
                 problem = (
-                    f"process {', '.join(map(str, missing))} of {own.count} has not come to "
-                    f"{place} within {timeout:g} s"
+                    f"timed out after {timeout:g} s waiting for process "
+                    f"{', '.join(map(str, missing))} of {own.count} to connect to {place}"
                 )
                 break
             member = _member(peer.hear())
             if member is None:
-                peer.close()  # somebody else's
+                peer.close()  # an unrelated connection
                 continue
             problem = _misfit(member, own)
             if not problem and member.number in peers:
-                problem = f"process {member.number} has come to {place} twice"
+                problem = (
+                    f"two processes connected to {place} with number {member.number}; "
+                    "give each its own"
+                )
             peers[-1 if problem else member.number] = peer
     if problem:
         for peer in peers.values():
@@ -110,10 +114,10 @@ def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, P
 
 
 def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Peer, int]:
-    """Another process: the connection to process 0, and the port that it names.
+    """Connect to process 0; return the connection and the port that process 0 names.
 
     Raises:
-        ValueError: when nobody answers in time, or process 0 says what does not fit.
+        ValueError: if no coordinator answers in time, or process 0 reports a mismatch.
     """
     place, deadline = "{}:{}".format(*address), time.monotonic() + timeout
     while True:
@@ -121,15 +125,15 @@ def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Pe
             connection = socket.create_connection(address, timeout=2)
             break
         except socket.gaierror as error:
-            raise ValueError(f"the coordinator's host in {place} is not known: {error}") from error
+            raise ValueError(f"cannot resolve the coordinator in {place}: {error}") from error
         except OSError:
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"no coordinator answers at {place} within {timeout:g} s: "
+                    f"no coordinator answered at {place} within {timeout:g} s; "
                     "is process 0 running there?"
                 ) from None
             time.sleep(0.1)
-    peer = Peer(connection, timeout + _HELLO)  # process 0 may have begun just now
+    peer = Peer(connection, timeout + _HELLO)  # process 0 may have only just started
     peer.say(f"obscura {own.number} {own.count} {json.dumps(own.options)}")
     answer, _, rest = peer.hear().partition(" ")
     if answer == "go" and rest.isdecimal():
@@ -137,11 +141,11 @@ def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Pe
     peer.close()
     if answer == "no":
         raise ValueError(rest)
-    raise ValueError(f"who answers at {place} is no coordinator, or has ended")
+    raise ValueError(f"the program at {place} is not a coordinator, or it has exited")
 
 
 def _member(line: str) -> Member | None:
-    """Who a line introduces, if it does."""
+    """Parse the line with which a process identifies itself; None for any other line."""
     said = re.fullmatch(r"obscura (\d+) (\d+) (\{.*\})", line)
     with suppress(ValueError):
         return Member(int(said[1]), int(said[2]), json.loads(said[3])) if said else None
@@ -149,11 +153,11 @@ def _member(line: str) -> Member | None:
 
 
 def _misfit(member: Member, own: Member) -> str:
-    """Why a process is not one of this process's run; nothing where it is."""
+    """Return the reason why a process does not belong to this run, or "" if it does."""
     who = f"process {member.number} was started"
     if member.count != own.count:
-        return f"{who} as one of {member.count}, process 0 of {own.count}"
+        return f"{who} as one of {member.count}, process 0 as one of {own.count}; all need the same"
     for name, value in own.options.items():
         if (theirs := member.options.get(name)) != value:
-            return f"{who} with {name} {theirs}, process 0 with {name} {value}: all need the same"
+            return f"{who} with {name} {theirs}, process 0 with {name} {value}; all need the same"
     return ""

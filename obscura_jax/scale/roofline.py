@@ -1,4 +1,4 @@
-"""How fast a program can be at best: what it computes, moves, sends, against a chip's figures."""
+"""Roofline estimates: a program's compute, memory and network use against a chip's figures."""
 
 import math
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, as Google Cloud's TPU documentation gives its figures.
+    """Figures of one chip, from Google Cloud's TPU documentation.
 
     Attributes:
-        flops: of bfloat16 matrix products, a second.
-        bandwidth: of its memory, bytes a second.
-        memory: bytes that programs may have.
-        network: bytes a second that it sends to its neighbours, all links together.
+        flops: bfloat16 operations per second in matrix products.
+        bandwidth: memory bandwidth, in bytes per second.
+        memory: bytes of memory available to programs.
+        network: bytes per second sent to its neighbors, over all links together.
     """
 
     flops: float
@@ -22,7 +22,7 @@ class Chip:
     network: float
 
 
-# Of memory some is the system's: a v5e has 16 GiB, of which XLA gives programs 15.75.
+# The system reserves some memory: XLA gives programs 15.75 of the 16 GiB of a v5e.
 CHIPS = {
     "v4": Chip(275e12, 1.228e12, int(31.75 * 2**30), 300e9),
     "v5e": Chip(197e12, 0.819e12, int(15.75 * 2**30), 200e9),
@@ -32,9 +32,10 @@ CHIPS = {
 
 
 def matrix_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all matrix products in a jaxpr, loops counted as they run.
+    """Count the multiplications and additions of all matrix products in a jaxpr.
 
-    A `while_loop`, whose length is not known, counts once: one token of decoding.
+    Each iteration of a scan counts. A `while_loop`, whose length is unknown, counts once: one token
+    of decoding.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -54,7 +55,7 @@ def matrix_flops(jaxpr: Any) -> int:
 
 
 def bound(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
-    """Seconds for each, all of a chip; the longest is the bound, and which it is."""
+    """Return the seconds that each resource of a chip needs, the longest, and its name."""
     seconds = {
         "compute": flops / chip.flops,
         "memory": moved / chip.bandwidth,

@@ -1,4 +1,4 @@
-"""Programs compiled for a TPU that is not here: what they need there, and how fast they can be."""
+"""Compilation for TPUs that are not present: memory, communication and best possible time."""
 
 import math
 import warnings
@@ -44,7 +44,7 @@ class DoesNotFitError(ValueError):
 
 @dataclass(frozen=True)
 class Topology:
-    """Chips that need not be here: their kind, and JAX's devices for them."""
+    """TPU chips that need not be present: their kind, and the JAX devices that describe them."""
 
     name: str
     chip: Chip
@@ -52,15 +52,15 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """The chips of a name such as "v5e:4x4". To be called before JAX is used.
+    """Return the chips of a topology such as "v5e:4x4". Call it before JAX is used.
 
     Raises:
-        ValueError: for a kind or shape that is not known; MissingExtraError without libtpu.
+        ValueError: if the kind or shape is unknown; MissingExtraError without libtpu.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not shape:
         raise ValueError(
-            f"no topology {name!r}: a kind of {', '.join(CHIPS)} and a shape, such as v5e:4x4"
+            f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, like v5e:4x4"
         )
     require("libtpu", "tpu", "compiling for a TPU")
     leave_alone()
@@ -71,12 +71,12 @@ def topology(name: str) -> Topology:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0].removeprefix("INVALID_ARGUMENT: ")
-        raise ValueError(f"no topology {name!r}: {first}") from error
+        raise ValueError(f"unknown topology {name!r}: {first}") from error
     return Topology(name, CHIPS[kind], tuple(devices))
 
 
 def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]:
-    """To train, all is split as far as the width allows; to generate, rows are."""
+    """Return the default mesh: to train, `fsdp` as large as the width allows; else all `data`."""
     fsdp = math.gcd(chips, cfg.emb_dim) if program == "train" else 1
     return {"data": chips // fsdp, "fsdp": fsdp}
 
@@ -84,25 +84,26 @@ def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]
 def describe(
     where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], batch: int
 ) -> dict[str, Any]:
-    """Compile one program, and tell what it takes on each chip.
+    """Compile one program, and report what it needs per chip.
 
     Args:
         where: the chips.
         cfg: the model's config.
         program: "train" is one step of AdamW with float32 weights and bfloat16 products, the
-            blocks in a loop and recomputed; "prefill" reads prompts of the whole context, "decode"
-            makes one more token of each row, both with bfloat16 weights.
-        sizes: of the mesh.
-        batch: rows, on all chips together.
+            blocks in a loop and recomputed; "prefill" reads prompts as long as the context;
+            "decode" generates one token per row. The last two use bfloat16 weights.
+        sizes: the mesh, as axis -> size.
+        batch: number of rows, over all chips.
 
     Returns:
-        As JSON, of each chip: bytes of memory (of `temporaries` not all live at once; `peak` is
-        what must fit), `flops` of matrix products, `bytes` that memory moves at least, collectives
-        with the bytes of their results, bytes `sent` at least, and seconds at best (`roofline`).
+        A dictionary for JSON, with figures per chip: `memory` in bytes (the `temporaries` are not
+        all alive at once; `peak` must fit), `flops` of matrix products, `bytes` that memory must
+        move, `collectives` with the bytes of their results, bytes that must be `sent`, and the
+        shortest possible times in seconds (`roofline`).
 
     Raises:
-        DoesNotFitError: when the program needs more memory than a chip has.
-        ValueError: when an axis of the mesh does not divide what it splits.
+        DoesNotFitError: if the program needs more memory than a chip has.
+        ValueError: if a mesh axis does not divide the dimension it splits.
     """
     mesh = make_mesh(sizes, where.devices)
     check_model(cfg, mesh)
@@ -116,7 +117,7 @@ def describe(
     sent = sum(one.times * one.sent for one in found)
     flops = matrix_flops(traced.jaxpr.jaxpr) / len(where.devices)
     moved = memory.argument_size_in_bytes
-    if program != "decode":  # of whose outputs, caches that lie where they lay, a slot is new
+    if program != "decode":  # it updates the caches in place: one slot is new
         moved += memory.output_size_in_bytes
     return {
         "topology": where.name,
@@ -150,16 +151,16 @@ def describe(
 def largest_batch(
     where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], first: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `describe` gives for the most rows with which the program fits, to within 1/16.
+    """Return the result of `describe` for the largest batch that fits, to within 1/16.
 
-    Memory grows nearly in a line with the batch, so that two sizes tell the next one to be tried.
+    Memory grows almost linearly with the batch, so two sizes predict the next one to try.
 
     Args:
         where: the chips.
         cfg: the model's config.
         program: the program.
-        sizes: of the mesh.
-        first: what `describe` gave for a batch that fits.
+        sizes: the mesh, as axis -> size.
+        first: the result of `describe` for a batch that fits.
     """
     ways = row_parts(sizes)
 
@@ -167,7 +168,7 @@ def largest_batch(
         return max(int(rows) // ways, 1) * ways
 
     best, guess, fails = first, 2 * first["batch"], math.inf
-    slope, back = math.inf, 1  # bytes a row; how far below what fails to try next, in 1/64
+    slope, back = math.inf, 1  # bytes per row; 64ths to stay below the last failure
     while fails - best["batch"] > whole(best["batch"] / 16):
         try:
             more = describe(where, cfg, program, sizes, guess)
@@ -182,22 +183,22 @@ def largest_batch(
 
 
 def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int) -> None:
-    """Refuse what arithmetic refuses; to XLA a far too large batch is many minutes of work."""
+    """Reject a batch that cannot fit, which XLA would compile for many minutes."""
     rows = batch // row_parts(mesh.shape)
-    kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # what enters each block
-    if program != "train":  # keys and values, split over heads
+    kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # the inputs of all blocks
+    if program != "train":  # keys and values, with heads split
         kept = 2 * kept // mesh.shape["model"]
     if kept > where.chip.memory:
         raise DoesNotFitError(
-            f"{rows} rows on a chip keep {kept / 2**30:,.1f} GiB at least, which exceeds the "
-            f"chip's {where.chip.memory / 2**30:g} GiB"
+            f"{rows} rows per chip need at least {kept / 2**30:,.1f} GiB, which exceeds the "
+            f"chip's {where.chip.memory / 2**30:g} GiB; use fewer rows"
         )
 
 
 def _compiled(traced: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            # JAX can keep such a program in a cache, but not read it without a TPU.
+            # JAX can write this program to its cache, but cannot read it without a TPU.
             warnings.filterwarnings("ignore", ".*persistent compilation cache")
             return traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -207,13 +208,13 @@ def _compiled(traced: Any) -> Any:
 
 
 def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array whose first axis is of rows; a cache of four axes has heads too."""
+    """Return the shape of an array sharded over rows, and over heads if it has four axes."""
     axes = (BATCH, "model") if len(shape) == 4 else (BATCH,) * bool(shape)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
 
 
 def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
-    """Shapes of the parameters over the mesh."""
+    """Return the shapes of the parameters over the mesh."""
     model = GPTModel(cfg)
     whole = jax.eval_shape(lambda: model.init(jax.random.key(0), [[0]])["params"])
     return abstract(mesh, whole, dtype)

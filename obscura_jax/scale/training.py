@@ -1,4 +1,4 @@
-"""Training over a mesh: a run's `Placement` whose state lies on many devices, of many processes."""
+"""Training over a mesh: a `Placement` that shards the state over devices and processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,14 +33,14 @@ from obscura_jax.training.step import JIT, StepReport, TrainState, take_step
 
 @dataclass(frozen=True)
 class OnMesh(Placement):
-    """A run's state over a mesh; where it is of many processes, each calls every method.
+    """The placement of a run's state over a mesh. With several processes, each calls every method.
 
     Attributes:
-        mesh: as `make_mesh` makes it.
+        mesh: a mesh from `make_mesh`.
         cfg: the model's config.
 
     Raises:
-        ValueError: when an axis of the mesh does not divide what it splits.
+        ValueError: if a mesh axis does not divide the dimension it splits.
     """
 
     mesh: Mesh = field(kw_only=True)
@@ -54,11 +54,14 @@ class OnMesh(Placement):
         if jax.process_count() > 1:
             steps = set(multihost_utils.process_allgather(np.asarray(state.step)).tolist())
             if len(steps) > 1:
-                raise ValueError(f"the processes see checkpoints of other steps: {sorted(steps)}")
+                raise ValueError(
+                    f"the processes see checkpoints of different steps, {sorted(steps)}; "
+                    "give all the same run folder"
+                )
         return place(self.mesh, stacked(state) if self.scan else state)
 
     def shapes(self, state: TrainState) -> TrainState:
-        """What `put` would give of a state of shapes, to be compiled for."""
+        """Return the result of `put` for a state of shapes, for compilation."""
         return abstract(self.mesh, stacked(state) if self.scan else state)
 
     def take(self, state: TrainState) -> TrainState:
@@ -77,7 +80,7 @@ class OnMesh(Placement):
 
     def batch(self, ids: NDArray[Any], accumulate: int, batch_size: int) -> jax.Array:
         shape = (accumulate, batch_size // accumulate, ids.shape[1])
-        check_batch(shape[1], self.mesh, "a batch, or its part,")
+        check_batch(shape[1], self.mesh, "a batch or micro-batch")
         own = range(shape[1]) if jax.process_count() == 1 else self._own_rows(shape[1])
         place_of = {row: n for n, row in enumerate(own)}
         read = ids.reshape(accumulate, len(own), -1)
@@ -100,14 +103,14 @@ class OnMesh(Placement):
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Where (A, B, T) token ids lie."""
+        """The sharding of (A, B, T) token ids."""
         return NamedSharding(self.mesh, P(None, BATCH, None))
 
     @cached_property
     def jitted_step(self) -> Any:
-        """`train_step` over the mesh."""
+        """The jitted `train_step` over the mesh."""
 
-        @wraps(take_step)  # jit reads the names of its arguments
+        @wraps(take_step)  # jit needs the argument names
         def step(*args: Any, **how: Any) -> tuple[TrainState, StepReport]:
             with traced_over(self.mesh):
                 state, report = take_step(*args, view=self._view, **how)
@@ -128,7 +131,7 @@ class OnMesh(Placement):
         return as_the_model_has_them(self.mesh, self.cfg, params)
 
     def _own_rows(self, rows: int) -> list[int]:
-        """Which of so many rows lie on the devices of this process."""
+        """Return which of a batch's `rows` are on this process's devices."""
         indices: Any = self.batch_sharding.addressable_devices_indices_map((1, rows, 1)).values()
         return sorted({row for index in indices for row in range(rows)[index[1]]})
 

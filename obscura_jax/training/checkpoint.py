@@ -101,10 +101,13 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 arrays = self._read(step, like)
-            except _OtherRunError:
+            except (_OtherRunError, MemoryError):
                 raise
-            except Exception as error:  # whatever damage makes orbax, tensorstore, JSON raise
-                damaged[step] = _first_line(error)
+            except _DamagedError as error:
+                damaged[step] = str(error)
+                continue
+            except Exception:  # orbax, tensorstore and JSON raise many, in words of their own
+                damaged[step] = "its files cannot be read"
                 continue
             for bad, reason in damaged.items():
                 warnings.warn(
@@ -152,7 +155,7 @@ class Checkpoints:
             arrays = ocp.load_checkpointables(path, {_STATE: abstract})[_STATE]
         for name, array in arrays.items():
             if _crc(np.asarray(array)) != about["crc"][name]:
-                raise ValueError(f"{name} has another checksum")
+                raise _DamagedError(f"{name} has another checksum")
         return arrays
 
     def _entries(self) -> list[Path]:
@@ -161,6 +164,10 @@ class Checkpoints:
 
 class _OtherRunError(ValueError):
     """The checkpoint is whole, but not of this run."""
+
+
+class _DamagedError(ValueError):
+    """The checkpoint can be read, but not all of it is what was saved."""
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:

@@ -3,6 +3,7 @@
 The folder holds `checkpoints`, and `metrics.jsonl` with an object a step and one a validation.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from obscura_jax.atomic_files import temporary_paths
 from obscura_jax.nn.model import GPTModel, Recompute
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import Checkpoints
@@ -116,9 +118,11 @@ def fit(
 
     Raises:
         DivergedError: for a NaN or infinite loss; the last good state is saved.
-        ValueError: for checkpoints of another run, all damaged, or not written.
+        ValueError: for checkpoints of another run, all damaged, or not written; for damaged
+            metrics.
     """
     folder, begin = Path(folder), time.perf_counter()
+    rows = read_metrics(folder / METRICS) if placement.writes else []
     checkpoints = Checkpoints(
         folder / "checkpoints", run.identity(), keep=keep, writes=placement.writes
     )
@@ -128,7 +132,7 @@ def fit(
             state = first_state(run.config, params())
     state = placement.put(state)
     if placement.writes:
-        _cut_metrics(folder / METRICS, int(state.step))
+        _write_metrics(folder / METRICS, [row for row in rows if row["step"] < int(state.step)])
     states = train(
         run.model,
         run.config,
@@ -178,30 +182,28 @@ def fit(
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, except a last line that was cut off.
+    """Return the rows of a `metrics.jsonl`, without an unfinished last line.
 
     Raises:
-        ValueError: for a file that is not UTF-8, or a line that is not a row, with its number.
+        ValueError: for a line that is not a row with a step, naming its number.
     """
     path = Path(path)
     rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        row = None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line.decode())
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+        elif number < len(lines):  # the last one is empty or unfinished
             raise ValueError(f"{path} is damaged: line {number} is not a row; delete that line")
-        rows.append(row)
     return rows
 
 
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be taken again."""
-    rows = [row for row in read_metrics(path) if row["step"] < step]
+def _write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a `metrics.jsonl`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
+    with temporary_paths(temporary):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(path)

@@ -1,0 +1,61 @@
+"""Find the logits in the output of a PyTorch model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class OutputError(ValueError):
+    """A model returned something that holds no logits."""
+
+
+def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = None) -> Any:
+    """Return the logits (B, T, V) in what a model returned for ids (B, T).
+
+    Accepted are the tensor itself, an object or a mapping with `logits`, and a tuple or list that
+    begins with them, such as (logits, loss).
+
+    Args:
+        output: the returned value.
+        ids_shape: (B, T).
+        vocab_size: V; any by default.
+
+    Raises:
+        OutputError: describing a returned value without logits.
+    """
+    import torch
+
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits", output)
+    elif not isinstance(output, torch.Tensor):
+        found = getattr(output, "logits", output)
+        if isinstance(found, tuple | list) and found:
+            found = found[0]
+    if (
+        isinstance(found, torch.Tensor)
+        and found.is_floating_point()
+        and found.ndim == 3
+        and tuple(found.shape[:2]) == tuple(ids_shape)
+        and vocab_size in (None, found.shape[-1])
+    ):
+        return found
+    wanted = f"({', '.join(map(str, ids_shape))}, {'V' if vocab_size is None else vocab_size})"
+    raise OutputError(
+        f"it returned {described(output)}; return logits {wanted}, or a tuple that begins with "
+        "them, or a dictionary or object with `logits`"
+    )
+
+
+def described(value: Any) -> str:
+    """Say in a few words what `value` is."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a {kind} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value)) or 'nothing'}"
+    if isinstance(value, tuple | list):
+        parts = ", ".join(described(part) for part in value[:3]) or "nothing"
+        return f"a {type(value).__name__} of {parts}{' and more' if len(value) > 3 else ''}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"

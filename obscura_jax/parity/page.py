@@ -1,0 +1,100 @@
+"""The lab's report as one HTML page that needs no other file and no network.
+
+`page.html` is the page; here is the geometry of its charts: differences on a logarithmic scale
+along the forward pass, in pixels, so that text is as large as it says on any screen.
+"""
+
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+
+from obscura_jax.extras import require
+from obscura_jax.parity.compare import Finding
+from obscura_jax.parity.report import verdict, versions
+from obscura_jax.parity.verdict import Report, Section
+
+_PLOT = 200  # pixels from the largest to the smallest number
+_TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
+_LETTER = 6.4  # width of a letter at 11 pixels, at most on average
+_NARROWEST, _WIDEST, _USUAL = 16, 48, 720  # a tensor's share of the width; and the whole width
+
+
+@dataclass(frozen=True)
+class Column:
+    """A tensor in a chart: its position, and the height of its marks."""
+
+    row: Finding
+    x: float
+    float32: float
+    float64: float
+    expected64: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The picture of a section; lengths in pixels.
+
+    Attributes:
+        step: the width of a column.
+        bottom: where the names of the tensors begin.
+        ticks: height and text of the marks of the axis.
+    """
+
+    columns: list[Column]
+    step: float
+    width: float
+    height: float
+    bottom: float
+    ticks: list[tuple[float, str]]
+
+    def line(self, of: str) -> str:
+        """Return the path of one quantity through all columns."""
+        return "M" + "L".join(f"{c.x:.1f} {getattr(c, of):.1f}" for c in self.columns)
+
+
+def as_html(report: Report) -> str:
+    """Return one page: the verdict, and for each section a chart and all tensors.
+
+    Raises:
+        MissingExtraError: if Jinja2 is missing.
+    """
+    jinja2 = require("jinja2", "parity", "--html")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
+    sections = [(section, chart(section)) for section in report.sections]
+    return template.render(
+        report=report, sentence=verdict(report), sections=sections, versions=versions()
+    )
+
+
+def chart(section: Section) -> Chart:
+    """Place the findings of a section."""
+    rows = section.findings
+    step = min(max(_USUAL / max(len(rows), 1), _NARROWEST), _WIDEST)
+    columns = [
+        Column(
+            row,
+            (i + 0.5) * step,
+            _height(row.float32),
+            _height(row.float64),
+            _height(row.expected64),
+        )
+        for i, row in enumerate(rows)
+    ]
+    ticks = [(_height(10.0**e), f"1e{e}" if e else "1") for e in range(-16, _MOST, 4)]
+    ticks.append((_height(0), "0"))
+    if not all(math.isfinite(row.float64) for row in rows):
+        ticks.append((_height(math.nan), "NaN"))
+    bottom = _height(0) + 14
+    height = bottom + _LETTER * max((len(row.name) for row in rows), default=0) + 12
+    return Chart(columns, step, max(len(rows), 1) * step, height, bottom, ticks)
+
+
+def _height(value: float) -> float:
+    """Return where a number is drawn: NaN at the top, 0 below all others."""
+    if not math.isfinite(value):
+        return _TOP / 2
+    exponent = min(max(math.log10(value), _LEAST), _MOST) if value > 0 else _LEAST - 1
+    return _TOP + (_MOST - exponent) / (_MOST - _LEAST + 1) * _PLOT

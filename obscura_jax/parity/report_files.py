@@ -1,0 +1,58 @@
+"""Write a report's files; whether that is possible is known before the work is done."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from obscura_jax.interop.tensor_files import destination, put
+
+
+def check_writable(*names: str) -> None:
+    """Check that every file can be written.
+
+    Raises:
+        ValueError: saying why one cannot: its folder is missing or takes no files, it is a folder
+            itself, or two names are of one file.
+    """
+    paths = [destination(name) for name in names]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"two reports cannot be one file, {paths[0]}; name two files")
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} cannot be written: it is a folder; name a file")
+        if not path.parent.is_dir():
+            raise ValueError(
+                f"{path} cannot be written: there is no folder {path.parent}; make it first"
+            )
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise ValueError(f"{path} cannot be written: Permission denied")
+            continue
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write(name: str, render: Callable[[], str]) -> None:
+    """Write the text that `render` returns to a file, completely or not at all, or to a device.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    path = destination(name)
+    store = partial(Path.write_text, data=render(), encoding="utf-8")
+    if not _is_special(path):
+        put(path, {path: store})
+        return
+    try:
+        store(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _is_special(path: Path) -> bool:
+    """Tell whether something is there that must not be replaced by a file, such as a device."""
+    return path.exists() and not path.is_file()

@@ -1,0 +1,86 @@
+"""Load the class that `--against FILE.py:CLASS` names, and build modules of it."""
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from obscura_jax.config import GPTConfig
+from obscura_jax.interop import tables
+from obscura_jax.parity.guest import Guest
+
+
+class UsersClass:
+    """The class of a user's file.
+
+    Attributes:
+        guest: runs the user's code.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if the words are not FILE.py:CLASS, or the file does not run or lacks the class.
+    """
+
+    def __init__(self, spec: str) -> None:
+        file, colon, name = spec.rpartition(":")
+        if not colon or not file.endswith(".py"):
+            raise ValueError(f"--against takes course, hf or FILE.py:CLASS, not {spec!r}")
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        self.guest = Guest(str(path))
+        self.guest.search_path.append(str(path.parent.resolve()))  # for files next to it
+        self._make = _attribute(path, name, self.guest)
+        self.guest.label, self._name = spec, name
+
+    def build(self, cfg: GPTConfig) -> Any:
+        """Return a new module for `cfg`.
+
+        Raises:
+            ValueError: if it does not build, or is not a torch.nn.Module.
+        """
+        import torch
+
+        call = f"does not build as {self._name}(cfg) from the course's dictionary"
+        with self.guest("does not build" if self._takes_one() else call):
+            module = self._make(cfg.to_dict())
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"{self.guest.label} is not a torch.nn.Module")
+        return module
+
+    def _takes_one(self) -> bool:
+        """Tell whether one positional argument suits the class; True where Python cannot say."""
+        try:
+            inspect.signature(self._make).bind({})
+        except (TypeError, ValueError) as error:
+            return not isinstance(error, TypeError)
+        return True
+
+
+def _attribute(path: Path, name: str, guest: Guest) -> Any:
+    module_name = _module_name(path, guest)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # where dataclasses look for it
+    exits = "exits on import; put what it runs under `if __name__ == '__main__':`"
+    with guest("does not run", exits):
+        spec.loader.exec_module(module)
+        there = hasattr(module, name)  # its own `__getattr__` may run
+    if not there:
+        classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
+        raise ValueError(f"{path} has no {name}; it has {tables.some(classes or ['no class'])}")
+    return getattr(module, name)
+
+
+def _module_name(path: Path, guest: Guest) -> str:
+    """Return the dotted name of a file of a package, and let `guest` find the package."""
+    folder, parts = path.resolve().parent, [path.stem]
+    while (folder / "__init__.py").is_file():
+        folder, parts = folder.parent, [folder.name, *parts]
+    if len(parts) == 1:
+        return f"obscura_parity_{path.stem}"  # a name of its own: the file may be called torch.py
+    guest.search_path.insert(0, str(folder))  # for its relative imports
+    return ".".join(parts)

@@ -1,0 +1,148 @@
+"""`obscura parity` on a user's file: an exit is an error, chance is noticed, logits are found."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.files import save_model
+from obscura_jax.parity.guest import Guest, GuestError
+from obscura_jax.parity.lab import examine
+from obscura_jax.parity.outputs import OutputError, logits_in
+from obscura_jax.parity.references import reference
+from obscura_jax.parity.report import verdict
+from tests.checkpoints import BIASED
+from tests.test_parity import call
+from tests.test_tables import model_of
+
+GUESTS = Path(__file__).with_name("guests.py")
+
+
+@pytest.fixture
+def native(tmp_path):
+    save_model(tmp_path / "native", BIASED, model_of(BIASED))
+    return str(tmp_path / "native")
+
+
+def examined(name, **options):
+    params = model_of(BIASED)
+    beside = reference(f"{GUESTS}:{name}", BIASED, named_tensors(BIASED, params))
+    return examine("x", BIASED, params, beside, steps=0, new_tokens=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ExitsWhenBuilt", "guests.py:ExitsWhenBuilt does not build: SystemExit: 0"),
+        ("ExitsWhenRun", "guests.py:ExitsWhenRun fails on a prompt: SystemExit: 0"),
+        ("ExitsInBackward", "guests.py:ExitsInBackward fails on a prompt: SystemExit: 0"),
+        ("ExitsWhenListed", "guests.py:ExitsWhenListed does not list its parameters: SystemExit"),
+        ("Bare", "guests.py:Bare fails on a prompt: BaseException"),
+        ("Hidden", "it returned a float64 tensor of shape (1, 11, 12); return logits (1, 11, 17)"),
+        ("LastOnly", "it returned a float64 tensor of shape (1, 1, 17); return logits (1, 11, 17)"),
+        ("LossFirst", "it returned a tuple of a float64 tensor of shape (), a float64 tensor of"),
+        ("Silent", "it returned None; return logits (1, 11, 17), or a tuple"),
+        ("Noise", "draws random numbers in evaluation mode: two runs on the same input differ by"),
+        ("AlwaysDrops", "draws random numbers in evaluation mode: two runs on the same input "),
+        ("NoisyGradient", "draws random numbers in evaluation mode: two runs on the same input "),
+        ("Drifts", "keeps something from one call to the next: two runs on the same input differ"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_and_exit_code_2(native, capsys, name, words):
+    code = call("parity", native, "--against", f"{GUESTS}:{name}")
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt"])
+def test_a_file_that_exits_on_import(native, tmp_path, how):
+    """In a process of its own, as its exit code is what a script sees."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"import sys\nprint('hello')\n{how}\n")
+    words = ["parity", native, "--against", f"{file}:GPTModel"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "obscura_jax", *words], capture_output=True, text=True, timeout=300
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    hello, line = ran.stderr.splitlines()
+    assert hello == "hello"
+    assert f"{file} " in line
+    if "Keyboard" in how:
+        assert line.endswith("does not run: KeyboardInterrupt")
+    else:
+        assert "exits on import; put what it runs under `if __name__ == '__main__':`" in line
+
+
+def test_an_interrupt_of_the_keyboard_is_no_error_of_the_file():
+    """Python raises KeyboardInterrupt on Ctrl-C; the command, which ends at once, does not."""
+    with pytest.raises(KeyboardInterrupt), Guest("x")("fails"):
+        raise KeyboardInterrupt
+    usual = signal.signal(signal.SIGINT, lambda *_: None)  # as `interrupts.install` leaves it
+    try:
+        with pytest.raises(GuestError, match="x fails: KeyboardInterrupt"), Guest("x")("fails"):
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def test_an_error_is_named_once():
+    guest = Guest("mine.py")
+    with pytest.raises(GuestError) as caught, guest("outside"), guest("inside"):
+        raise RuntimeError("why")
+    assert str(caught.value) == "mine.py inside: RuntimeError: why"
+
+
+def test_a_file_in_a_package_may_import_its_neighbours(tmp_path, native, capsys):
+    package = tmp_path / "books" / "gpt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
+    (package / "model.py").write_text("from .parts import GPTModel\n")
+    words = ("--against", f"{package / 'model.py'}:GPTModel", "--steps", 1, "--tokens", 1)
+    assert call("parity", native, *words) == 0
+    assert capsys.readouterr().out.endswith("verdict: equal up to rounding\n")
+    assert str(tmp_path / "books") not in sys.path
+
+
+@pytest.mark.parametrize("name", ["WithLoss", "AsDictionary", "AsObject"])
+def test_logits_are_found_in_what_a_module_returns(name):
+    assert verdict(examined(name)) == "equal up to rounding"
+
+
+def test_draws_that_change_nothing_are_noted():
+    report = examined("DrawsInVain")
+    assert verdict(report) == "equal up to rounding"
+    assert "the module draws random numbers; in two runs they changed nothing" in report.notes
+
+
+def test_a_program_may_scale_its_queries():
+    report = examined("QueriesScaled")
+    assert verdict(report) == "equal up to rounding"
+    assert any("att.scores, which it scales elsewhere" in note for note in report.notes)
+    assert not any("att.scores" in row.name for row in report.sections[0].findings)
+    assert "first at trf_blocks.0.att.weights" in verdict(examined("WholeWidth"))
+
+
+def test_nan_in_float32_alone_is_no_equality():
+    report = examined("NotANumber")
+    assert "first at logits, NaN or infinite in theirs, in float32" in verdict(report)
+    assert "known" in verdict(report)
+
+
+def test_logits_have_the_shape_of_the_ids():
+    import torch
+
+    logits = torch.zeros(2, 3, 5)
+    for output in (logits, (logits, None), [logits], {"logits": logits}):
+        assert logits_in(output, (2, 3), 5) is logits
+    assert logits_in(logits, (2, 3)) is logits
+    for output in (None, (), {}, logits[0], logits.long(), (None, logits), {"out": logits}):
+        with pytest.raises(OutputError, match=r"return logits \(2, 3, 5\)"):
+            logits_in(output, (2, 3), 5)
+    with pytest.raises(OutputError, match=r"\(2, 3, 5\); return logits \(2, 3, 6\)"):
+        logits_in(logits, (2, 3), 6)
