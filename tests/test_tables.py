@@ -465,7 +465,9 @@ def test_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_model("gpt2-medium")[0].cfg == TIED
-    assert asked == [("openai-community/gpt2-medium", ["config.json", "model.safetensors"])]
+    of_tokenizer = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    files = ["config.json", "model.safetensors", *of_tokenizer]
+    assert asked == [("openai-community/gpt2-medium", files)]
 
     def offline(repo, allow_patterns):
         raise ConnectionError("no network\nat all")
