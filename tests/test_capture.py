@@ -1,5 +1,7 @@
 """Intermediates of both frameworks under the same names; and patching."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +92,53 @@ def test_a_module_of_the_users(attention):
     assert unseen == (blocks if attention is faults.Plain else [])
     apart = differences({name: ours[name] for name in theirs}, theirs)
     assert max(apart.values()) <= 4 * 6e-7  # measured: 6e-7
+
+
+class OtherStyle(torch.nn.Module):
+    """A feed-forward part whose activation is no module."""
+
+    def __init__(self, ff):
+        super().__init__()
+        self.layers = torch.nn.ModuleDict({"0": ff.layers[0], "2": ff.layers[2]})
+
+    def forward(self, x):
+        hidden = torch.nn.functional.gelu(self.layers["0"](x), approximate="tanh")
+        return self.layers["2"](hidden)
+
+
+def block_by_keyword(block, x):
+    x = x + block.att(x=block.norm1(x=x))
+    return x + block.ff(x=block.norm2(x=x))
+
+
+def test_a_module_written_in_another_style():
+    """It calls its parts by keyword, has functions for modules, and writes into its input."""
+    module = course_model()
+    expected = capture_torch(module, IDS, course_taps(2))
+    for block in module.trf_blocks:
+        block.ff = OtherStyle(block.ff)
+        block.forward = partial(block_by_keyword, block)
+    module.register_forward_hook(lambda _, args, out: (args[0].zero_(), None)[1])
+    given = IDS.copy()
+    found = capture_torch(module, given, course_taps(2))
+    np.testing.assert_array_equal(given, IDS)
+    assert list(found) == list(expected)
+    assert max(differences(found, expected).values()) <= 4 * 2.1e-7  # measured: 2.1e-7
+
+
+def test_a_module_in_bfloat16():
+    """NumPy has no such type: its values are shown as float32."""
+    module = course_model().bfloat16()
+    found = capture_torch(module, IDS, course_taps(2))
+    assert {x.dtype for x in found.values()} == {np.dtype("float32")}
+    assert found["logits"].shape == (3, 11, 17)
+
+
+def test_logits_of_other_width_are_refused_where_it_is_known():
+    module = course_model()
+    assert "logits" in capture_torch(module, IDS, course_taps(2), vocab_size=17)
+    with pytest.raises(ValueError, match=r"return logits \(3, 11, 18\)"):
+        capture_torch(module, IDS, course_taps(2), vocab_size=18)
 
 
 def test_transformers():

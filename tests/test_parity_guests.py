@@ -90,6 +90,37 @@ def test_an_interrupt_of_the_keyboard_is_no_error_of_the_file():
         signal.signal(signal.SIGINT, usual)
 
 
+def test_the_settings_of_a_file_stay_its_own(tmp_path, native, capsys, monkeypatch):
+    """It prints, sets PyTorch's default type, moves to another folder; its neighbours are found."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "beside.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
+    (folder / "mine.py").write_text(
+        "import os, sys, torch\n"
+        "print('hello')\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "torch.set_grad_enabled(False)\n"
+        "os.chdir('/')\n"
+        "sys.path.append('/theirs')\n"
+        "from beside import GPTModel\n"
+    )
+    import torch
+
+    words = ("--against", "theirs/mine.py:GPTModel", "--steps", 1, "--tokens", 1)
+    try:
+        assert call("parity", native, *words, "--json", "r.json") == 0
+        assert torch.get_default_dtype() == torch.float32
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+    out, err = capsys.readouterr()
+    assert err == "hello\n"
+    assert out.endswith("verdict: equal up to rounding\n")
+    assert (tmp_path / "r.json").is_file()
+    assert "/theirs" not in sys.path
+
+
 def test_an_error_is_named_once():
     guest = Guest("mine.py")
     with pytest.raises(GuestError) as caught, guest("outside"), guest("inside"):
