@@ -1,5 +1,6 @@
 """A training that is really killed, again and again, ends as one that was left alone."""
 
+import errno
 import json
 import random
 import shutil
@@ -131,18 +132,29 @@ def test_resume_says_what_is_wrong(tmp_path, capsys):
     refused("its optimizer.learning_rate is 0.01, here it is 0.5", "--resume")
     (out / "settings.json").write_text("{")
     refused("settings.json is damaged", "--resume")
-    for wrong in ({"lr": "x"}, {"steps": "2"}, {"text": "a.txt"}, {"seed": None}, {"seed": True}):
-        (out / "settings.json").write_text(json.dumps({**settings, **wrong}))
-        refused("settings.json is damaged", "--resume")
-    for wrong in (b"[]", b"3", b"\xff"):
+    for name, value in (
+        *(("lr", "x"), ("lr", True), ("steps", "2"), ("steps", -5), ("text", "a.txt")),
+        *(("seed", None), ("seed", True), ("seed", 2**40), ("vocab_size", 3.5), ("dtype", "f")),
+        *(("preset", "other"), ("recompute", "all"), ("chunk", -3), ("stride", [1])),
+    ):
+        (out / "settings.json").write_text(json.dumps({**settings, name: value}))
+        message = f"settings.json is damaged ({name} is {json.dumps(value)}); correct it"
+        refused(message, "--resume")
+    for wrong in (b"[]", b"3", b"\xff", b"", b"[" * 10**5):
         (out / "settings.json").write_bytes(wrong)
         refused("settings.json is damaged", "--resume")
+    del settings["lr"]
     (out / "settings.json").write_text(json.dumps(settings))
+    refused("settings.json is damaged (lr is missing); correct it", "--resume")
+    (out / "settings.json").write_text(json.dumps({**settings, "lr": 0.01}))
     metrics = (out / "metrics.jsonl").read_bytes()
-    for wrong in (b"3", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"\xff\xfe", b"{"):
-        (out / "metrics.jsonl").write_bytes(metrics + wrong + b"\n" + metrics)
-        number = metrics.count(b"\n") + 1
-        refused(f"metrics.jsonl is damaged: line {number} is not a row", "--resume")
+    number = metrics.count(b"\n") + 1
+    no_rows = (b"3", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'{"step": true}', b"\xff\xfe", b"{")
+    for wrong in (*no_rows, b"", b"[" * 10**5):
+        for after in (b"", metrics):
+            (out / "metrics.jsonl").write_bytes(metrics + wrong + b"\n" + after)
+            message = f"metrics.jsonl is damaged: line {number} is not a row; delete that line"
+            refused(message, "--resume")
     (out / "metrics.jsonl").write_bytes(metrics + b'{"st')  # a kill left half a line
     main(["train", "--out", str(out), "--resume"])  # nothing is left to do
     assert what_was_computed(out) == before
@@ -159,11 +171,76 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert f"{out} is not empty ({name.split('/')[0]}); choose a new or empty --out" in error
-        assert [str(p.relative_to(out)) for p in out.rglob("[!.]*") if p.is_file()] == [name]
+        assert files(out) == {name}
         shutil.rmtree(out)
     out.mkdir()
     (out / ".gitkeep").touch()
     main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
+    assert files(out) > {".gitkeep", "settings.json", "model/config.json"}
+    assert ".lock" not in files(out)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def fail(error):
+    def instead(*_, **__):
+        raise error
+
+    return instead
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("text.corpus.write_tokens", PermissionError(13, "Permission denied")),
+        ("training.initial.gpt2_parameters", RuntimeError("RESOURCE_EXHAUSTED: too large")),
+        ("training.placement.train_step", ValueError("no such step")),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_nothing(place, error, tmp_path, capsys, monkeypatch):
+    text, out = tmp_path / "text.txt", tmp_path / "new" / "deep" / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    monkeypatch.setattr(f"obscura_jax.{place}", fail(error))
+    words = ["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"]
+    for _ in range(2):  # and the second is refused for the same reason
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert str(error.args[-1]) in message
+    assert list(tmp_path.iterdir()) == [text]
+    monkeypatch.undo()
+    main(words)
+    assert "model/config.json" in files(out)
+
+
+def test_a_full_disk_keeps_the_tokens_read_so_far(tmp_path, capsys, monkeypatch):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr("obscura_jax.text.corpus.write_tokens", fail(full))
+        with pytest.raises(SystemExit):
+            main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
+    assert "No space left on device" in capsys.readouterr().err
+    assert files(out) == {"settings.json"}
+    main(["train", "--out", str(out), "--resume"])
+    assert "model/config.json" in files(out)
+
+
+def test_a_refused_resume_changes_no_setting(tmp_path, capsys):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(sample_text(), encoding="utf-8")
+    main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
+    before = (out / "settings.json").read_bytes()
+    (out / "tokens.bin.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["train", "--out", str(out), "--resume", "--chunk", "5"])
+    assert "tokens.bin.json is damaged" in capsys.readouterr().err
+    assert (out / "settings.json").read_bytes() == before
 
 
 def test_no_checkpoint_that_can_be_read_is_one_line(tmp_path, capfd):
