@@ -30,9 +30,16 @@ import torch  # noqa: E402
 
 from obscura_jax.interop.files import load_model, save_model  # noqa: E402
 from tests.checkpoints import course_model  # noqa: E402
+from tests.processes import kill_all  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    yield
+    kill_all()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """`obscura bench` and its tool: the figures are of what they say, and all are there."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from obscura_jax import GPTConfig, GPTModel, save_model
 from obscura_jax.bench.generation import generation_workloads, time_generation
 from obscura_jax.bench.processes import time_cold_start
 from obscura_jax.cli.__main__ import main
+from tests import processes
 
 CFG = GPTConfig(
     vocab_size=307,
@@ -85,7 +85,7 @@ def test_a_process_is_timed_and_weighed():
 def test_the_tool_runs_without_peers(folder):
     tool = Path(__file__).parents[1] / "tools" / "bench_generate.py"
     words = ["--model", folder, "--repeats", "1", "--json", "--dtype", "float32"]
-    done = subprocess.run([sys.executable, str(tool), *words], capture_output=True, text=True)
+    done = processes.run(sys.executable, tool, *words)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     ours = [figure["name"] for figure in out["figures"] if figure["system"] == "float32"]
@@ -96,7 +96,7 @@ def test_the_training_tool_beside_torch():
     tool = Path(__file__).parents[1] / "tools" / "bench_train.py"
     words = ["--preset", "tiny", "--batch-size", "1", "--length", "8", "--repeats", "1", "--json"]
     words += ["--dtype", "float32", "--eager"]
-    done = subprocess.run([sys.executable, str(tool), *words], capture_output=True, text=True)
+    done = processes.run(sys.executable, tool, *words)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     assert [figure["system"] for figure in out["figures"]] == ["float32", "torch eager float32"]

@@ -8,7 +8,6 @@ import pickle
 import pty
 import re
 import signal
-import subprocess
 import sys
 import tty
 from pathlib import Path
@@ -26,6 +25,7 @@ from obscura_jax.interop.files import load_model
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.parity import torch_reference
 from obscura_jax.text.tokenizers import gpt2_tokenizer
+from tests import processes
 
 TINY = {
     "vocab_size": 17,
@@ -284,7 +284,7 @@ def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_prompt(monkeypatch, te
 def test_a_platform_that_is_not_there_is_one_line(tmp_path, platforms):
     (tmp_path / "text").write_text("text " * 1000)
     words = ("train", "--text", tmp_path / "text", "--out", tmp_path / "run")
-    done = process(*MODULE, *words, env={**BUFFERED, "JAX_PLATFORMS": platforms})
+    done = processes.run(*MODULE, *words, env={"JAX_PLATFORMS": platforms})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
         f"obscura train: JAX finds no device for JAX_PLATFORMS={platforms}"
@@ -303,15 +303,14 @@ LOCALES = [
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 def test_prompts_are_utf8_and_output_is_escaped_in_any_locale(small, locale):
     command = (*MODULE, "generate", *small, "--max-new-tokens", 2, "--json")
-    env = {**BUFFERED, **locale}
     rows = [
-        json.loads(process(*command, TWO[1], "--stop", "世", env=env).stdout),
-        json.loads(process(*command, "--stop", "世", input=TWO[1], env=env).stdout),
-        json.loads(process(*command, TWO[1]).stdout),
+        json.loads(processes.run(*command, TWO[1], "--stop", "世", env=locale).stdout),
+        json.loads(processes.run(*command, "--stop", "世", input=TWO[1], env=locale).stdout),
+        json.loads(processes.run(*command, TWO[1]).stdout),
     ]
     assert [row["prompt"] for row in rows] == [TWO[1]] * 3
     assert [row["tokens"] for row in rows] == [rows[2]["tokens"]] * 3
-    plain = process(*MODULE, "generate", *small, "--max-new-tokens", 2, TWO[1], env=env)
+    plain = processes.run(*MODULE, "generate", *small, "--max-new-tokens", 2, TWO[1], env=locale)
     assert (plain.returncode, plain.stderr) == (0, "")
     assert plain.stdout.startswith(TWO[1].encode("ascii", "backslashreplace").decode())
 
@@ -454,35 +453,25 @@ main(sys.argv[1:])
 """
 
 
-# Output that is written at the end only, as users have it.
-BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-def process(*command, stdout=subprocess.PIPE, env=BUFFERED, **kwargs):
-    command = [*map(str, command)]
-    pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
-    return subprocess.run(command, encoding="utf-8", env=env, **pipes, **kwargs)
-
-
 def test_the_module_is_the_command_and_says_nothing_more(speaking):
     command = (*MODULE, "generate", "--model", speaking[1], "--max-new-tokens", 2)
-    done = process(*command, input="Hello\n")
+    done = processes.run(*command, input="Hello\n")
     text = gpt2_tokenizer().decode(continued(speaking[0], "Hello", 2))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"Hello{text}\n", "")
-    done = process(*command, "", input="")
+    done = processes.run(*command, "", input="")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "obscura generate: a prompt needs at least one character\n"
 
 
 def test_the_script_converts_from_any_folder(course, tmp_path):
     script = ROOT / "tools" / "convert_weights.py"
-    done = process(sys.executable, script, course, "made", "--n-heads", 3, cwd=tmp_path)
+    done = processes.run(sys.executable, script, course, "made", "--n-heads", 3, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-2] == f"{course} (course) -> made (native)"
     params = load_model(tmp_path / "made")[1]
     weight = torch.load(course, weights_only=True)["tok_emb.weight"].numpy()
     assert np.array_equal(params["tok_emb"]["weight"], weight)
-    done = process(sys.executable, script, course, "other", cwd=tmp_path)
+    done = processes.run(sys.executable, script, course, "other", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("obscura convert: ")
     assert len(done.stderr.splitlines()) == 1
@@ -490,9 +479,9 @@ def test_the_script_converts_from_any_folder(course, tmp_path):
 
 
 def test_a_machine_without_torch(course, native):
-    done = process(sys.executable, "-c", WITHOUT_TORCH, "info", native)
+    done = processes.run(sys.executable, "-c", WITHOUT_TORCH, "info", native)
     assert (done.returncode, done.stderr) == (0, "")
-    done = process(sys.executable, "-c", WITHOUT_TORCH, "info", course)
+    done = processes.run(sys.executable, "-c", WITHOUT_TORCH, "info", course)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"obscura info: reading {course} needs torch: run pip install -e '.[torch]' in the "
@@ -504,23 +493,23 @@ def test_a_machine_without_torch(course, native):
 def test_a_reader_that_leaves_is_no_error(native, words):
     read, write = os.pipe()
     os.close(read)  # before the command has written anything
-    done = process(*MODULE, *words.format(native=native).split(), stdout=write)
+    done = processes.run(*MODULE, *words.format(native=native).split(), stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_output_that_takes_no_more_is_one_line(native):
     with open("/dev/full", "w") as full:
-        done = process(*MODULE, "info", native, stdout=full)
+        done = processes.run(*MODULE, "info", native, stdout=full)
     assert done.returncode == 2
     assert done.stderr == "obscura info: [Errno 28] No space left on device\n"
 
 
 def test_closed_streams_are_no_traceback(native):
     command = f"{sys.executable} -m obscura_jax"
-    done = process("sh", "-c", f"{command} info {native} >&-")
+    done = processes.run("sh", "-c", f"{command} info {native} >&-")
     assert (done.returncode, done.stderr) == (0, "")
-    done = process("sh", "-c", f"{command} generate --model {native} <&-")
+    done = processes.run("sh", "-c", f"{command} generate --model {native} <&-")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
@@ -532,7 +521,7 @@ def test_closed_streams_are_no_traceback(native):
 def own_cache(monkeypatch, tmp_path_factory):
     """Processes keep programs in a folder of the tests; this process keeps none."""
     folder = tmp_path_factory.getbasetemp() / "programs"
-    monkeypatch.setitem(BUFFERED, "OBSCURA_CACHE_DIR", str(folder))
+    monkeypatch.setenv("OBSCURA_CACHE_DIR", str(folder))
     monkeypatch.setattr("obscura_jax.cli.generate.keep_programs", lambda: None)
 
 
@@ -633,10 +622,10 @@ def test_generate_prints_the_same_however_jax_promotes_types(small):
     command = (*MODULE, "generate", *small, *TWO, "--max-new-tokens", 99, "--sliding")
     command += ("--top-k", 9, "--top-p", 0.9)
     variables = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
-    plain = process(*command, "--temperature", 1)
-    done = process(*command, "--temperature", 1, env={**BUFFERED, **variables})
+    plain = processes.run(*command, "--temperature", 1)
+    done = processes.run(*command, "--temperature", 1, env=variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, plain.stdout, "")
-    assert process(*command, "--temperature", 2).stdout != plain.stdout
+    assert processes.run(*command, "--temperature", 2).stdout != plain.stdout
 
 
 def test_generate_ends_before_a_stop_string(says, small):
@@ -705,17 +694,18 @@ def on_a_terminal(*words, until=None):
     tty.setraw(theirs)
     command = [*MODULE, "generate", *map(str, words)]
     pieces = []
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=BUFFERED) as process:
-        os.close(theirs)
-        try:
-            while piece := os.read(ours, 10**6):
-                pieces.append(piece)
-                if until is not None and len(b"".join(pieces)) > len(until):
-                    process.send_signal(signal.SIGINT)
-                    until = None
-        except OSError:  # how Linux says that the other side is closed
-            pass
-        err = process.stderr.read()
+    pipes = {"stdout": theirs, "stderr": processes.PIPE, "encoding": None}
+    process = processes.start(*command, **pipes)
+    os.close(theirs)
+    try:
+        while piece := os.read(ours, 10**6):
+            pieces.append(piece)
+            if until is not None and len(b"".join(pieces)) > len(until):
+                process.send_signal(signal.SIGINT)
+                until = None
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    err = process.communicate()[1]
     os.close(ours)
     return pieces, process.returncode, err
 
@@ -742,9 +732,7 @@ def test_compiled_programs_are_kept_if_wanted(small, tmp_path):
     command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
 
     def run(folder, *words):
-        env = {**BUFFERED, "OBSCURA_CACHE_DIR": str(folder)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.run([*map(str, command), *words], text=True, env=env, **pipes)
+        return processes.run(*command, *words, env={"OBSCURA_CACHE_DIR": str(folder)})
 
     none = run(tmp_path / "none", "--no-compile-cache")
     assert not (tmp_path / "none").exists()
@@ -761,22 +749,22 @@ def test_compiled_programs_are_kept_if_wanted(small, tmp_path):
 
 def test_damaged_programs_in_the_cache_are_replaced(small, tmp_path):
     command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
-    env = {**BUFFERED, "OBSCURA_CACHE_DIR": str(tmp_path)}
+    env = {"OBSCURA_CACHE_DIR": str(tmp_path)}
 
     def sizes():
         return {path.name: path.stat().st_size for path in tmp_path.glob("*-cache")}
 
-    first, whole = process(*command, env=env), sizes()
+    first, whole = processes.run(*command, env=env), sizes()
     for number, path in enumerate(sorted(tmp_path.glob("*-cache"))):
         data = bytearray(path.read_bytes())
         if number % 2:
             data[len(data) // 2] ^= 1
         path.write_bytes(data if number % 2 else data[:99])
-    second = process(*command, env=env)
+    second = processes.run(*command, env=env)
     assert sizes().keys() == whole.keys()
     assert min(sizes().values()) > 99
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-cache")}
-    third = process(*command, env=env)
+    third = processes.run(*command, env=env)
     assert {path: path.stat().st_mtime_ns for path in written} == written  # none is damaged now
     for done in (first, second, third):
         assert (done.returncode, done.stdout, done.stderr) == (0, first.stdout, "")
@@ -816,5 +804,5 @@ def test_importing_the_library_changes_no_setting():
         "from obscura_jax import *; import obscura_jax.decoding.stream, obscura_jax.cli.__main__\n"
         "assert dict(jax.config.values) == before and len(before) > 50"
     )
-    done = process(sys.executable, "-c", code)
+    done = processes.run(sys.executable, "-c", code)
     assert (done.returncode, done.stderr) == (0, "")

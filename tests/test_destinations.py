@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from obscura_jax.interop.sources import is_exported
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
 from obscura_jax.scale.artifact import load_artifact
 from obscura_jax.scale.export import export_model
+from tests import processes
 from tests.checkpoints import bits, leaves
 from tests.tokenizer_folders import bpe, config, hf_folder, weights, write_json
 
@@ -282,7 +282,7 @@ def test_a_conversion_that_fails_leaves_no_folder(tmp_path, fails, monkeypatch):
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, sys, threading
 from obscura_jax.__main__ import run
 from obscura_jax.interop import files
 
@@ -293,7 +293,7 @@ def interrupted(path, tensors):
     write(path, tensors)
     assert path.is_file()
     os.kill(os.getpid(), int(number))
-    time.sleep(100)
+    threading.Event().wait()
 
 
 files.write_safetensors = interrupted
@@ -309,13 +309,8 @@ def test_a_conversion_that_is_interrupted_leaves_no_folder(tmp_path, number):
     before = sorted(tmp_path.rglob("*"))
     for name in ("a/b", "mine/new", "mine"):
         words = [str(int(number)), "convert", tmp_path / "m", tmp_path / name]
-        done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, *map(str, words)],
-            capture_output=True,
-            timeout=90,
-            check=False,
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+        done = processes.run(sys.executable, "-c", INTERRUPTED, *words)
+        assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
         assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from obscura_jax.interop.tensor_files import write_safetensors
 from obscura_jax.scale.artifact import load_artifact
 from obscura_jax.scale.export import PLATFORMS, export_model
 from obscura_jax.training.initial import gpt2_parameters
+from tests import processes
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "run_artifact.py"
 CFG = GPTConfig(
@@ -153,8 +153,8 @@ def test_a_script_without_this_package(model, folder):
     assert len(source.splitlines()) <= 40
     blocked = "import sys\nfor name in ('obscura_jax', 'flax'): sys.modules[name] = None\n"
     words = [folder, 9, *PROMPTS[0]]
-    code = [sys.executable, "-c", f"{blocked}{source}", *map(str, words)]
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    done = processes.run(sys.executable, "-c", f"{blocked}{source}", *words)
+    assert done.returncode == 0, done.stderr
     want = generate(*model, PROMPTS[:1], 9).tokens[0]
     assert [int(word) for word in done.stdout.split()] == want
 

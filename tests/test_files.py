@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import stat
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from obscura_jax.interop.files import load_model, read_checkpoint, save_course, 
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity import torch_reference
+from tests import processes
 from tests.checkpoints import BIASED, CFG, IDS, LOGITS, bits, course_model, difference, leaves
 
 
@@ -227,12 +227,9 @@ def test_a_full_disk_loses_nothing(tmp_path, native, course):
     model, params = load_model(tmp_path / "other.pth", n_heads=3)
     save_model(tmp_path / "other", model.cfg, params)
     before = contents(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path / "other", native, course[0], native, course[0]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    words = [FULL_DISK, tmp_path / "other", native, course[0], native, course[0]]
+    done = processes.run(sys.executable, "-c", *words)
+    assert done.returncode == 0, done.stderr
     lines = [f"{path} cannot be written: File too large" for path in (native, course[0])]
     assert done.stdout.splitlines() == lines * 2
     assert contents(tmp_path) == before

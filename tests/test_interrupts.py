@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from obscura_jax.text import sample_text
 from obscura_jax.training.run import read_metrics
+from tests import processes
 
 # Sends a signal to its own process at the n-th import, or in the n-th run of the garbage collector,
 # after the handlers are installed; the other arguments are the command's.
@@ -40,8 +40,8 @@ LONG = ["generate", "Hello", "--max-new-tokens", "3000", "--sliding", "--no-comp
 
 
 def ends_quietly(command, number):
-    done = subprocess.run([sys.executable, *command], capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+    done = processes.run(sys.executable, *command)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 @pytest.mark.parametrize("count", [10, 300, 600, 900])
@@ -70,16 +70,16 @@ def test_a_signal_to_other_commands_leaves_nothing(words, tmp_path, monkeypatch)
 
 def test_a_signal_before_the_command_line_is_imported_prints_nothing():
     code = "import os, obscura_jax.__main__; os.kill(os.getpid(), 2); print('still here')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    done = processes.run(sys.executable, "-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_an_ignored_signal_stays_ignored():
     words = ["-c", AT_A_MOMENT, "import", "30", str(int(signal.SIGINT)), "info", "tiny"]
     shell = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable]
-    done = subprocess.run([*shell, *words], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"parameters" in done.stdout
+    done = processes.run(*shell, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "parameters" in done.stdout
 
 
 def test_training_stops_after_its_step_and_a_second_signal_stops_it_at_once(tmp_path):
@@ -87,21 +87,19 @@ def test_training_stops_after_its_step_and_a_second_signal_stops_it_at_once(tmp_
     text.write_text(sample_text(), encoding="utf-8")
     words = ["train", "--text", str(text), "--out", str(out), "--vocab-size", "300"]
     words += ["--emb-dim", "8", "--n-layers", "1", "--context-length", "16", "--steps", "1000000"]
-    command = [sys.executable, "-m", "obscura_jax", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()  # a step was taken
-        process.send_signal(signal.SIGINT)
-        said, errors = process.communicate()
+    process = processes.start(*processes.OBSCURA, *words, stderr=processes.PIPE)
+    process.stdout.readline()  # a step was taken
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == b"stopping after this step; press Ctrl-C again to stop now\n"
-    assert said.splitlines()[-1].startswith(b"saved after step ")
+    assert errors == "stopping after this step; press Ctrl-C again to stop now\n"
+    assert said.splitlines()[-1].startswith("saved after step ")
     saved = [int(path.name) for path in (out / "checkpoints").iterdir()]
     assert max(saved) == read_metrics(out / "metrics.jsonl")[-1]["step"] + 1
     assert json.loads((out / "settings.json").read_text())["emb_dim"] == 8
 
     words = ["train", "--out", str(out), "--resume"]
     code = AT_A_MOMENT.replace("os.kill(os", "for _ in range(2): os.kill(os")
-    command = [sys.executable, "-c", code, "gc", "60", str(int(signal.SIGTERM)), *words]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = processes.run(sys.executable, "-c", code, "gc", 60, int(signal.SIGTERM), *words)
     assert done.returncode == 128 + signal.SIGTERM
-    assert b"Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr

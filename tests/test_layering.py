@@ -1,13 +1,13 @@
 """The house: imports run down one list, Linen stays in one folder, extras inside functions."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import obscura_jax
+from tests import processes
 
 PACKAGE = Path(obscura_jax.__file__).parent
 # From the ground up: a floor imports the floors before it, never those after.
@@ -126,7 +126,8 @@ def test_what_the_rules_allow(path, source):
 
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out = processes.run(sys.executable, "-c", code)
+    assert out.returncode == 0, out.stderr
     return {name.split(".")[0] for name in out.stdout.split()}
 
 

@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +24,7 @@ from obscura_jax.text import (
     sample_text,
     split_text,
 )
+from tests import processes
 from tests.windows import LENGTH, STRIDE, N, dataset, lists
 
 ROOT = Path(__file__).parents[1]
@@ -399,14 +398,9 @@ def test_the_interpreter_ends_with_a_pass_half_done() -> None:
         next(iterator)
         print("half done")
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "if True:" + script],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stdout, done.stderr) == ("half done\n", "")
+    words = ["-W", "error", "-c", "if True:" + script]
+    done = processes.run(sys.executable, *words, env={"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "half done\n", "")
 
 
 def test_iter_returns_the_iterator_itself() -> None:

@@ -1,19 +1,13 @@
 """The mesh, on eight CPU devices: JAX must be told of them before it starts, so another process."""
 
-import os
-import subprocess
 import sys
+
+from tests import processes
 
 
 def test_on_eight_devices():
     """Every test in `eight_devices.py`; its report is this one's where it fails."""
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "tests/eight_devices.py"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = processes.run(sys.executable, "-m", "pytest", *words, env=processes.devices(8))
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

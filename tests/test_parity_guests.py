@@ -1,7 +1,6 @@
 """`obscura parity` on a user's file: an exit is an error, chance is noticed, logits are found."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from obscura_jax.parity.lab import examine
 from obscura_jax.parity.outputs import OutputError, logits_in
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
+from tests import processes
 from tests.checkpoints import BIASED
 from tests.test_parity import call
 from tests.test_tables import model_of
@@ -65,9 +65,7 @@ def test_a_file_that_exits_on_import(native, tmp_path, how):
     file = tmp_path / "mine.py"
     file.write_text(f"import sys\nprint('hello')\n{how}\n")
     words = ["parity", native, "--against", f"{file}:GPTModel"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "obscura_jax", *words], capture_output=True, text=True, timeout=300
-    )
+    ran = processes.run(*processes.OBSCURA, *words)
     assert (ran.returncode, ran.stdout) == (2, "")
     hello, line = ran.stderr.splitlines()
     assert hello == "hello"

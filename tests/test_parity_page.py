@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -17,6 +16,7 @@ from obscura_jax.parity.page import as_html, chart
 from obscura_jax.parity.report import as_text
 from obscura_jax.parity.report_files import check_writable, write
 from obscura_jax.parity.verdict import Report, Section, Tokens
+from tests import processes
 from tests.checkpoints import BIASED
 from tests.test_parity import call
 from tests.test_tables import model_of
@@ -148,10 +148,7 @@ def test_a_reader_who_leaves_changes_no_verdict(native):
     )
     reader, writer = os.pipe()
     os.close(reader)
-    ran = subprocess.run(
-        [sys.executable, "-c", program, native],
-        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300,
-    )  # fmt: skip
+    ran = processes.run(sys.executable, "-c", program, native, stdout=writer)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (1, "")
 

@@ -1,11 +1,9 @@
 """Real processes as one run: over loopback, resumed on others, killed, and kept waiting."""
 
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +17,9 @@ from obscura_jax.scale.processes import joined
 from obscura_jax.scale.rendezvous import parse_address
 from obscura_jax.text import sample_text
 from obscura_jax.training.run import read_metrics
+from tests.processes import OBSCURA, PIPE, ended
+from tests.processes import devices as cpu_devices
+from tests.processes import start as start_process
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "2"]
 HOW = [*SIZES, "--context-length", "16", "--batch-size", "8", "--lr", "0.01", "--seed", "3"]
@@ -32,25 +33,10 @@ def free_port():
 
 def start(count, devices, *words):
     """So many processes of one training, each with so many devices."""
-    command = [sys.executable, "-m", "obscura_jax", "train", *map(str, words)]
-    command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)]
-    command += ["--join-timeout", "600"]
-    return [
-        subprocess.Popen(
-            [*command, "--process-id", str(number)],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(count)
-    ]
-
-
-def ended(processes):
-    """What each printed, and its exit code."""
-    said = [process.communicate()[0] for process in processes]
-    return said, [process.returncode for process in processes]
+    command = [*OBSCURA, "train", *words, "--coordinator", f"localhost:{free_port()}"]
+    command += ["--processes", count, "--join-timeout", "100000"]
+    env = {**cpu_devices(devices), "OMP_NUM_THREADS": "1"}
+    return [start_process(*command, "--process-id", n, env=env) for n in range(count)]
 
 
 def losses(out):
@@ -90,7 +76,7 @@ from obscura_jax.scale.mesh import make_mesh, parse_mesh
 from obscura_jax.scale.processes import joined
 from obscura_jax.scale.training import OnMesh
 
-with joined(sys.argv[1], 2, int(sys.argv[2])):
+with joined(sys.argv[1], 2, int(sys.argv[2]), timeout=100000):
     cfg = GPTConfig(**GPT_CONFIG_124M)
     meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
     print(json.dumps([OnMesh(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
@@ -100,15 +86,8 @@ with joined(sys.argv[1], 2, int(sys.argv[2])):
 def test_each_process_reads_its_own_part():
     """Of two processes with two devices each, where a batch of 8 is read in two parts."""
     address = f"localhost:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PARTS, address, str(number)],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    command, pipes = [sys.executable, "-c", PARTS, address], {"stderr": PIPE}
+    processes = [start_process(*command, n, env=cpu_devices(2), **pipes) for n in range(2)]
     said, codes = ended(processes)
     assert codes == [0, 0]
     first, second = map(json.loads, said)
@@ -167,16 +146,10 @@ def test_a_process_that_fails_stops_the_others(tmp_path):
 
 
 def test_processes_with_other_options(tmp_path):
-    command = [sys.executable, "-m", "obscura_jax", "train", "--out", str(tmp_path)]
+    command = [*OBSCURA, "train", "--out", tmp_path, "--join-timeout", "100000"]
     command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
     processes = [
-        subprocess.Popen(
-            [*command, "--process-id", str(number), "--save-every", str(10 + number)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
+        start_process(*command, "--process-id", n, "--save-every", 10 + n) for n in range(2)
     ]
     said, codes = ended(processes)
     assert codes == [2, 2]
@@ -224,7 +197,7 @@ def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
         threading.Thread(target=greet).start()
         with (
             pytest.raises(ValueError, match="is not a coordinator"),
-            joined(address, 2, 1, timeout=600),
+            joined(address, 2, 1, timeout=100000),
         ):
             pass
     address = f"localhost:{free_port()}"
@@ -251,12 +224,12 @@ def test_processes_that_count_differently(tmp_path):
     address = f"localhost:{free_port()}"
     code = (
         "from obscura_jax.scale.processes import joined\n"
-        f"with joined('{address}', 3, 2, timeout=600): pass\n"
+        f"with joined('{address}', 3, 2, timeout=100000): pass\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as other:
-        with (
-            pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 as one"),
-            joined(address, 2, 0, timeout=600),
-        ):
-            pass
-        assert "ValueError: process 2 was started as one of 3" in other.communicate()[1]
+    other = start_process(sys.executable, "-c", code, stderr=PIPE)
+    with (
+        pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 as one"),
+        joined(address, 2, 0, timeout=100000),
+    ):
+        pass
+    assert "ValueError: process 2 was started as one of 3" in other.communicate()[1]

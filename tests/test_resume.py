@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 
@@ -16,6 +15,7 @@ from obscura_jax.cli.__main__ import main
 from obscura_jax.interop.tensor_files import read_safetensors
 from obscura_jax.text import sample_text
 from obscura_jax.training.run import read_metrics
+from tests import processes
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
 SETTINGS = [*SIZES, "--context-length", "16", "--batch-size", "4", "--accumulate", "2"]
@@ -23,23 +23,45 @@ SETTINGS += ["--steps", "600", "--drop-rate", "0.1", "--lr", "0.01"]
 HOW = ["--save-every", "20", "--validate-every", "200"]
 
 
-def start(*words):
-    command = [sys.executable, "-m", "obscura_jax", "train", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+# Sends a signal to its own process in a function call after a step: the arguments are the signal's
+# number, the step and the number of calls after it, then the command's.
+AT_A_CALL = """
+import os, sys
+
+number, step, calls, *sys.argv[1:] = sys.argv[1:]
+left = int(calls)
 
 
-def metrics_file(out):
-    """The file that has the metrics now: each process begins by writing another one."""
-    path = out / "metrics.jsonl"
-    return path.stat().st_ino if path.exists() else None
+def count(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), int(number))
 
 
-def wait_for_step(process, out, step, before=None):
-    """Wait until `process` has written the metrics of a step to another file than `before`."""
+from obscura_jax.__main__ import run
+from obscura_jax.cli.training_display import Display
+
+show = Display.__call__
+
+
+def watched(self, row):
+    show(self, row)
+    if row["step"] == int(step):
+        sys.setprofile(count)
+
+
+Display.__call__ = watched
+run()
+"""
+
+
+def wait_for_step(process, out, step):
+    """Wait until `process` has written the metrics of a step."""
     while process.poll() is None:
-        rows = read_metrics(out / "metrics.jsonl") if metrics_file(out) != before else []
+        rows = read_metrics(out / "metrics.jsonl")
         if rows and rows[-1]["step"] >= step:
-            return rows[-1]["step"]
+            return
         threading.Event().wait(0.005)
     raise AssertionError(process.communicate()[0])
 
@@ -56,13 +78,13 @@ def what_was_computed(out):
 def test_two_trainings_in_one_folder(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
-    with start("--text", text, "--out", out, *SETTINGS, "--steps", 10**6) as process:
-        wait_for_step(process, out, 0)
-        with pytest.raises(SystemExit):
-            main(["train", "--out", str(out), "--resume"])
-        assert "another process trains in" in capsys.readouterr().err
-        wait_for_step(process, out, 100)  # undisturbed
-        process.kill()
+    words = ["train", "--text", text, "--out", out, *SETTINGS, "--steps", 10**6]
+    process = processes.start(*processes.OBSCURA, *words)
+    wait_for_step(process, out, 0)
+    with pytest.raises(SystemExit):
+        main(["train", "--out", str(out), "--resume"])
+    assert "another process trains in" in capsys.readouterr().err
+    wait_for_step(process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100)  # it goes on
 
 
 def test_killed_at_random_moments(tmp_path):
@@ -73,29 +95,26 @@ def test_killed_at_random_moments(tmp_path):
     want = what_was_computed(alone)
     assert len(want[0]) == 603
 
-    random.seed(3)
+    draw = random.Random(3)
     reached = 0
     words = ["--text", text, *SETTINGS]
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        before = metrics_file(out)
-        with start("--out", out, *words, *HOW) as process:
-            at = wait_for_step(process, out, reached + random.randint(1, 60), before)
-            threading.Event().wait(random.random() / 20)
-            process.send_signal(number)
-            said = process.communicate()[0]
+        moment = (int(number), reached + draw.randint(1, 60), draw.randint(1, 20_000))
+        command = [sys.executable, "-c", AT_A_CALL, *moment, "train", "--out", out, *words, *HOW]
+        done = processes.run(*command)
         if number == signal.SIGKILL:
-            assert process.returncode == -number
+            assert done.returncode == -number, done.stderr
         else:
-            assert process.returncode == 128 + number, said
-            assert "saved after step" in said
+            assert done.returncode == 128 + number, done.stderr
+            assert "saved after step" in done.stdout
+        at = read_metrics(out / "metrics.jsonl")[-1]["step"]
         folders = [path.name for path in (out / "checkpoints").glob("*")]
         kept = max([int(name) for name in folders if name.isdecimal()], default=0)
         assert kept > at - 20  # at most the interval is lost
         reached, words = at, ["--resume"]
     text.unlink()  # its tokens are in the folder
-    with start("--out", out, "--resume", *HOW) as process:
-        said = process.communicate()[0]
-    assert process.returncode == 0, said
+    done = processes.run(*processes.OBSCURA, "train", "--out", out, "--resume", *HOW)
+    assert done.returncode == 0, done.stderr
     assert what_was_computed(out) == want
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 

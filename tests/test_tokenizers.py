@@ -1,10 +1,8 @@
 """Splitting, vocabularies, the two word tokenizers, and GPT-2's encoding without a network."""
 
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from obscura_jax.text import (
     split_trimmed,
     tokenizers,
 )
+from tests import processes
 
 ROOT = Path(__file__).parents[1]
 COURSE = json.loads((ROOT / "tests" / "golden" / "course.json").read_text())
@@ -320,11 +319,9 @@ def test_text_imports_neither_jax_nor_the_package_of_the_data() -> None:
         assert not found, found
         assert {"numpy", "tiktoken"} <= set(sys.modules)
     """
-    subprocess.run(
-        [sys.executable, "-c", "if True:" + script],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    words = ["-c", "if True:" + script]
+    done = processes.run(sys.executable, *words, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
 
 
 # --- GPT-2's first merges ----------------------------------------------------------------------

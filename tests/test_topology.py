@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -19,6 +17,7 @@ from obscura_jax.scale import topology
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.roofline import CHIPS, bound, matrix_flops
 from obscura_jax.training.initial import gpt2_parameters
+from tests import processes
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra tpu"
@@ -97,17 +96,9 @@ for _ in range(2):
 def test_a_cache_of_programs_does_no_harm(tmp_path):
     """One that cannot be read back is compiled again, and nothing is said of it."""
     always = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", TWICE],
-        env={
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
-            **{f"JAX_PERSISTENT_CACHE_{name}": value for name, value in always.items()},
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {f"JAX_PERSISTENT_CACHE_{name}": value for name, value in always.items()}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+    done = processes.run(sys.executable, "-W", "error::UserWarning", "-c", TWICE, env=env)
     assert (done.stdout.split(), done.returncode) == (["4", "4"], 0), done.stderr
     assert any(tmp_path.iterdir())
 

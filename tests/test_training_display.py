@@ -2,13 +2,13 @@
 
 import io
 import os
-import subprocess
 import sys
 
 import pytest
 
 from obscura_jax.cli.training_display import Display, Expendable, say, show_reading
 from obscura_jax.text import sample_text
+from tests import processes
 
 ROWS = [
     {"step": 9, "loss": 1.0, "tokens_per_second": 5.0},
@@ -90,6 +90,6 @@ def test_a_run_ends_well_without_its_outputs(tmp_path, how):
     if how == "closed":
         command += " >&- 2>&-"
     with broken_pipe() as pipe:
-        ended = subprocess.run(["sh", "-c", command], stdout=pipe, stderr=pipe)
+        ended = processes.run("sh", "-c", command, stdout=pipe, stderr=pipe)
     assert ended.returncode == 0
     assert (tmp_path / "run" / "model" / "config.json").is_file()
