@@ -96,7 +96,7 @@ def test_two_reports_are_two_files(tmp_path, capsys, no_work, native):
 def test_jinja_is_missed_before_the_work(tmp_path, capsys, no_work, native, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert call("parity", native, "--html", tmp_path / "r.html") == 2
-    assert "--html needs jinja2: pip install 'obscura-jax[parity]'" in capsys.readouterr().err
+    assert "--html needs jinja2: run pip install -e '.[parity]'" in capsys.readouterr().err
 
 
 def test_what_can_be_written_passes(tmp_path):
