@@ -476,7 +476,7 @@ def test_the_hub(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"gpt2 cannot be fetched .*\(no network\); fetch"):
         load_model("gpt2")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"fetching gpt2 needs huggingface_hub: pip .*\[hub\]"):
+    with pytest.raises(ValueError, match=r"fetching gpt2 needs huggingface_hub: run pip .*\[hub\]"):
         load_model("gpt2")
 
 
