@@ -5,6 +5,7 @@ start: most of the time of the tests is compilation.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import jaxtyping
@@ -20,6 +21,12 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+
+# A shell ignores Ctrl-C for what it runs in the background, and processes inherit that: but those
+# that tests start, and send signals to, must end.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # Before the first import of the package: the annotations of its mathematics become checks.
 install_import_hook("obscura_jax.nn", "beartype.beartype")
