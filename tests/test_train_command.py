@@ -89,6 +89,9 @@ def test_nanogpts_token_files(tmp_path, capsys):
     passes = 2 * ((len(ids) - 81) // 16 // 4)
     assert [row["step"] for row in rows if "loss" in row] == list(range(passes))
     assert isinstance(rows[-1]["sample"], str)
+    padded = ["--vocab-size", 50304, "--steps", 1]
+    call("--data", tmp_path, "--out", tmp_path / "padded", *padded, *SMALL)
+    assert load_model(tmp_path / "padded" / "model")[0].cfg.vocab_size == 50304
     refused(
         capsys,
         "outside the vocabulary, 0..299",
@@ -159,12 +162,12 @@ def test_no_configuration_of_jax_changes_the_losses(text, tmp_path):
             for row in read_metrics(tmp_path / name / "metrics.jsonl")
         ]
 
-    plain = rows("plain")
+    plain, short = rows("plain"), rows("short", "--dtype", "bfloat16")
     with jax.default_prng_impl("rbg"):
         assert rows("rbg") == plain
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        wide = rows("wide")
-    for ours, theirs in zip(wide, plain, strict=True):
+        wide = rows("wide") + rows("wide short", "--dtype", "bfloat16")
+    for ours, theirs in zip(wide, plain + short, strict=True):
         assert ours.get("sample") == theirs.get("sample")
         for name in ours.keys() - {"sample"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5)  # 1.2e-7 measured
