@@ -23,7 +23,7 @@ def state_of(seed=0):
 
 
 def around():
-    """What a training run keeps next to a model: tensors, numbers, the state of generators."""
+    """Return what a training run saves with a model: tensors, numbers, the state of generators."""
     model = course_model()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
@@ -218,7 +218,7 @@ def test_a_scalar_with_the_bytes_of_another_type_is_left_unread():
 
 
 class Call:
-    """What calls a function when it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -74,7 +74,7 @@ def test_a_prompt_keeps_its_tokens_in_any_company(settings):
 
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
 def test_any_generator_of_random_numbers_draws_each_row_alone(generator):
-    """What these generators draw under `vmap` depends on the batch, so rows must not share one."""
+    """Under `vmap` the draws of these generators depend on the batch, so each row has its own."""
     rows = prompts(5, 5, 20)
     rows[1] = rows[0]
     settings = SAMPLED | {"key": jax.random.key(5, impl=generator)}

@@ -77,7 +77,7 @@ def info(called, source):
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
 def test_text_goes_through_the_models_own_tokenizer_in_every_form(own, trained, called, form):
-    """What transformers' tokenizer and our ids give, the commands give."""
+    """The commands print the text that transformers' tokenizer makes of our ids."""
     if form == "vocab.json":
         (own / "tokenizer.json").unlink()
         trained.model.save(str(own))

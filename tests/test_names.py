@@ -73,7 +73,7 @@ def test_a_prefix_of_all_names_is_removed_and_audited(tmp_path, prefix):
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_of_some_names_is_refused(tmp_path, prefix):
-    """Where one name lacks it, and where only one has it."""
+    """Either one name lacks the prefix, or only one has it."""
     words = r"only some names have|of two models"
     if prefix == "gpt.":  # no wrapper of torch's: without it on the token table, a strange name
         words += r"|(missing|unexpected) tensors: "

@@ -98,9 +98,9 @@ def check_no_entry(source: str | Path, entry: str | None) -> None:
 def tensors_and_config(
     path: Path, entry: str | None = None
 ) -> tuple[dict[str, NDArray[Any]], str | None, dict[str, Any]]:
-    """What a file of weights holds, the dialect if its config tells, and what that says of ours.
+    """Read a file of weights: its tensors, its dialect if its config names it, and config entries.
 
-    `entry` names the entry of a PyTorch file that is the model, where several are.
+    `entry` names the entry of a PyTorch file that is the model, if there are several.
     """
     one_file_of_torch = path.suffix.lower() in TORCH_SUFFIXES
     if not one_file_of_torch:
@@ -152,7 +152,7 @@ def _read_config(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _config_among(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """What the first dictionary with `n_heads` in it says of our config."""
+    """Return the config entries in the first dictionary that has `n_heads`."""
     outer = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
     inner = [value for holder in outer[1:] for value in holder.values()]
     for value in (*outer, *inner):
