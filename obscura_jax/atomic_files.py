@@ -1,6 +1,7 @@
-"""Temporary files and new empty folders, which are removed even if a signal ends the process."""
+"""Files replaced completely or not at all, and temporary ones that no signal leaves behind."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,17 @@ def temporary_paths(*paths: Path) -> Iterator[None]:
         for path in paths:
             _remove(path)
         _temporary_paths.difference_update(paths)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file under a temporary name, flush it to disk, and rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary_paths(temporary):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 @contextlib.contextmanager

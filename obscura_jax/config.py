@@ -22,6 +22,7 @@ GPT_CONFIG_124M: dict[str, Any] = {
 }
 
 
+GENERATOR = "threefry2x32"  # of random numbers: JAX's default, whatever its configuration says
 _LARGEST_SIZE = 2**31 - 1  # every index in this package is an int32
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(obscura_jax.__file__).parent
 FLOORS = [
     "atomic_files",
     "config",
+    "arguments",
     "extras",
     "plots",
     "text",

@@ -39,7 +39,7 @@ def bpe(size, special=(END_OF_TEXT,), prefix=False):
 def gpt2_files(count):
     """The vocabulary and merges of GPT-2's first `count - 1` tokens and `<|endoftext|>`."""
     vocabulary = {token: n for token, n in gpt2_vocabulary().items() if n < count - 1}
-    merges = [tuple(pair) for pair in gpt2_merges()[: count - 257]]
+    merges = [tuple(line.split(" ")) for line in gpt2_merges()[: count - 257]]
     return vocabulary | {END_OF_TEXT: count - 1}, merges
 
 

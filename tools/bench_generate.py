@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from obscura_jax.bench.arguments import add_arguments
 from obscura_jax.bench.generation import (
     GenerateFn,
     generate_functions,
@@ -45,13 +46,7 @@ with torch.no_grad():
 def main() -> None:
     """Time everything, and print measurements and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2 (124M)")
-    add("--n-heads", type=int, metavar="H", help="number of heads, if the model does not state it")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
-    add("--repeats", type=int, default=5, metavar="N", help="rounds per measurement; default: 5")
-    add("--no-cold", action="store_true", help="do not time the start of a process")
-    add("--json", action="store_true", help="print one JSON object")
+    add_arguments(parser)
     args = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 

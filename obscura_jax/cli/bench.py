@@ -3,19 +3,13 @@
 import argparse
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.bench.arguments import add_arguments
 
 
 def add_to(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser("bench", help="time a model on this machine")
-    add = parser.add_argument
-    add("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2, of 124M")
-    add("--n-heads", type=size, metavar="H", help="number of heads, if the model does not state it")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
-    add("--repeats", type=size, default=5, metavar="N", help="rounds per measurement; default: 5")
-    add("--no-cold", action="store_true", help="do not time the start of a process")
-    add("--json", action="store_true", help="print one JSON object")
+    add_arguments(parser)
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.arguments import size
 from obscura_jax.config import PRESETS
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.arguments import add_model_arguments
 
 
 def add_to(commands: Any) -> None:
@@ -12,8 +12,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
     parser.add_argument("destination", help="native, hf: the folder; course, nanogpt: the file")
     parser.add_argument("--to", choices=("native", "course", "hf", "nanogpt"), default="native")
-    parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
-    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add_model_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what the destination has")
     parser.set_defaults(run=run)
 

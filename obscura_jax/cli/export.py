@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.arguments import add_model_arguments
 from obscura_jax.cli.suggestions import generate_command
 
 
@@ -16,8 +16,7 @@ def add_to(commands: Any) -> None:
     add("destination", help="the folder")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     add("--platforms", default="cpu,cuda,tpu", metavar="P,...", help="default: cpu,cuda,tpu")
-    add("--n-heads", type=size, metavar="H", help="if the source does not say")
-    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add_model_arguments(parser)
     add("--overwrite", action="store_true", help="replace a model that is in the folder")
     parser.set_defaults(run=run)
 

@@ -4,14 +4,16 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.cli.arguments import seed, size, utf8
+from obscura_jax.arguments import add_model_arguments, refuse_for_exported, seed, size, utf8
 from obscura_jax.cli.compile_cache import keep_programs
 from obscura_jax.cli.interrupts import last_words
+from obscura_jax.config import GENERATOR
 
 
 def add_to(commands: Any) -> None:
@@ -20,8 +22,7 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
-    add("--n-heads", type=size, metavar="H", help="if the model does not say")
-    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add_model_arguments(parser)
     add(
         "--max-new-tokens",
         type=size,
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
         keep_programs()
     import jax
 
+    from obscura_jax.decoding.generate import generate
     from obscura_jax.decoding.plan import computed_in
+    from obscura_jax.decoding.stream import stream_text
     from obscura_jax.interop.files import read_checkpoint
     from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
     from obscura_jax.interop.sources import is_exported
@@ -66,18 +69,16 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.scale.artifact import load_artifact
 
     settings: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
         "min_p": args.min_p,
-        "key": jax.random.key(args.seed, impl="threefry2x32"),  # whatever JAX's default is
+        "key": jax.random.key(args.seed, impl=GENERATOR),  # whatever JAX's default is
         "sliding": args.sliding,
     }
     if is_exported(args.model):
-        for option in ("n_heads", "entry", "dtype", "mesh", "sliding"):
-            if getattr(args, option):
-                name = option.replace("_", "-")
-                raise ValueError(f"{args.model} is exported: --{name} has no effect on it")
+        refuse_for_exported(args, args.model, ("n_heads", "entry", "dtype", "mesh", "sliding"))
         model, params, settings["programs"] = load_artifact(args.model)
         tokens = tokens_at(Path(args.model))
     else:
@@ -97,9 +98,10 @@ def run(args: argparse.Namespace) -> None:
         mesh.check_batch(len(prompts), over)
         params, settings["programs"] = mesh.place(over, params), generation.programs(over)
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    # A mesh may need more rows than the one of a stream.
-    show = _stream if terminal and not args.json and args.mesh is None else _batch
-    show(args, model, params, tokenizer, prompts, settings)
+    if terminal and not args.json and args.mesh is None:  # a mesh may need more rows than one
+        _stream(args, tokenizer, prompts, partial(stream_text, model, params, **settings))
+    else:
+        _batch(args, tokenizer, prompts, partial(generate, model, params, **settings))
 
 
 def _on_the_host() -> AbstractContextManager[Any]:
@@ -112,30 +114,13 @@ def _on_the_host() -> AbstractContextManager[Any]:
 
 
 def _stream(
-    args: argparse.Namespace,
-    model: Any,
-    params: Any,
-    tokenizer: Any,
-    prompts: list[str],
-    settings: dict[str, Any],
+    args: argparse.Namespace, tokenizer: Any, prompts: list[str], stream: Callable[..., Any]
 ) -> None:
-    from obscura_jax.decoding.stream import stream_text
-
-    def start(prompt: str) -> Iterator[list[str]]:
-        return stream_text(
-            model,
-            params,
-            [prompt],
-            tokenizer,
-            args.max_new_tokens,
-            stop=args.stop,
-            **settings,
-        )
-
+    """Show each prompt with its text as it is generated."""
     # Every prompt is checked before the first is shown.
-    started = [(prompt, start(prompt)) for prompt in prompts]
+    started = [stream(prompts=[prompt], tokenizer=tokenizer, stop=args.stop) for prompt in prompts]
     _notify(tokenizer)
-    for prompt, pieces in started:
+    for prompt, pieces in zip(prompts, started, strict=True):
         with last_words("\n"):  # after Ctrl-C
             print(prompt, end="", flush=True)
             for (piece,) in pieces:
@@ -144,19 +129,14 @@ def _stream(
 
 
 def _batch(
-    args: argparse.Namespace,
-    model: Any,
-    params: Any,
-    tokenizer: Any,
-    prompts: list[str],
-    settings: dict[str, Any],
+    args: argparse.Namespace, tokenizer: Any, prompts: list[str], generate: Callable[..., Any]
 ) -> None:
-    from obscura_jax.decoding.generate import generate
+    """Continue all prompts in one batch, and print a text or a JSON object for each."""
     from obscura_jax.decoding.stream import text_until
 
     text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
-    out = generate(model, params, encoded, args.max_new_tokens, **settings)
+    out = generate(prompts=encoded)
     _notify(tokenizer)
     for row, prompt in enumerate(prompts):
         text, count, stopped = text_until(tokenizer, out.tokens[row], args.stop)

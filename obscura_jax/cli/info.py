@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.cli.arguments import size
+from obscura_jax.arguments import add_model_arguments, refuse_for_exported
 
 
 def add_to(commands: Any) -> None:
@@ -13,8 +13,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
     source = "a folder or file of any dialect, exported too, gpt2, tiny, torch-seed:N"
     parser.add_argument("source", help=source)
-    parser.add_argument("--n-heads", type=size, metavar="H", help="if the source does not say")
-    parser.add_argument("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,9 +50,7 @@ def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     from obscura_jax.interop.tokens import tokens_at
     from obscura_jax.scale.artifact import read_manifest
 
-    for option, given in (("--n-heads", args.n_heads), ("--entry", args.entry)):
-        if given is not None:
-            raise ValueError(f"{args.source} is exported; leave out {option}, which has no effect")
+    refuse_for_exported(args, args.source, ("n_heads", "entry"))
     manifest, cfg = read_manifest(args.source)
     count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
     print("dialect              exported: obscura generate runs it")

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from obscura_jax.cli.arguments import seed, size
+from obscura_jax.arguments import add_model_arguments, seed, size
 
 
 def add_to(commands: Any) -> None:
@@ -29,8 +29,7 @@ def add_to(commands: Any) -> None:
     )
     add("--json", metavar="FILE", help="write the report as JSON")
     add("--html", metavar="FILE", help="write it as a page with plots")
-    add("--n-heads", type=size, metavar="H", help="if the source does not say")
-    add("--entry", metavar="NAME", help="the model in a file of several, as ema")
+    add_model_arguments(parser)
     add("--seed", type=seed, default=0, metavar="S", help="of the prompts; default: 0")
     add("--steps", type=size, metavar="N", help="optimizer steps; default: 3, large models none")
     add("--tokens", type=size, default=16, metavar="N", help="greedy tokens; default: 16")

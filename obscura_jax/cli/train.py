@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.cli.arguments import seed, size
+from obscura_jax.arguments import seed, size
 from obscura_jax.cli.interrupts import deferred
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.cli.training_display import Display, say
 from obscura_jax.cli.training_folder import forgotten_if_refused, owned, remember, settle
 from obscura_jax.cli.training_run import SIZES, STEPS, prepare
-from obscura_jax.config import PRESETS
+from obscura_jax.config import GENERATOR, PRESETS
 
 # What a run is, and --resume finds again. The other options may differ from call to call.
 _DEFAULTS = {
@@ -209,12 +209,12 @@ def _train(
     import jax
 
     from obscura_jax.interop.files import save_model
-    from obscura_jax.interop.tokens import gpt2_record
+    from obscura_jax.interop.tokens import NO_TOKENS, gpt2_record
     from obscura_jax.training.initial import gpt2_parameters
     from obscura_jax.training.loop import DivergedError
     from obscura_jax.training.run import METRICS, fit
 
-    cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl="threefry2x32")
+    cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl=GENERATOR)
     try:
         quiet = nullcontext(lambda row: None)
         with deferred() as stop, Display(run.steps) if placement.writes else quiet as show:
@@ -247,7 +247,7 @@ def _train(
     if not placement.writes:
         return
     # The tokenizer of token files is unknown here.
-    tokens = None if settings["data"] else gpt2_record(cfg)
+    tokens = NO_TOKENS if settings["data"] else gpt2_record(cfg)
     save_model(folder / "model", cfg, state.params, tokens=tokens)
     say(generate_command(folder / "model", cfg), sys.stdout)
 

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.atomic_files import new_folders, temporary_paths
+from obscura_jax.atomic_files import new_folders, replace_text, temporary_paths
 
 SETTINGS = "settings.json"
-METRICS = "metrics.jsonl"  # this and the next are written by `training.run`
-CHECKPOINTS = "checkpoints"
 CHANGEABLE = ("chunk", "recompute")  # another way to the same numbers, but for rounding
 TOKENS = "tokens.bin"
 
@@ -118,10 +116,7 @@ def _is_kind(value: object, kind: Any) -> bool:
 
 def remember(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings down, for `--resume`."""
-    temporary = folder / f".{SETTINGS}.{os.getpid()}"
-    with temporary_paths(temporary):
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / SETTINGS)
+    replace_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -133,6 +128,8 @@ def forgotten_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        from obscura_jax.training.run import CHECKPOINTS, METRICS
+
         metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
         begun = (metrics.exists() and metrics.stat().st_size) or any(checkpoints.glob("[0-9]*"))
         if not begun and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):

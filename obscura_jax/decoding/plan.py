@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from obscura_jax.config import GPTConfig, check_size
+from obscura_jax.config import GENERATOR, GPTConfig, check_size
 from obscura_jax.decoding.cache import bucket
 from obscura_jax.decoding.engine import (
     HERE,
@@ -216,7 +216,7 @@ def _keys(key: jax.Array | None, rows: int, sampling: bool) -> jax.Array:
     if key is None:
         if sampling:
             raise ValueError("sampling at a temperature above 0 needs a key: key=jax.random.key(0)")
-        key = jax.random.key(0, impl="threefry2x32")  # unused by greedy rows
+        key = jax.random.key(0, impl=GENERATOR)  # unused by greedy rows
     if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a typed key, as jax.random.key(0) makes")
     if key.shape not in ((), (rows,)):

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt32
 
+from obscura_jax.config import GENERATOR
 from obscura_jax.nn.target import target
 
 Logits = Float32[Array, "b v"]
@@ -215,7 +216,7 @@ def for_each_key(function: Callable[..., Array], keys: Key[Array, " b"], *rows: 
     Keys of JAX's default generator are vmapped. The draws of other generators (`rbg`, `unsafe_rbg`)
     depend on the batch under `vmap`, so their keys are used one after another.
     """
-    if str(jax.random.key_impl(keys)) == "threefry2x32":
+    if str(jax.random.key_impl(keys)) == GENERATOR:
         return jax.vmap(function)(keys, *rows)
     return lax.map(lambda one: function(*one), (keys, *rows))
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from obscura_jax.interop.sources import (
     weights_at,
 )
 from obscura_jax.interop.tensor_files import destination, put, write_safetensors
-from obscura_jax.interop.tokens import TOKENS_FILE, TokenRecord, copies, tokens_at
+from obscura_jax.interop.tokens import NO_TOKENS, TOKENS_FILE, TokenRecord, copies, tokens_at
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.nn.model import GPTModel
@@ -62,7 +62,7 @@ class Checkpoint:
     cfg: GPTConfig
     params: dict[str, Any]
     audit: list[Converted]
-    tokens: TokenRecord = field(default_factory=TokenRecord)
+    tokens: TokenRecord = NO_TOKENS
 
 
 def load_model(
@@ -105,7 +105,7 @@ def save_model(
     cfg: GPTConfig | Mapping[str, Any],
     params: Any,
     *,
-    tokens: TokenRecord | None = None,
+    tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = True,
 ) -> None:
     """Write the native form: `config.json` and `model.safetensors` in `folder`.
@@ -160,7 +160,7 @@ def save_hf(
     cfg: GPTConfig | Mapping[str, Any],
     params: Any,
     *,
-    tokens: TokenRecord | None = None,
+    tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = True,
 ) -> None:
     """Write the folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
@@ -173,8 +173,7 @@ def save_hf(
     """
     cfg = GPTConfig.of(cfg)
     tensors = tables.as_theirs(tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
-    known = tokens.to_dict() if tokens else {}
-    _put_folder(folder, tensors, to_hf_config(cfg, known), tokens, overwrite)
+    _put_folder(folder, tensors, to_hf_config(cfg, tokens.to_dict()), tokens, overwrite)
 
 
 def save_nanogpt(
@@ -182,7 +181,7 @@ def save_nanogpt(
     cfg: GPTConfig | Mapping[str, Any],
     params: Any,
     *,
-    tokens: TokenRecord | None = None,
+    tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = True,
 ) -> None:
     """Write a `ckpt.pt` with `model`, `model_args` and `config`, as nanoGPT's training does.
@@ -196,8 +195,7 @@ def save_nanogpt(
             that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
-    known = tokens.to_dict() if tokens else {}
-    ours, beside = named_tensors(cfg, params), to_model_args(cfg, known)
+    ours, beside = named_tensors(cfg, params), to_model_args(cfg, tokens.to_dict())
     if not cfg.tie_weights and not np.array_equal(ours["out_head.weight"], ours["tok_emb.weight"]):
         raise ValueError("nanoGPT's head is its token table, and this model's is not: use --to hf")
     tensors = tables.as_theirs(tables.NANOGPT, cfg, ours)
@@ -255,7 +253,7 @@ def _put_folder(
     folder: str | Path,
     tensors: Mapping[str, NDArray[Any]],
     config: dict[str, Any],
-    tokens: TokenRecord | None,
+    tokens: TokenRecord,
     overwrite: bool,
     record: bool = False,
 ) -> None:
@@ -268,7 +266,6 @@ def _put_folder(
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"{folder} is a file; this form is a folder")
     check_free(path, overwrite)
-    tokens = tokens or TokenRecord()
     files = copies(tokens)
     if record and (entries := tokens.to_dict()):
         files[TOKENS_FILE] = _json(entries)

@@ -9,7 +9,7 @@ from typing import Any
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop.sources import WEIGHT_FILES, is_exported, tensors_and_config, weights_at
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
-from obscura_jax.interop.tokens import TokenRecord, tokens_at
+from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 from obscura_jax.text.tokenizers import (
     END_OF_TEXT,
@@ -90,7 +90,7 @@ def load_tokenizer(
 
 def _record(source: str | Path, entry: str | None) -> TokenRecord:
     if str(source).startswith("torch-seed:"):
-        return TokenRecord()
+        return NO_TOKENS
     if is_exported(source):
         return tokens_at(Path(source))
     path = weights_at(source)

@@ -117,7 +117,7 @@ def _from_vocabulary(folder: Path) -> Any:
     special = _special_tokens(folder, settings)
     prefix, begin = (bool(settings.get(f"add_{name}")) for name in ("prefix_space", "bos_token"))
     plain = not prefix and not begin and special.keys() <= {END_OF_TEXT}
-    if plain and (count := _gpt2_count(vocabulary, pairs)):
+    if plain and (count := _gpt2_count(vocabulary, list(map(_line, pairs)))):
         return gpt2_tokenizer(count)
     library = require("tokenizers", "tokenizers", f"reading {path}")
     try:
@@ -198,11 +198,16 @@ def _gpt2_tokens(definition: Mapping[str, Any]) -> int:
     if not plain:
         return 0
     vocabulary = dict(model.get("vocab") or {}) | {token["content"]: token["id"] for token in added}
-    merges = [x.split(" ") if isinstance(x, str) else x for x in model.get("merges") or []]
+    merges = [x if isinstance(x, str) else _line(x) for x in model.get("merges") or []]
     return _gpt2_count(vocabulary, merges)
 
 
-def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) -> int:
+def _line(pair: Sequence[str]) -> str:
+    """Return a merge as the line of a file; "", which is none, for anything but a pair."""
+    return " ".join(pair) if len(pair) == 2 else ""
+
+
+def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[str]) -> int:
     """Return the number of tokens if they are GPT-2's first and `<|endoftext|>`, or 0."""
     count = len(vocabulary)
     last = count - 1
@@ -212,4 +217,4 @@ def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]]) 
     if vocabulary != first | {END_OF_TEXT: last}:
         return 0
     # Other pairs that spell the same tokens would be other merges.
-    return count if list(map(list, merges)) == gpt2_merges()[: len(merges)] else 0
+    return count if merges == gpt2_merges()[: len(merges)] else 0

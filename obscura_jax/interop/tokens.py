@@ -92,6 +92,9 @@ class TokenRecord:
         return {"kept": kept, "left out": [x for x in [*folder, *self.unused] if x not in kept]}
 
 
+NO_TOKENS = TokenRecord()
+
+
 def gpt2_record(cfg: GPTConfig) -> TokenRecord:
     """Return the record of a model that was trained on GPT-2's tokens by this package."""
     last = min(cfg.vocab_size, GPT2_TOKENS) - 1

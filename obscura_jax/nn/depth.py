@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
+from obscura_jax.nn.layers import fold_key
 from obscura_jax.nn.model import KEPT, GPTModel, Recompute, TransformerBlock
 
 _BLOCKS = "trf_blocks"
@@ -74,13 +75,13 @@ def hidden_states(
 
     def run(x: Array, block: tuple[Any, Array]) -> tuple[Array, None]:
         weights, number = block
-        own = None if key is None else jax.random.fold_in(key, number)
-        y: Any = TransformerBlock(model.cfg).apply({"params": weights}, x, key=own, **how)
+        block_of = TransformerBlock(model.cfg)
+        y: Any = block_of.apply({"params": weights}, x, key=fold_key(key, number), **how)
         return y, None
 
     if recompute is not None:
         run = jax.checkpoint(run, policy=KEPT[recompute], prevent_cse=False)
-    first = None if key is None else jax.random.fold_in(key, len(numbers))
+    first = fold_key(key, len(numbers))
     x: Any = model.apply({"params": params}, ids, method="embeddings", key=first, **how)
     x, _ = lax.scan(run, x, (blocks, numbers))
     return x

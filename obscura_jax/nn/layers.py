@@ -49,6 +49,11 @@ def dropout_key(
     return module.make_rng("dropout")
 
 
+def fold_key(key: Array | None, number: Array | int) -> Array | None:
+    """Return `jax.random.fold_in(key, number)`, or None if there is no key."""
+    return None if key is None else jax.random.fold_in(key, number)
+
+
 def layer_norm(
     x: Float[Array, "*batch d"], scale: Float[Array, " d"], shift: Float[Array, " d"], eps: float
 ) -> Float[Array, "*batch d"]:

@@ -20,6 +20,7 @@ from obscura_jax.nn.layers import (
     LayerNorm,
     ModuleList,
     dropout_key,
+    fold_key,
     whole_ids,
 )
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
@@ -88,7 +89,7 @@ class TransformerBlock(ConfiguredModule):
         key = dropout_key(self, self.cfg.drop_rate, deterministic, key)
         x = self.residual(x, deterministic=deterministic, attend=attend, key=key)
         y = self.ff(self.norm2(x))
-        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 2))
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=fold_key(key, 2))
 
     def residual(
         self,
@@ -100,12 +101,8 @@ class TransformerBlock(ConfiguredModule):
     ) -> Float[Array, "*batch t d"]:
         """Return the residual stream after attention, before the feed-forward layers."""
         y = self.norm1(x)
-        y = self.att(y, deterministic=deterministic, attend=attend, key=_folded(key, 0))
-        return x + self.drop_shortcut(y, deterministic=deterministic, key=_folded(key, 1))
-
-
-def _folded(key: Array | None, number: int) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, number)
+        y = self.att(y, deterministic=deterministic, attend=attend, key=fold_key(key, 0))
+        return x + self.drop_shortcut(y, deterministic=deterministic, key=fold_key(key, 1))
 
 
 Recompute = Literal["elementwise", "blocks"]
@@ -187,11 +184,11 @@ class GPTModel(ConfiguredModule):
             ids,
             deterministic=deterministic,
             positions=positions,
-            key=_folded(key, cfg.n_layers),
+            key=fold_key(key, cfg.n_layers),
         )
         for number, block in enumerate(self.trf_blocks):
             attend_here = partial(attend, number) if attend else None
-            own_key = _folded(key, number)
+            own_key = fold_key(key, number)
             run: Any = TransformerBlock.__call__
             run = partial(run, deterministic=deterministic, attend=attend_here, key=own_key)
             if recompute is not None:

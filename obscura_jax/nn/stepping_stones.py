@@ -20,6 +20,7 @@ from obscura_jax.nn.layers import (
     ModuleList,
     Sequential,
     dropout_key,
+    fold_key,
 )
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
 from obscura_jax.nn.model import check_ids, token_and_position_embedding
@@ -139,8 +140,7 @@ class DummyGPTModel(ConfiguredModule):
         ids = check_ids(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
-        key = dropout_key(self, self.cfg.drop_rate, deterministic)
-        key = None if key is None else jax.random.fold_in(key, self.cfg.n_layers)
+        key = fold_key(dropout_key(self, self.cfg.drop_rate, deterministic), self.cfg.n_layers)
         x = self.drop_emb(x, deterministic=deterministic, key=key)
         for block in self.trf_blocks:
             x = block(x)

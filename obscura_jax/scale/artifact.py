@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from obscura_jax.config import GPTConfig
+from obscura_jax.config import GENERATOR, GPTConfig
 from obscura_jax.decoding.cache import KVCache
 from obscura_jax.decoding.engine import Programs, Request, State
 from obscura_jax.decoding.sampling import Settings
@@ -32,7 +32,6 @@ from obscura_jax.nn.model import GPTModel
 
 FORMAT = f"{FORMATS} 2"
 WEIGHTS, NAMES = "model.safetensors", ("prefill", "decode")
-GENERATOR = "threefry2x32"  # of random numbers: the only kind of key that the programs take
 _BACKENDS = {"gpu": "cuda"}  # as jax.default_backend and jax.export have it
 
 

@@ -22,7 +22,7 @@ from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.dialects import named_tensors
 from obscura_jax.interop.sources import MANIFEST
 from obscura_jax.interop.tensor_files import destination, header_digest, put, write_safetensors
-from obscura_jax.interop.tokens import TokenRecord
+from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import Target, on_one_cpu, traced_for
 from obscura_jax.scale.artifact import (
@@ -45,7 +45,7 @@ def export_model(
     *,
     dtype: DTypeLike = jnp.float32,
     platforms: Sequence[str] = PLATFORMS,
-    tokens: TokenRecord | None = None,
+    tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Write an artifact, of which `scale.artifact` tells what it holds.
@@ -74,7 +74,6 @@ def export_model(
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms are of {', '.join(PLATFORMS)}, got {', '.join(platforms)!r}")
     check_free(path, overwrite)
-    tokens = tokens or TokenRecord()
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
     programs: dict[str, bytes] = {}

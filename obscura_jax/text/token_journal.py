@@ -1,13 +1,12 @@
 """The progress of writing a token file, on disk, so that an interrupted call can resume."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from obscura_jax.atomic_files import temporary_paths
+from obscura_jax.atomic_files import replace_text
 
 IDS = np.dtype("<u2")  # as nanoGPT's files have them; no vocabulary here is larger
 
@@ -34,13 +33,7 @@ class Journal:
 
     def write(self, path: Path) -> None:
         """Replace the journal of the token file `path` atomically."""
-        temporary = path.with_name(f"{path.name}.json.{os.getpid()}")
-        with temporary_paths(temporary):
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(journal_path(path))
+        replace_text(journal_path(path), json.dumps(asdict(self)))
 
 
 def journal_path(path: Path) -> Path:

@@ -207,10 +207,10 @@ def gpt2_vocabulary() -> dict[str, int]:
     return _encoder(_encoder_json())
 
 
-def gpt2_merges() -> list[list[str]]:
-    """Return the pairs of tokens that GPT-2 merges, spelled the same way, in the order of ids."""
+def gpt2_merges() -> list[str]:
+    """Return the pairs of tokens that GPT-2 merges, as lines such as "t h", in the order of ids."""
     text = _intact(_encoder_json().with_name("vocab.bpe"), _VOCAB_BPE_SHA256).decode()
-    return [line.split(" ") for line in text.splitlines()[1:]]
+    return text.splitlines()[1:]
 
 
 def _encoder(path: Path) -> dict[str, int]:

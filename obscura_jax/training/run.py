@@ -15,7 +15,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from obscura_jax.atomic_files import temporary_paths
+from obscura_jax.atomic_files import replace_text
+from obscura_jax.config import GENERATOR
 from obscura_jax.nn.model import GPTModel, Recompute
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import Checkpoints
@@ -24,7 +25,7 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.placement import ONE_DEVICE, Placement, host_device
 from obscura_jax.training.step import TrainState, first_state
 
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def fit(
     folder, begin = Path(folder), time.perf_counter()
     rows = read_metrics(folder / METRICS) if placement.writes else []
     checkpoints = Checkpoints(
-        folder / "checkpoints", run.identity(), keep=keep, writes=placement.writes
+        folder / CHECKPOINTS, run.identity(), keep=keep, writes=placement.writes
     )
     with jax.default_device(host_device()):  # it may be too large for one of the others
         state = checkpoints.restore(run.shape_of_state())
@@ -132,7 +133,8 @@ def fit(
             state = first_state(run.config, params())
     state = placement.put(state)
     if placement.writes:
-        _write_metrics(folder / METRICS, [row for row in rows if row["step"] < int(state.step)])
+        kept = [row for row in rows if row["step"] < int(state.step)]
+        replace_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
     states = train(
         run.model,
         run.config,
@@ -140,7 +142,7 @@ def fit(
         run.loader,
         steps=run.steps,
         accumulate=run.accumulate,
-        key=jax.random.key(run.seed, impl="threefry2x32") if run.model.cfg.drop_rate else None,
+        key=jax.random.key(run.seed, impl=GENERATOR) if run.model.cfg.drop_rate else None,
         compute_dtype=run.compute_dtype,
         chunk=run.chunk,
         recompute=run.recompute,
@@ -199,11 +201,3 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         elif number < len(lines):  # the last one is empty or unfinished
             raise ValueError(f"{path} is damaged: line {number} is not a row; delete that line")
     return rows
-
-
-def _write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace a `metrics.jsonl`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary_paths(temporary):
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(path)

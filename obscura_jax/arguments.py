@@ -1,7 +1,8 @@
-"""Argparse types that check command-line arguments."""
+"""Argparse types that check command-line arguments, and arguments that several commands share."""
 
 import argparse
 import os
+from collections.abc import Iterable
 
 from obscura_jax.config import check_size
 
@@ -35,3 +36,21 @@ def utf8(word: str) -> str:
         return os.fsencode(word).decode("utf-8")
     except UnicodeError:
         raise argparse.ArgumentTypeError("is not UTF-8 text") from None
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a model's file may leave open: its heads, and the entry that is the model."""
+    parser.add_argument(
+        "--n-heads", type=size, metavar="H", help="number of heads, if the model does not state it"
+    )
+    parser.add_argument(
+        "--entry", metavar="NAME", help="which entry of a file is the model, such as ema"
+    )
+
+
+def refuse_for_exported(args: argparse.Namespace, source: str, names: Iterable[str]) -> None:
+    """Raise ValueError if an argument was given that has no effect on an exported model."""
+    for name in names:
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"{source} is exported: --{option} has no effect on it")
