@@ -3,12 +3,12 @@
 from .config import GPT_CONFIG_124M as GPT_CONFIG_124M
 from .config import GPTConfig as GPTConfig
 from .decoding.generate import generate as generate
-from .decoding.loop import generate_text_simple as generate_text_simple
 from .decoding.score import score as score
+from .decoding.simple import generate_text_simple as generate_text_simple
 from .decoding.stream import stream as stream
 from .decoding.stream import stream_text as stream_text
-from .interop.files import load_model as load_model
-from .interop.files import save_model as save_model
+from .interop.checkpoint import load_model as load_model
+from .interop.checkpoint import save_model as save_model
 from .interop.model_tokenizer import load_tokenizer as load_tokenizer
 from .nn.attention import CausalAttention as CausalAttention
 from .nn.attention import MultiHeadAttention as MultiHeadAttention

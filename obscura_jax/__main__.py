@@ -5,13 +5,13 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C during the next import
 
-from obscura_jax.cli import interrupts
+from obscura_jax import interrupts
 
 
 def run() -> None:
     """Run the command given by this process's arguments."""
     interrupts.install()
-    from obscura_jax.cli.__main__ import main  # a slow import
+    from obscura_jax.cli.main import main  # a slow import
 
     main()
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable
 
-from obscura_jax.config import check_size
+from obscura_jax.checks import check_size
 
 
 def size(text: str) -> int:

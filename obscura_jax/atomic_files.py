@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 _temporary_paths: set[Path] = set()
@@ -24,6 +24,38 @@ def temporary_paths(*paths: Path) -> Iterator[None]:
         for path in paths:
             _remove(path)
         _temporary_paths.difference_update(paths)
+
+
+def require_path(path: str | Path) -> Path:
+    """Return `path`; ValueError if it is empty."""
+    if not str(path):
+        raise ValueError("the destination is empty: name a file or folder to write")
+    return Path(path)
+
+
+def write_atomically(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Write every file under a temporary name, then rename all of them; or change nothing.
+
+    No file is written in place: a process that has mapped an old one keeps its bytes.
+
+    Raises:
+        ValueError: if a file cannot be written, naming `target`.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    try:
+        folders = {path.parent for path in files}
+        with new_folders(*folders), temporary_paths(*temporaries.values()):
+            for path, temporary in temporaries.items():
+                if path.is_dir():
+                    raise IsADirectoryError(f"{path} is a folder")
+                temporary.touch()
+                mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
+                files[path](temporary)
+                temporary.chmod(mode)
+            for path, temporary in temporaries.items():
+                temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def replace_text(path: Path, text: str) -> None:

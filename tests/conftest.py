@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 
 from obscura_jax.scale import libtpu
 
-libtpu.quiet()  # before JAX starts
+libtpu.silence_if_no_tpu()  # before JAX starts
 PROGRAMS = Path(__file__).parents[1] / "build" / "test-programs"
 os.environ |= {
     "OBSCURA_CACHE_DIR": str(PROGRAMS),
@@ -35,9 +35,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from obscura_jax.interop.files import load_model, save_model  # noqa: E402
-from tests.checkpoints import course_model  # noqa: E402
-from tests.processes import kill_all  # noqa: E402
+from obscura_jax.interop.checkpoint import load_model, save_model  # noqa: E402
+from tests.support.checkpoints import course_model  # noqa: E402
+from tests.support.processes import kill_all  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

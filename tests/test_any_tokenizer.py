@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from obscura_jax.decoding.stream import TextStream, text_until
+from obscura_jax.decoding.stream import TextStream, decode_until_stop
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 from obscura_jax.text.tokenizers import (
     END_OF_TEXT,
@@ -16,7 +16,7 @@ from obscura_jax.text.tokenizers import (
     build_vocab,
     gpt2_tokenizer,
 )
-from tests.tokenizer_folders import TEXTS, bpe, transformers
+from tests.support.tokenizer_folders import TEXTS, bpe, transformers
 
 WORDS = SimpleTokenizerV2(build_vocab(["the", "cat", "sat", "."], (END_OF_TEXT, "<|unk|>")))
 TRAINED = bpe(400)
@@ -75,11 +75,15 @@ def test_ids_that_the_tokenizer_lacks_become_the_replacement_character(name):
     known = [1, 2, 3]
     text = tokenizer.decode(known)
     for unknown in (count, count + 1, 60000, 2**40):
-        assert text_until(tokenizer, [unknown]) == ("\ufffd", 1, False)
-        shown, taken, stopped = text_until(tokenizer, [*known, unknown, unknown, *known])
+        assert decode_until_stop(tokenizer, [unknown]) == ("\ufffd", 1, False)
+        shown, taken, stopped = decode_until_stop(tokenizer, [*known, unknown, unknown, *known])
         assert shown == f"{text}\ufffd\ufffd{text}"
         assert (taken, stopped) == (8, False)
-        assert text_until(tokenizer, [*known, unknown, *known], ["\ufffd"]) == (text, 4, True)
+        assert decode_until_stop(tokenizer, [*known, unknown, *known], ["\ufffd"]) == (
+            text,
+            4,
+            True,
+        )
     assert "\ufffd" not in text
 
 
@@ -102,7 +106,7 @@ def test_ids_may_be_of_numpy():
     ids = np.array(TRAINED.encode(TEXTS[3]).ids, np.int32)
     for tokenizer in (TRAINED, fast(), Letters()):
         few = ids % 26
-        assert text_until(tokenizer, few)[0] == tokenizer.decode(few.tolist())
+        assert decode_until_stop(tokenizer, few)[0] == tokenizer.decode(few.tolist())
 
 
 def test_a_character_waits_for_its_bytes_and_a_stop_string_for_its_end():

@@ -18,7 +18,7 @@ from obscura_jax.nn.attention import (
     causal_mask,
     mask_scores,
     merge_heads,
-    renormalise_masked,
+    renormalize_masked,
     scaled_dot_product_attention,
     softmax,
     softmax_naive,
@@ -49,7 +49,7 @@ def test_causal_mask_table():
 def test_both_masks_give_the_same_weights():
     scores = attention_scores(normal(1, B, T, 5), normal(2, B, T, 5))
     before = attention_weights(mask_scores(scores, causal_mask(T)), 5)
-    after = renormalise_masked(attention_weights(scores, 5), causal_mask(T))
+    after = renormalize_masked(attention_weights(scores, 5), causal_mask(T))
     np.testing.assert_allclose(before, after, atol=3e-7)  # measured 6e-8 to 1.2e-7
     np.testing.assert_allclose(before.sum(-1), 1, atol=5e-7)
     assert not np.triu(before, k=1).any(), "exactly nothing of the future"

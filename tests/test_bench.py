@@ -10,8 +10,8 @@ import pytest
 from obscura_jax import GPTConfig, GPTModel, save_model
 from obscura_jax.bench.generation import generation_workloads, time_generation
 from obscura_jax.bench.processes import time_cold_start
-from obscura_jax.cli.__main__ import main
-from tests import processes
+from obscura_jax.cli.main import main
+from tests.support import processes
 
 CFG = GPTConfig(
     vocab_size=307,

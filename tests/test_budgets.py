@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.budgets import BUDGETS, as_markdown
-from obscura_jax.parity.lab import examine
+from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.references import reference
-from tests import faults
-from tests.checkpoints import BIASED, IDS
-from tests.test_tables import model_of
+from tests.support import faults
+from tests.support.checkpoints import BIASED, IDS
+from tests.support.tolerances import BUDGETS, as_markdown
+from tests.test_name_tables import model_of
 
 SECTIONS = {
     "intermediates and logits": "forward pass",
@@ -29,7 +29,7 @@ SECTIONS = {
 def report(against="course"):
     params = model_of(BIASED)
     beside = reference(against, BIASED, named_tensors(BIASED, params))
-    return examine("x", BIASED, params, beside, new_tokens=0)
+    return compare_implementations("x", BIASED, params, beside, new_tokens=0)
 
 
 def largest(quantity, dtype, against="course"):

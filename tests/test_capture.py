@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from obscura_jax.interop.dialects import from_course
+from obscura_jax.interop.course_state import from_course
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import (
@@ -19,9 +19,9 @@ from obscura_jax.parity.capture import (
     course_taps,
     hugging_face_taps,
 )
-from tests import faults
-from tests.checkpoints import BIASED, IDS, course_model
-from tests.test_tables import hf_model
+from tests.support import faults
+from tests.support.checkpoints import BIASED, IDS, course_model
+from tests.test_name_tables import hf_model
 
 MODEL = GPTModel(BIASED)
 ERROR = 4 * 9e-16  # measured: 8.9e-16 of the largest entry, in float64

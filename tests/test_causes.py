@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import capture
 from obscura_jax.parity.causes import cause
-from obscura_jax.parity.lab import examine
+from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.mistakes import mistakes
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
-from tests.checkpoints import BIASED
+from tests.support.checkpoints import BIASED
+from tests.test_name_tables import model_of
 from tests.test_parity_guests import GUESTS
-from tests.test_tables import model_of
 
 # Heads of width 4 and as many: several wrong scales are one number.
 CFG = replace(BIASED, n_heads=4, emb_dim=16, n_layers=3)
@@ -158,6 +158,6 @@ def test_noise_has_no_cause(ours):
 def test_modules_with_other_scales(name, first, why):
     params = model_of(CFG)
     beside = reference(f"{GUESTS}:{name}", CFG, named_tensors(CFG, params))
-    sentence = verdict(examine("x", CFG, params, beside, steps=0, new_tokens=0))
+    sentence = verdict(compare_implementations("x", CFG, params, beside, steps=0, new_tokens=0))
     assert sentence.startswith(f"differs, first at trf_blocks.{first}.att.weights, by ")
     assert f"in float64: {why}" in sentence

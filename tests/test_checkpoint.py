@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not there, of this run or refused."""
+"""CheckpointManager: exact, whole or not there, of this run or refused."""
 
 import resource
 import sys
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig
-from obscura_jax.training.checkpoint import Checkpoints
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.checkpoint import CheckpointManager
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state
+from obscura_jax.training.step import init_train_state
 
 CFG = GPTConfig(
     vocab_size=53,
@@ -30,7 +30,7 @@ RUN = {"lr": 0.1, "sizes": [1, 2]}
 
 def state_after(step, cfg=CFG):
     config = OptimizerConfig(clip_norm=1.0)
-    state = first_state(config, gpt2_parameters(cfg, jax.random.key(step)))
+    state = init_train_state(config, gpt2_init(cfg, jax.random.key(step)))
     return replace(state, step=state.step + step)
 
 
@@ -59,12 +59,12 @@ def damage(folder, step, how):
 
 
 def test_what_is_saved_comes_back_and_the_last_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", RUN, keep=2)
+    checkpoints = CheckpointManager(tmp_path / "c", RUN, keep=2)
     assert checkpoints.restore(like()) is None
     for step in (3, 5, 11):
         checkpoints.save(state_after(step))
     assert checkpoints.steps == [5, 11]
-    found = Checkpoints(tmp_path / "c", RUN).restore(like())
+    found = CheckpointManager(tmp_path / "c", RUN).restore(like())
     assert equal(found, state_after(11))
     assert not equal(found, state_after(5))
     checkpoints.save(state_after(11))  # it is there already
@@ -72,7 +72,7 @@ def test_what_is_saved_comes_back_and_the_last_are_kept(tmp_path):
 
 @pytest.mark.parametrize("how", ["flip", "cut", "gone"])
 def test_a_damaged_one_is_reported_and_the_one_before_is_used(tmp_path, how, capfd):
-    checkpoints = Checkpoints(tmp_path, RUN)
+    checkpoints = CheckpointManager(tmp_path, RUN)
     for step in (3, 5):
         checkpoints.save(state_after(step))
     damage(tmp_path, 5, how)
@@ -90,27 +90,27 @@ def test_a_damaged_one_is_reported_and_the_one_before_is_used(tmp_path, how, cap
 
 
 def test_a_run_with_the_dropout_of_an_earlier_version_is_refused(tmp_path):
-    Checkpoints(tmp_path, RUN).save(state_after(3))
+    CheckpointManager(tmp_path, RUN).save(state_after(3))
     with pytest.raises(ValueError, match="was begun by an earlier version, which drops other"):
-        Checkpoints(tmp_path, {**RUN, "dropout": "keys folded by block"}).restore(like())
+        CheckpointManager(tmp_path, {**RUN, "dropout": "keys folded by block"}).restore(like())
 
 
 def test_another_run_is_refused_by_name(tmp_path):
-    Checkpoints(tmp_path, RUN).save(state_after(3))
+    CheckpointManager(tmp_path, RUN).save(state_after(3))
     with pytest.raises(ValueError, match=r"its lr is 0\.1, here it is 0\.2"):
-        Checkpoints(tmp_path, {**RUN, "lr": 0.2}).restore(like())
+        CheckpointManager(tmp_path, {**RUN, "lr": 0.2}).restore(like())
     deeper = jax.eval_shape(lambda: state_after(0, replace(CFG, n_layers=3)))
     with pytest.raises(ValueError, match=r"another model .*trf_blocks\.2\..* is missing there"):
-        Checkpoints(tmp_path, RUN).restore(deeper)
+        CheckpointManager(tmp_path, RUN).restore(deeper)
     wider = jax.eval_shape(lambda: state_after(0, replace(CFG, vocab_size=54)))
     with pytest.raises(ValueError, match=r"tok_emb\.weight is \(\(53, 8\), 'float32'\) there"):
-        Checkpoints(tmp_path, RUN).restore(wider)
+        CheckpointManager(tmp_path, RUN).restore(wider)
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
-    Checkpoints(tmp_path, RUN).save(state_after(3))
+    CheckpointManager(tmp_path, RUN).save(state_after(3))
     (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
-    assert Checkpoints(tmp_path, RUN).steps == [3]
+    assert CheckpointManager(tmp_path, RUN).steps == [3]
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_the_good_one(tmp_path, monkeypatch):
     """No file may grow beyond 4 KiB: the process meets EFBIG where a full disk gives ENOSPC."""
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(unraisable))
-    checkpoints = Checkpoints(tmp_path, RUN)
+    checkpoints = CheckpointManager(tmp_path, RUN)
     checkpoints.save(state_after(3))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

@@ -17,15 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax import GPTConfig, generate, save_model
-from obscura_jax.cli import compile_cache
-from obscura_jax.cli.__main__ import main
+from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli.generate import _prompts
-from obscura_jax.interop.files import load_model
-from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.cli.main import main
+from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.parity import torch_reference
+from obscura_jax.rng.torch_generator import torch_seed_init
 from obscura_jax.text.tokenizers import gpt2_tokenizer
-from tests import processes
+from tests.support import processes
 
 TINY = {
     "vocab_size": 17,
@@ -418,7 +417,7 @@ def test_too_little_memory_is_one_line(fails, native, monkeypatch):
     def starve(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", starve)
+    monkeypatch.setattr("obscura_jax.interop.checkpoint.read_checkpoint", starve)
     assert fails("info", native) == "obscura info: not enough memory"
 
 
@@ -426,14 +425,14 @@ def test_too_little_device_memory_is_one_line(fails, native, monkeypatch):
     def starve(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes.")
 
-    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", starve)
+    monkeypatch.setattr("obscura_jax.interop.checkpoint.read_checkpoint", starve)
     line = fails("info", native)
     assert line.startswith("obscura info: not enough memory: RESOURCE_EXHAUSTED: Out of memory")
 
     def fail(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("INTERNAL: a defect, not a mistake of the user's")
 
-    monkeypatch.setattr("obscura_jax.interop.files.read_checkpoint", fail)
+    monkeypatch.setattr("obscura_jax.interop.checkpoint.read_checkpoint", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="a defect"):
         call("info", native)
 
@@ -447,7 +446,7 @@ class NoTorch:
         if name.split(".")[0] == "torch":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 from obscura_jax.cli.generate import _prompts
 main(sys.argv[1:])
 """
@@ -522,7 +521,7 @@ def own_cache(monkeypatch, tmp_path_factory):
     """Processes keep programs in a folder of the tests; this process keeps none."""
     folder = tmp_path_factory.getbasetemp() / "programs"
     monkeypatch.setenv("OBSCURA_CACHE_DIR", str(folder))
-    monkeypatch.setattr("obscura_jax.cli.generate.keep_programs", lambda: None)
+    monkeypatch.setattr("obscura_jax.cli.generate.enable_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -530,7 +529,7 @@ def small(tmp_path_factory):
     """The words that name a tiny model with GPT-2's vocabulary and room for 64 tokens."""
     cfg = GPTConfig(50257, 64, 8, 2, 1, 0.1, False)
     folder = tmp_path_factory.mktemp("small") / "model"
-    save_model(folder, cfg, initial_parameters(cfg, 7))
+    save_model(folder, cfg, torch_seed_init(cfg, 7))
     return "--model", str(folder)
 
 
@@ -602,7 +601,7 @@ def test_generate_fits_in_the_context_by_default(says, small, fails):
     full = "a" + " a" * 63
     assert count("a" + " a" * 62) == [1]
     line = "obscura generate: a prompt of 64 tokens fills the context of 64 tokens; shorten it, or "
-    assert fails("generate", full, *small) == line + "pass sliding=True (--sliding)"
+    assert fails("generate", full, *small) == line + "pass sliding_window=True (--sliding)"
     assert count(full, "--sliding") == [64]
 
 
@@ -775,7 +774,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(monkeypatch, tmp_path, ca
     before = dict(jax.config.values)
     for folder in (tmp_path / "file", tmp_path / "file" / "x", "/proc/none"):
         monkeypatch.setenv("OBSCURA_CACHE_DIR", str(folder))
-        compile_cache.keep_programs()
+        compile_cache.enable_compilation_cache()
     assert dict(jax.config.values) == before
     assert capsys.readouterr() == ("", "")
 
@@ -801,7 +800,7 @@ def test_where_programs_are_kept(monkeypatch):
 def test_importing_the_library_changes_no_setting():
     code = (
         "import jax; before = dict(jax.config.values)\n"
-        "from obscura_jax import *; import obscura_jax.decoding.stream, obscura_jax.cli.__main__\n"
+        "from obscura_jax import *; import obscura_jax.decoding.stream, obscura_jax.cli.main\n"
         "assert dict(jax.config.values) == before and len(before) > 50"
     )
     done = processes.run(sys.executable, "-c", code)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax.config import GPT_CONFIG_124M, PRESETS, GPTConfig, check_heads, check_size
+from obscura_jax.checks import check_heads, check_size
+from obscura_jax.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from obscura_jax.extras import MissingExtraError, require
 
 CFG = {

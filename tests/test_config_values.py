@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from obscura_jax.interop.checkpoint import load_model, save_hf
 from obscura_jax.interop.config_values import read_values, whole_number
-from obscura_jax.interop.files import load_model, save_hf
-from obscura_jax.interop.foreign_configs import from_course_config, from_hf_config, from_model_args
-from tests.checkpoints import BIASED, LOGITS, course_model
-from tests.test_names import nanogpt_model
-from tests.test_tables import (
+from obscura_jax.interop.hf_config import from_course_config, from_hf_config, from_model_args
+from tests.support.checkpoints import BIASED, LOGITS, course_model
+from tests.test_name_tables import (
     ARGS,
     TIED,
     distance,
@@ -22,6 +21,7 @@ from tests.test_tables import (
     same_bits,
     transformers,
 )
+from tests.test_names import nanogpt_model
 
 SAME_AS_GELU_NEW = ("gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh")
 

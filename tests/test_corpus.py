@@ -12,12 +12,12 @@ import pytest
 
 from obscura_jax import gpt2_tokenizer
 from obscura_jax.text import corpus, sample_text
-from obscura_jax.text.corpus import split_point, tokens_written, write_tokens
+from obscura_jax.text.corpus import finished_token_count, tokenize_to_file, train_token_count
 from obscura_jax.text.dataset import GPTDatasetV1
 from obscura_jax.text.encoding import encode_beginning, encode_ordinary
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.text.token_file import TokenFile
-from obscura_jax.text.token_journal import IDS, Journal
+from obscura_jax.text.token_journal import TOKEN_DTYPE, Journal
 
 AWKWARD = (
     "\ufeffIt's  1,000 km!\n\n\n  \u00a0Größe \u2003 x\r\n\r\n\x1c!\x1c 日本語 的  🙂🙂\t\tend  \n "
@@ -30,7 +30,7 @@ def encoded(*texts):
 
 
 def read(path):
-    return np.fromfile(path, IDS).tolist()
+    return np.fromfile(path, TOKEN_DTYPE).tolist()
 
 
 @pytest.mark.parametrize("piece", [40, 41, 60, 64, 70, 99, 1 << 20])
@@ -39,17 +39,17 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch, piece):
     (tmp_path / "a").write_text(AWKWARD, encoding="utf-8")
     (tmp_path / "b").write_text(sample_text()[:1000], encoding="utf-8")
     out, seen = tmp_path / "out", []
-    count = write_tokens(
+    count = tokenize_to_file(
         [tmp_path / "a", tmp_path / "b"], out, progress=lambda *at: seen.append(at)
     )
     want = encoded(AWKWARD[1:], sample_text()[:1000])
     assert read(out) == want
-    assert count == tokens_written(out) == len(want)
+    assert count == finished_token_count(out) == len(want)
     total = sum((tmp_path / name).stat().st_size for name in "ab")
     assert seen == sorted(seen)
     assert seen[-1] == (total, total)
     stream = io.BytesIO((tmp_path / "b").read_bytes())
-    write_tokens(stream, tmp_path / "stream")
+    tokenize_to_file(stream, tmp_path / "stream")
     assert read(tmp_path / "stream") == encoded(sample_text()[:1000])
 
 
@@ -60,7 +60,7 @@ def test_a_cut_anywhere_else_has_other_tokens(tmp_path, monkeypatch, piece):
         corpus, "encode_beginning", lambda bpe, text: (encode_ordinary(bpe, text), text)
     )
     (tmp_path / "a").write_text(AWKWARD, encoding="utf-8")
-    write_tokens([tmp_path / "a"], tmp_path / "out")
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     assert read(tmp_path / "out") != encoded(AWKWARD[1:])
 
 
@@ -87,7 +87,7 @@ def test_a_piece_is_bounded_and_the_tokens_are_those_of_the_whole(tmp_path, monk
 
     monkeypatch.setattr(corpus, "encode_beginning", beginning)
     (tmp_path / "a").write_bytes(KINDS[kind].encode())
-    write_tokens([tmp_path / "a"], tmp_path / "out")
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     assert read(tmp_path / "out") == encoded(KINDS[kind])
     assert 695 < max(sizes) <= 700
 
@@ -105,7 +105,7 @@ def test_the_work_is_in_proportion_to_the_text(tmp_path, monkeypatch):
     for count in (1, 2, 4):
         work.clear()
         (tmp_path / "a").write_bytes(b"abcdefghij" * 1000 * count)
-        write_tokens([tmp_path / "a"], tmp_path / f"out{count}")
+        tokenize_to_file([tmp_path / "a"], tmp_path / f"out{count}")
         assert 1.5 < sum(work) / (10_000 * count) < 2.1
 
 
@@ -116,7 +116,7 @@ def test_a_stream_that_gives_few_bytes_at_a_time_is_the_same_text(tmp_path, monk
         def read(self, size=-1):
             return super().read(min(size, 3))
 
-    write_tokens(Slow(AWKWARD.encode() * 40), tmp_path / "out")
+    tokenize_to_file(Slow(AWKWARD.encode() * 40), tmp_path / "out")
     assert read(tmp_path / "out") == encoded((AWKWARD * 40)[1:])
 
 
@@ -137,11 +137,11 @@ def test_a_killed_reading_goes_on(tmp_path, monkeypatch, kill_at):
 
     monkeypatch.setattr(Journal, "write", dies)
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(texts, tmp_path / "out")
-    assert tokens_written(tmp_path / "out") is None
+        tokenize_to_file(texts, tmp_path / "out")
+    assert finished_token_count(tmp_path / "out") is None
     monkeypatch.setattr(Journal, "write", write)
     pieces = []
-    write_tokens(texts, tmp_path / "out", progress=lambda done, _: pieces.append(done))
+    tokenize_to_file(texts, tmp_path / "out", progress=lambda done, _: pieces.append(done))
     assert read(tmp_path / "out") == encoded(AWKWARD[1:], sample_text()[:1000])
     assert len(pieces) == 0 or pieces[0] > 30 * (kill_at - 4)  # it did not begin again
 
@@ -162,7 +162,7 @@ def test_a_reading_killed_after_every_piece_has_the_same_pieces(tmp_path, monkey
 
         for _ in range(200):
             with contextlib.suppress(KeyboardInterrupt):
-                write_tokens([tmp_path / "a"], out, progress=progress)
+                tokenize_to_file([tmp_path / "a"], out, progress=progress)
                 return found
         raise AssertionError("no end after 200 pieces")
 
@@ -175,7 +175,7 @@ def test_a_reading_killed_after_every_piece_has_the_same_pieces(tmp_path, monkey
 @pytest.mark.parametrize("text", [" ", "\n", " \u3000\r\n" * 99, " " * 1_300_000, "\ufeff \n"])
 def test_white_space_is_text(tmp_path, text):
     (tmp_path / "a").write_bytes(text.encode())
-    write_tokens([tmp_path / "a"], tmp_path / "out")
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     ids = read(tmp_path / "out")
     assert ids[-1] == 50256
     assert gpt2_tokenizer().decode(ids[:-1]) == text.removeprefix("\ufeff")
@@ -190,7 +190,7 @@ def test_megabytes_without_white_space_have_the_ids_of_tiktoken(tmp_path):
     )
     (tmp_path / "a").write_bytes(text.encode())
     pieces = []
-    write_tokens([tmp_path / "a"], tmp_path / "out", progress=lambda at, _: pieces.append(at))
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out", progress=lambda at, _: pieces.append(at))
     assert read(tmp_path / "out") == encoded(text)
     assert len(pieces) == 3
     cut = len(text.encode()[: pieces[0]].decode())
@@ -200,7 +200,7 @@ def test_megabytes_without_white_space_have_the_ids_of_tiktoken(tmp_path):
 @pytest.mark.parametrize("vocab_size", [257, 300, 50257, 50304, 10**6])
 def test_a_padded_vocabulary_has_the_ids_of_gpt2(tmp_path, vocab_size):
     (tmp_path / "a").write_text(sample_text())
-    write_tokens([tmp_path / "a"], tmp_path / "out", vocab_size=vocab_size)
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out", vocab_size=vocab_size)
     tokenizer = gpt2_tokenizer(min(vocab_size, 50257))
     want = [*tokenizer.encode_ordinary(sample_text()), tokenizer.eot_token]
     assert read(tmp_path / "out") == want
@@ -210,7 +210,7 @@ def test_text_needs_257_tokens(tmp_path):
     (tmp_path / "a").write_text("words")
     message = "at least 257 tokens, got 256; raise --vocab-size, or pass files .* with --data"
     with pytest.raises(ValueError, match=message):
-        write_tokens([tmp_path / "a"], tmp_path / "out", vocab_size=256)
+        tokenize_to_file([tmp_path / "a"], tmp_path / "out", vocab_size=256)
     assert not (tmp_path / "out").exists()
 
 
@@ -227,10 +227,10 @@ def test_a_full_disk_is_named_and_the_text_resumes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="out cannot be written: No space left on device"):
-        write_tokens([tmp_path / "a"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "out", "out.json"]
     pieces = []
-    write_tokens([tmp_path / "a"], tmp_path / "out", progress=lambda at, _: pieces.append(at))
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out", progress=lambda at, _: pieces.append(at))
     assert pieces[0] > 40  # not from the beginning
     assert read(tmp_path / "out") == encoded(AWKWARD[1:])
 
@@ -242,8 +242,8 @@ def test_a_text_of_three_bytes_is_not_taken_for_a_byte_order_mark(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_tokens([tmp_path / "a"], tmp_path / "out", progress=dies)
-    write_tokens([tmp_path / "a"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "a"], tmp_path / "out", progress=dies)
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     assert read(tmp_path / "out") == encoded("abc")
 
 
@@ -264,19 +264,19 @@ def test_a_text_that_changes_is_refused(tmp_path, monkeypatch, change):
 
     text.write_bytes(old)
     with pytest.raises(ValueError, match="a changed while it was read; start again in a new fo"):
-        write_tokens([text], tmp_path / "out", progress=changes)
+        tokenize_to_file([text], tmp_path / "out", progress=changes)
     with pytest.raises(ValueError, match="or a text has changed; start again in a new folder"):
-        write_tokens([text], tmp_path / "out")
+        tokenize_to_file([text], tmp_path / "out")
 
 
 def test_what_is_no_file_of_text(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no text at"):
-        write_tokens([tmp_path / "missing"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "missing"], tmp_path / "out")
     with pytest.raises(ValueError, match="is a folder; name the text files in it"):
-        write_tokens([tmp_path], tmp_path / "out")
+        tokenize_to_file([tmp_path], tmp_path / "out")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is not a file; send its text to standard input"):
-        write_tokens([tmp_path / "pipe"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "pipe"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -299,7 +299,7 @@ def test_a_text_that_cannot_be_read(tmp_path, monkeypatch, method):
     monkeypatch.setattr(corpus, "open", failing, raising=False)
     reason = {"open": "Permission denied", "read": "Input/output error"}[method]
     with pytest.raises(ValueError, match=f"a cannot be read: {reason}$"):
-        write_tokens([tmp_path / "a"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "a"], tmp_path / "out")
 
 
 SOUND = asdict(Journal([["a", 1, 1]], 50257, text=1, tokens=2, done=True))
@@ -331,14 +331,14 @@ DAMAGED = {
 def test_a_damaged_journal_is_named_with_the_way_out(tmp_path, damage):
     out, journal = tmp_path / "tokens.bin", tmp_path / "tokens.bin.json"
     (tmp_path / "a").write_text("x")
-    np.zeros(2, IDS).tofile(out)
+    np.zeros(2, TOKEN_DTYPE).tofile(out)
     journal.write_text(json.dumps(SOUND))
-    assert tokens_written(out) == 2  # control
+    assert finished_token_count(out) == 2  # control
     journal.write_bytes(DAMAGED[damage])
     message = (
         r"tokens\.bin\.json is damaged; delete .*tokens\.bin\.json and .*tokens\.bin to read the"
     )
-    for call in (tokens_written, lambda path: write_tokens([tmp_path / "a"], path)):
+    for call in (finished_token_count, lambda path: tokenize_to_file([tmp_path / "a"], path)):
         with pytest.raises(ValueError, match=message) as error:
             call(out)
         assert "\n" not in str(error.value)
@@ -361,30 +361,30 @@ def test_a_token_file_of_another_size_is_refused(tmp_path, size, message):
         out.write_bytes(bytes(size))
     (tmp_path / "tokens.bin.json").write_text(json.dumps(SOUND))
     with pytest.raises(ValueError, match=message):
-        tokens_written(out)
+        finished_token_count(out)
     (tmp_path / "tokens.bin.json").write_text(json.dumps({**SOUND, "tokens": 10**30}))
     with pytest.raises(ValueError, match=r"is missing|bytes, but 2\d{30} according"):
-        tokens_written(out)
+        finished_token_count(out)
 
 
 def test_after_the_way_out_the_text_is_read_again(tmp_path):
     out, journal = tmp_path / "tokens.bin", tmp_path / "tokens.bin.json"
     (tmp_path / "a").write_text("some words")
-    write_tokens([tmp_path / "a"], out)
+    tokenize_to_file([tmp_path / "a"], out)
     before = out.read_bytes()
     journal.write_text("{}")
     out.unlink()
     journal.unlink()
-    write_tokens([tmp_path / "a"], out)
+    tokenize_to_file([tmp_path / "a"], out)
     assert out.read_bytes() == before
 
 
 def test_other_texts_are_not_mixed_in(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text(name * 9)
-    write_tokens([tmp_path / "a"], tmp_path / "out")
+    tokenize_to_file([tmp_path / "a"], tmp_path / "out")
     with pytest.raises(ValueError, match="begun with other texts"):
-        write_tokens([tmp_path / "b"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "b"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("piece", [13, 20, 1 << 20])
@@ -407,21 +407,21 @@ def test_the_position_of_what_is_not_text(tmp_path, monkeypatch, piece, data, me
     monkeypatch.setattr(corpus, "_PIECE", piece)
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ValueError, match=message):
-        write_tokens([tmp_path / "a"], tmp_path / "out")
+        tokenize_to_file([tmp_path / "a"], tmp_path / "out")
 
 
 def test_held_out_tokens_are_the_last():
-    assert split_point(100, 0.2, 7) == 80
-    assert split_point(100, 0.001, 7) == 92
-    assert split_point(16, 0.5, 7) == 8
+    assert train_token_count(100, 0.2, 7) == 80
+    assert train_token_count(100, 0.001, 7) == 92
+    assert train_token_count(16, 0.5, 7) == 8
     with pytest.raises(ValueError, match="the text has 15 tokens"):
-        split_point(15, 0.5, 7)
+        train_token_count(15, 0.5, 7)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, None), (5, 61), (17, 100)])
 @pytest.mark.parametrize("stride", [1, 3, 7])
 def test_a_token_file_is_the_dataset_of_its_tokens(tmp_path, first, last, stride):
-    ids = np.random.default_rng(0).integers(0, 60000, 100).astype(IDS)
+    ids = np.random.default_rng(0).integers(0, 60000, 100).astype(TOKEN_DTYPE)
     ids.tofile(tmp_path / "t.bin")
     ours = TokenFile(tmp_path / "t.bin", 7, stride, first=first, last=last)
     want = GPTDatasetV1.from_ids(ids[first:last].astype(np.int32), 7, stride)
@@ -452,7 +452,7 @@ def test_bad_token_files(tmp_path):
         TokenFile(path, 7, 7)
     with pytest.raises(FileNotFoundError, match=r"no tokens at .*: it is not a file"):
         TokenFile(tmp_path, 7, 7)
-    np.arange(7, dtype=IDS).tofile(path)
+    np.arange(7, dtype=TOKEN_DTYPE).tofile(path)
     with pytest.raises(ValueError, match=r"has 7 tokens here, a window needs .*; give more tokens"):
         TokenFile(path, 7, 7)
     for first, last in [(-1, 7), (0, 8), (5, 3)]:
@@ -464,6 +464,6 @@ def test_bad_token_files(tmp_path):
 
 
 def test_the_journal_says_when_it_is_done(tmp_path):
-    assert tokens_written(tmp_path / "out") is None
-    write_tokens(io.BytesIO(b"ab"), tmp_path / "out")
+    assert finished_token_count(tmp_path / "out") is None
+    tokenize_to_file(io.BytesIO(b"ab"), tmp_path / "out")
     assert json.loads((tmp_path / "out.json").read_text())["done"] is True

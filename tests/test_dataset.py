@@ -16,7 +16,7 @@ from obscura_jax.text import (
     gpt2_tokenizer,
     split_text,
 )
-from tests.windows import LENGTH, N, dataset, lists
+from tests.support.windows import LENGTH, N, dataset, lists
 
 
 @given(

@@ -14,15 +14,15 @@ import pytest
 
 from obscura_jax import load_model, load_tokenizer, save_model
 from obscura_jax.atomic_files import new_folders, remove_temporary_paths
-from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.files import read_checkpoint, save_course, save_hf, save_nanogpt
-from obscura_jax.interop.sources import is_exported
+from obscura_jax.cli.main import main
+from obscura_jax.export.artifact import load_artifact
+from obscura_jax.export.exporter import export_model
+from obscura_jax.interop.checkpoint import read_checkpoint, save_course, save_hf, save_nanogpt
+from obscura_jax.interop.locate import is_exported
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
-from obscura_jax.scale.artifact import load_artifact
-from obscura_jax.scale.export import export_model
-from tests import processes
-from tests.checkpoints import bits, leaves
-from tests.tokenizer_folders import bpe, config, hf_folder, weights, write_json
+from tests.support import processes
+from tests.support.checkpoints import bits, leaves
+from tests.support.tokenizer_folders import bpe, config, hf_folder, weights, write_json
 
 CFG = config(300)
 OF_TOKENIZER = (
@@ -264,17 +264,17 @@ def test_a_conversion_that_fails_leaves_no_folder(tmp_path, fails, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("obscura_jax.interop.files.write_safetensors", full)
+    monkeypatch.setattr("obscura_jax.interop.checkpoint.write_safetensors", full)
     before = sorted(tmp_path.rglob("*"))
     for words in (["a/b/c"], ["mine"], ["mine/new"], ["x/y", "--to", "hf"]):
         line = fails("convert", tmp_path / "m", tmp_path / words[0], *words[1:])
         assert "cannot be written: No space left on device" in line
         assert sorted(tmp_path.rglob("*")) == before
     for words in (["x/y.pth", "--to", "nanogpt"], ["x/y.pth", "--to", "course"]):
-        monkeypatch.setattr("obscura_jax.interop.files.write_torch", full)
+        monkeypatch.setattr("obscura_jax.interop.checkpoint.write_torch", full)
         assert "No space left" in fails("convert", tmp_path / "m", tmp_path / words[0], *words[1:])
         assert sorted(tmp_path.rglob("*")) == before
-    monkeypatch.setattr("obscura_jax.scale.export.write_safetensors", full)
+    monkeypatch.setattr("obscura_jax.export.exporter.write_safetensors", full)
     assert "No space left" in fails(
         "export", tmp_path / "m", tmp_path / "a" / "b", "--platforms", "cpu"
     )
@@ -284,9 +284,9 @@ def test_a_conversion_that_fails_leaves_no_folder(tmp_path, fails, monkeypatch):
 INTERRUPTED = """
 import os, sys, threading
 from obscura_jax.__main__ import run
-from obscura_jax.interop import files
+from obscura_jax.interop import checkpoint
 
-write = files.write_safetensors
+write = checkpoint.write_safetensors
 
 
 def interrupted(path, tensors):
@@ -296,7 +296,7 @@ def interrupted(path, tensors):
     threading.Event().wait()
 
 
-files.write_safetensors = interrupted
+checkpoint.write_safetensors = interrupted
 number, *sys.argv[1:] = sys.argv[1:]
 run()
 """

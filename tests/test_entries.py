@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from flax.serialization import msgpack_serialize
 
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 from obscura_jax.interop import pickled_numpy
-from obscura_jax.interop.files import load_model, read_checkpoint
-from tests.checkpoints import BIASED, bits, course_model, leaves
-from tests.test_tables import ARGS, TIED, flax_tree, hf_model, model_of, same_bits
+from obscura_jax.interop.checkpoint import load_model, read_checkpoint
+from tests.support.checkpoints import BIASED, bits, course_model, leaves
+from tests.test_name_tables import ARGS, TIED, flax_tree, hf_model, model_of, same_bits
 
 
 def state_of(seed=0):
@@ -116,10 +116,10 @@ def test_the_settings_around_the_chosen_entry_are_read(tmp_path):
 
 
 def nanogpt_state():
-    from obscura_jax.interop import tables
-    from tests.test_tables import state_of as tensors_of
+    from obscura_jax.interop import name_tables
+    from tests.test_name_tables import state_of as tensors_of
 
-    return tensors_of(table=tables.NANOGPT)
+    return tensors_of(table=name_tables.NANOGPT)
 
 
 def test_an_entry_of_a_file_that_has_none(tmp_path, native):

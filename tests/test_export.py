@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, save_model
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
+from obscura_jax.export.artifact import load_artifact
+from obscura_jax.export.exporter import PLATFORMS, export_model
 from obscura_jax.interop.tensor_files import write_safetensors
-from obscura_jax.scale.artifact import load_artifact
-from obscura_jax.scale.export import PLATFORMS, export_model
-from obscura_jax.training.initial import gpt2_parameters
-from tests import processes
+from obscura_jax.training.initial import gpt2_init
+from tests.support import processes
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "run_artifact.py"
 CFG = GPTConfig(
@@ -34,7 +34,7 @@ PROMPTS = [[1, 2, 3, 4, 5], [300], [7, 8]]
 @pytest.fixture(scope="module")
 def model():
     """A model and parameters that are far from ties."""
-    params = gpt2_parameters(CFG, jax.random.key(0))
+    params = gpt2_init(CFG, jax.random.key(0))
     return GPTModel(CFG), jax.tree.map(lambda leaf: leaf * 10, params)
 
 
@@ -101,7 +101,7 @@ def test_the_same_tokens(model, folder):
             row[:9] for row in generate(*model, PROMPTS, 12).tokens
         ]
     with pytest.raises(ValueError, match="an artifact cannot slide"):
-        generate(model[0], weights, PROMPTS, 40, sliding=True, programs=programs)
+        generate(model[0], weights, PROMPTS, 40, sliding_window=True, programs=programs)
 
 
 def test_other_weights_give_other_tokens_and_are_refused(model, copy, fails):

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from flax.serialization import msgpack_serialize
 
-from obscura_jax.interop.files import load_model
-from tests.checkpoints import BIASED, bits, course_model, leaves
+from obscura_jax.interop.checkpoint import load_model
+from tests.support.checkpoints import BIASED, bits, course_model, leaves
 
 
 def save_legacy(state, path):

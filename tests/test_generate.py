@@ -7,10 +7,10 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, generate_text_simple
 from obscura_jax.decoding.cache import bucket
-from obscura_jax.decoding.engine import HERE
-from obscura_jax.decoding.plan import plan, run
+from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
+from obscura_jax.decoding.request import plan, run
 from obscura_jax.decoding.score import score
-from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.rng.torch_generator import torch_seed_init
 
 CFG = GPTConfig(
     vocab_size=61,
@@ -24,7 +24,7 @@ CFG = GPTConfig(
 MODEL = GPTModel(CFG)
 # Fresh weights hardly attend: their next token is that of the last token alone, and a wrong cache
 # would go unnoticed. Six times larger ones look back.
-PARAMS = initial_parameters(CFG, 123)
+PARAMS = torch_seed_init(CFG, 123)
 PARAMS["trf_blocks"] = jax.tree.map(lambda leaf: 6 * leaf, PARAMS["trf_blocks"])
 KEY = jax.random.key(5)
 SAMPLED = {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "key": KEY}
@@ -110,17 +110,17 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_no_configuration_of_jax_changes_a_token(configuration, settings):
     rows = prompts(60, 3)
-    plain = generate(MODEL, PARAMS, rows, 10, sliding=True, **settings)
+    plain = generate(MODEL, PARAMS, rows, 10, sliding_window=True, **settings)
     scored = score(MODEL, PARAMS, rows)
     with configuration():
-        again = generate(MODEL, PARAMS, rows, 10, sliding=True, **settings)
+        again = generate(MODEL, PARAMS, rows, 10, sliding_window=True, **settings)
         rescored = score(MODEL, PARAMS, rows)
     assert again.tokens == plain.tokens
     assert rescored.tokens == scored.tokens
     # Measured: 8.6e-6 without jit, less elsewhere.
     np.testing.assert_allclose(rescored.logprobs[0], scored.logprobs[0], rtol=0, atol=3e-5)
     other = {"temperature": 2.0, "key": jax.random.key(9)}
-    assert generate(MODEL, PARAMS, rows, 10, sliding=True, **other).tokens != plain.tokens
+    assert generate(MODEL, PARAMS, rows, 10, sliding_window=True, **other).tokens != plain.tokens
 
 
 def test_sampling_without_a_cache_is_the_same():
@@ -128,15 +128,15 @@ def test_sampling_without_a_cache_is_the_same():
     rows = prompts(66, 3)
     cached = generate(MODEL, PARAMS, rows[1:], 40, **SAMPLED).tokens[0]
     # With a row of 66 tokens only two tokens come out of the cache; the others are re-read.
-    assert generate(MODEL, PARAMS, rows, 40, sliding=True, **SAMPLED).tokens[1] == cached
+    assert generate(MODEL, PARAMS, rows, 40, sliding_window=True, **SAMPLED).tokens[1] == cached
     other = SAMPLED | {"key": jax.random.key(6)}
-    assert generate(MODEL, PARAMS, rows, 40, sliding=True, **other).tokens[1] != cached
+    assert generate(MODEL, PARAMS, rows, 40, sliding_window=True, **other).tokens[1] != cached
 
 
 @pytest.mark.parametrize("lengths", [(3, 60), (67, 20), (66, 66), (80, 2), (1,)])
 def test_sliding_is_the_course(lengths):
     rows = prompts(*lengths)
-    out = generate(MODEL, PARAMS, rows, 75, sliding=True)
+    out = generate(MODEL, PARAMS, rows, 75, sliding_window=True)
     assert out.tokens == [oracle(row, 75) for row in rows]
 
 
@@ -153,9 +153,9 @@ def test_as_many_tokens_as_fit_are_generated_by_default(lengths, count):
     out = generate(MODEL, PARAMS, rows)
     assert [len(row) for row in out.tokens] == [count] * len(rows)
     assert out.tokens == generate(MODEL, PARAMS, rows, count).tokens
-    assert [len(row) for row in generate(MODEL, PARAMS, rows, sliding=True).tokens] == [64] * len(
-        rows
-    )
+    assert [len(row) for row in generate(MODEL, PARAMS, rows, sliding_window=True).tokens] == [
+        64
+    ] * len(rows)
 
 
 def test_a_prompt_that_fills_the_context_is_an_error():
@@ -185,9 +185,11 @@ def test_stop_ids_are_per_row():
 def test_the_loop_ends_with_the_last_row():
     row = prompts(5)[0]
     free = generate(MODEL, PARAMS, [row], 60).tokens[0]
-    *_, state = run(plan(MODEL, PARAMS, [row] * 2, 60, stop_ids=[free[9]]), chunk=60)
+    *_, state = run(plan(MODEL, PARAMS, [row] * 2, 60, stop_ids=[free[9]]), tokens_per_chunk=60)
     assert state.count == free.index(free[9]) + 1
-    *_, state = run(plan(MODEL, PARAMS, [row] * 2, 60, stop_ids=[[free[9]], []]), chunk=60)
+    *_, state = run(
+        plan(MODEL, PARAMS, [row] * 2, 60, stop_ids=[[free[9]], []]), tokens_per_chunk=60
+    )
     assert state.count == 60
 
 
@@ -235,7 +237,7 @@ def test_a_key_for_each_row():
 def test_compile_budget():
     """Within a bucket nothing that a caller can change, but the batch size, compiles anew."""
     generate(MODEL, PARAMS, prompts(17, 20), 20)
-    before = HERE.compiled()
+    before = DEFAULT_PROGRAMS.compiled()
     for n, lengths in enumerate([(17, 17), (32, 18), (20, 31), (1, 30)]):
         for settings in ({}, SAMPLED, {"temperature": [0.0, 0.7], "top_k": [1, None], "key": KEY}):
             stops = [[3], [4, 5, 6]] if n % 2 else ()
@@ -244,7 +246,7 @@ def test_compile_budget():
                 MODEL, PARAMS, prompts(*lengths, seed=n), new, stop_ids=stops, **settings
             )
             assert out.stats.compiled == 0
-    assert HERE.compiled() == before
+    assert DEFAULT_PROGRAMS.compiled() == before
     another_batch_size = prompts(*[17] * 11)
     assert generate(MODEL, PARAMS, another_batch_size, 20).stats.compiled == 2
 

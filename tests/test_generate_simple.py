@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from obscura_jax import GPTConfig, GPTModel, generate_text_simple
-from obscura_jax.decoding.loop import _greedy_loop
-from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.decoding.simple import _greedy_loop
 from obscura_jax.parity import torch_reference as reference
+from obscura_jax.rng.torch_generator import torch_seed_init
 
 CFG = {
     "vocab_size": 31,
@@ -21,7 +21,7 @@ CFG = {
     "qkv_bias": True,
 }
 MODEL = GPTModel(CFG)
-PARAMS = initial_parameters(GPTConfig(**CFG), 123)
+PARAMS = torch_seed_init(GPTConfig(**CFG), 123)
 
 
 def torch_model() -> torch.nn.Module:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from obscura_jax.runs.fit import read_metrics
 from obscura_jax.text import sample_text
-from obscura_jax.training.run import read_metrics
-from tests import processes
+from tests.support import processes
 
 # Sends a signal to its own process at the n-th import, or in the n-th run of the garbage collector,
 # after the handlers are installed; the other arguments are the command's.

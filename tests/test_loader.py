@@ -24,8 +24,8 @@ from obscura_jax.text import (
     sample_text,
     split_text,
 )
-from tests import processes
-from tests.windows import LENGTH, STRIDE, N, dataset, lists
+from tests.support import processes
+from tests.support.windows import LENGTH, STRIDE, N, dataset, lists
 
 ROOT = Path(__file__).parents[1]
 # --- batches -----------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import pytest
 
 from obscura_jax import GPTConfig, GPTModel
-from obscura_jax.decoding import engine, loop, score
-from obscura_jax.decoding.engine import Request
+from obscura_jax.decoding import programs, score, simple
+from obscura_jax.decoding.programs import Request
 from obscura_jax.decoding.sampling import settings
-from obscura_jax.nn.depth import stacked
-from obscura_jax.nn.target import Target, on_one_cpu, traced_for
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.nn.scan import stack_blocks
+from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state, take_step
+from obscura_jax.training.step import init_train_state, train_step
 
 CFG = GPTConfig(
     vocab_size=101,
@@ -31,7 +31,7 @@ IDS = jnp.zeros((2, 3, 7), jnp.int32)
 
 
 def params():
-    return gpt2_parameters(CFG, jax.random.key(0))
+    return gpt2_init(CFG, jax.random.key(0))
 
 
 def half():
@@ -40,8 +40,8 @@ def half():
 
 def step(change=lambda state: state, **how):
     def program():
-        state = change(first_state(CONFIG, params()))
-        return take_step(MODEL, CONFIG, state, IDS, IDS, jax.random.key(1), **how)
+        state = change(init_train_state(CONFIG, params()))
+        return train_step(MODEL, CONFIG, state, IDS, IDS, jax.random.key(1), **how)
 
     return program
 
@@ -53,34 +53,34 @@ def request():
 
 
 def read():
-    return engine.prefill(MODEL, half(), IDS[0], request(), 13, 13)
+    return programs.prefill(MODEL, half(), IDS[0], request(), 13, 13)
 
 
 PROGRAMS = {
     "a step": step(),
-    "a step, accumulated, in bfloat16": step(compute_dtype="bfloat16", chunk=3),
-    "a step, elementwise recomputed": step(recompute="elementwise"),
-    "a step over stacked blocks, recomputed": step(stacked, recompute="blocks"),
+    "a step, accumulated, in bfloat16": step(compute_dtype="bfloat16", logits_chunk=3),
+    "a step, elementwise recomputed": step(remat="elementwise"),
+    "a step over stacked blocks, recomputed": step(stack_blocks, remat="blocks"),
     "the loss": lambda: next_token_loss(MODEL, params(), IDS[0], IDS[0]),
     "prefill": read,
-    "decode": lambda: engine.decode(MODEL, half(), read(), request(), jnp.array(6)),
-    "slide": lambda: engine.slide(
+    "decode": lambda: programs.decode(MODEL, half(), read(), request(), jnp.array(6)),
+    "slide": lambda: programs.slide(
         MODEL,
         half(),
         IDS[0],
-        engine.nothing_drawn(3, 16),
+        programs.initial_state(3, 16),
         request(),
         jnp.array(9),
         13,
     ),
-    "the course's loop": lambda: loop._greedy_loop.__wrapped__(MODEL, params(), IDS[0], 4, 13),
+    "the course's loop": lambda: simple._greedy_loop.__wrapped__(MODEL, params(), IDS[0], 4, 13),
     "scores": lambda: score._log_probabilities.__wrapped__(MODEL, params(), IDS[0]),
 }
 
 
 def lowered(program, platform):
     """Its text."""
-    with traced_for(Target(platform)):
+    with tracing_for(Target(platform)):
         traced = jax.jit(lambda: program()).trace()
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -98,9 +98,9 @@ def test_what_only_the_cpu_can_do_is_noticed():
 
 def test_the_target_is_asked_while_tracing():
     assert on_one_cpu()
-    with traced_for(Target("tpu")):
+    with tracing_for(Target("tpu")):
         assert not on_one_cpu()
-        with traced_for(Target("cpu")):
+        with tracing_for(Target("cpu")):
             assert on_one_cpu()
     assert on_one_cpu()
     for words, platforms in (("optimization_barrier", {"cpu"}), ("LayoutConstraint", {"tpu"})):

@@ -67,8 +67,8 @@ def test_vmap_over_prompts_and_over_models():
     mapped = jax.jit(jax.vmap(apply, (None, 0)))(PARAMS, IDS)
     np.testing.assert_allclose(mapped, apply(PARAMS, IDS), atol=4e-6)
     other = jax.tree.map(lambda x: x * 1.1, PARAMS)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), PARAMS, other)
-    both = jax.jit(jax.vmap(apply, (0, None)))(stacked, IDS)
+    stack_blocks = jax.tree.map(lambda *x: jnp.stack(x), PARAMS, other)
+    both = jax.jit(jax.vmap(apply, (0, None)))(stack_blocks, IDS)
     np.testing.assert_allclose(both[0], apply(PARAMS, IDS), atol=4e-6)
     assert np.abs(both[1] - both[0]).max() > 0.1
 

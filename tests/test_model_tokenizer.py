@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from obscura_jax import generate, load_model, load_tokenizer, save_model, score, stream_text
-from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.files import read_checkpoint, save_nanogpt
+from obscura_jax.cli.main import main
+from obscura_jax.interop.checkpoint import read_checkpoint, save_nanogpt
 from obscura_jax.interop.model_tokenizer import IdTokenizer
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
 from obscura_jax.text.tokenizers import END_OF_TEXT, gpt2_tokenizer
-from tests.tokenizer_folders import (
+from tests.support.tokenizer_folders import (
     TEXTS,
     auto_tokenizer,
     bpe,

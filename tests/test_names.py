@@ -8,13 +8,13 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from obscura_jax.interop import tables
-from obscura_jax.interop.files import load_model, read_checkpoint
+from obscura_jax.interop import name_tables
+from obscura_jax.interop.checkpoint import load_model, read_checkpoint
 from obscura_jax.interop.names import COURSE, FLAX, GPT2, has_token_table, understood
 from obscura_jax.interop.tensor_files import read_safetensors
-from tests.checkpoints import BIASED, IDS, LOGITS, bits, course_model, leaves, logits_of
-from tests.nanogpt import GPT
-from tests.test_tables import ARGS, TIED, hf_logits, hf_model, model_of, state_of
+from tests.support.checkpoints import BIASED, IDS, LOGITS, bits, course_model, leaves, logits_of
+from tests.support.nanogpt import GPT
+from tests.test_name_tables import ARGS, TIED, hf_logits, hf_model, model_of, state_of
 
 PREFIXES = [
     "_orig_mod.",
@@ -36,9 +36,9 @@ def states():
         "hf": (state_of(), model_of(TIED)),
         "hf, untied": (state_of(BIASED), model_of(BIASED)),
         "hf, no head": (body, model_of(TIED)),
-        "nanogpt": (state_of(table=tables.NANOGPT), model_of(TIED)),
-        "flax": (state_of(table=tables.FLAX), model_of(TIED)),
-        "flax, untied": (state_of(BIASED, tables.FLAX), model_of(BIASED)),
+        "nanogpt": (state_of(table=name_tables.NANOGPT), model_of(TIED)),
+        "flax": (state_of(table=name_tables.FLAX), model_of(TIED)),
+        "flax, untied": (state_of(BIASED, name_tables.FLAX), model_of(BIASED)),
     }
 
 

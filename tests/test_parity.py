@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.dialects import from_course, named_tensors
-from obscura_jax.interop.files import save_hf, save_model
-from obscura_jax.parity.compare import FourRuns, findings
-from obscura_jax.parity.lab import examine
+from obscura_jax.cli.main import main
+from obscura_jax.interop.checkpoint import save_hf, save_model
+from obscura_jax.interop.course_state import from_course, named_tensors
+from obscura_jax.parity.compare import PrecisionPair, findings
+from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.page import as_html
-from obscura_jax.parity.prompts import hard_prompts
+from obscura_jax.parity.prompts import stress_prompts
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import as_json, as_text, verdict
-from tests.checkpoints import BIASED, course_model
-from tests.test_tables import TIED, model_of, transformers
+from tests.support.checkpoints import BIASED, course_model
+from tests.test_name_tables import TIED, model_of, transformers
 
 ONLY_HERE = "(here, but not earlier in the model)"
 FAULTS = Path(__file__).with_name("faults.py")
@@ -158,7 +158,9 @@ def swapped_weights(params):
 def test_weights_that_went_astray(change, where, why):
     """The reference holds weights that a conversion has put into the wrong places."""
     wrong = named_tensors(BIASED, change(model_of(BIASED)))
-    report = examine("x", BIASED, model_of(BIASED), reference("course", BIASED, wrong), steps=1)
+    report = compare_implementations(
+        "x", BIASED, model_of(BIASED), reference("course", BIASED, wrong), steps=1
+    )
     section, row = report.first
     assert (row.name, section.title) == (where, "forward pass")
     assert section.cause.startswith(why)
@@ -178,7 +180,9 @@ def test_transformers(tmp_path, capsys):
     capsys.readouterr()
     params = named_tensors(TIED, model_of(TIED, seed=1))
     beside = reference("hf", TIED, params, str(tmp_path))
-    report = examine("x", TIED, model_of(TIED, seed=1), beside, steps=1, new_tokens=0)
+    report = compare_implementations(
+        "x", TIED, model_of(TIED, seed=1), beside, steps=1, new_tokens=0
+    )
     assert report.first[1].name == "tok_emb"
 
 
@@ -210,7 +214,7 @@ def test_rounding_and_bugs_are_told_apart():
         return (exact + scale * size * rng.normal(size=exact.shape)).astype(dtype)
 
     def equal(bug, noise=1.0):
-        runs = FourRuns(
+        runs = PrecisionPair(
             {"x": off(1, 1e-7 * noise, np.float32)},
             {"x": off(1, 1e-7 * noise, np.float32) + np.float32(bug)},
             {"x": off(1, 2e-16 * noise, np.float64)},
@@ -224,27 +228,30 @@ def test_rounding_and_bugs_are_told_apart():
         assert not equal(bug), bug
     nan = np.full((2, 2), np.nan)
     x = np.ones((2, 2))
-    assert findings(FourRuns({"x": x}, {"x": nan}, {"x": x}, {"x": nan}))[0].note == (
+    assert findings(PrecisionPair({"x": x}, {"x": nan}, {"x": x}, {"x": nan}))[0].note == (
         "NaN or infinite in theirs, in float64"
     )
-    assert "shape (2,)" in findings(FourRuns({"x": x}, {"x": x[0]}, {"x": x}, {"x": x[0]}))[0].note
+    assert (
+        "shape (2,)"
+        in findings(PrecisionPair({"x": x}, {"x": x[0]}, {"x": x}, {"x": x[0]}))[0].note
+    )
 
 
 def test_prompts_are_hard():
-    prompts = hard_prompts(BIASED)
+    prompts = stress_prompts(BIASED)
     assert prompts["full context"].shape == (1, 11)
     assert prompts["batch of 3"].shape == (3, 11)
     assert len(set(prompts["one repeated token"][0].tolist())) == 1
     assert prompts["rare tokens"].min() >= 17 - 2
     assert 16 in prompts["<|endoftext|> inside"]
     assert {p.shape for p in prompts.values()} == {(1, 11), (3, 11)}
-    again = hard_prompts(BIASED)
+    again = stress_prompts(BIASED)
     assert all(np.array_equal(again[name], prompts[name]) for name in prompts)
 
 
 def test_the_default_precision_is_reported(native):
     flat = named_tensors(BIASED, model_of(BIASED))
-    report = examine(
+    report = compare_implementations(
         "x", BIASED, model_of(BIASED), reference("course", BIASED, flat), steps=1, new_tokens=0,
         default_precision_too=True,
     )  # fmt: skip

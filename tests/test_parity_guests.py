@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from obscura_jax.interop.dialects import named_tensors
-from obscura_jax.interop.files import save_model
+from obscura_jax.interop.checkpoint import save_model
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.parity.guest import Guest, GuestError
-from obscura_jax.parity.lab import examine
+from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.outputs import OutputError, logits_in
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
-from tests import processes
-from tests.checkpoints import BIASED
+from tests.support import processes
+from tests.support.checkpoints import BIASED
+from tests.test_name_tables import model_of
 from tests.test_parity import call
-from tests.test_tables import model_of
 
 GUESTS = Path(__file__).with_name("guests.py")
 
@@ -30,7 +30,7 @@ def native(tmp_path):
 def examined(name, **options):
     params = model_of(BIASED)
     beside = reference(f"{GUESTS}:{name}", BIASED, named_tensors(BIASED, params))
-    return examine("x", BIASED, params, beside, steps=0, new_tokens=0, **options)
+    return compare_implementations("x", BIASED, params, beside, steps=0, new_tokens=0, **options)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 import obscura_jax.parity.lab
-from obscura_jax.interop.files import save_model
+from obscura_jax.interop.checkpoint import save_model
 from obscura_jax.parity.compare import Finding
 from obscura_jax.parity.page import as_html, chart
 from obscura_jax.parity.report import as_text
 from obscura_jax.parity.report_files import check_writable, write
 from obscura_jax.parity.verdict import Report, Section, Tokens
-from tests import processes
-from tests.checkpoints import BIASED
+from tests.support import processes
+from tests.support.checkpoints import BIASED
+from tests.test_name_tables import model_of
 from tests.test_parity import call
-from tests.test_tables import model_of
 
 NAN = float("nan")
 FORWARD = Section(
@@ -144,7 +144,7 @@ def test_a_reader_who_leaves_changes_no_verdict(native):
     program = (
         "import sys; import obscura_jax.parity.lab as lab; from tests import test_parity_page as t;"
         "lab.examine = lambda *words, **more: t.REPORT;"
-        "from obscura_jax.cli.__main__ import main; main(['parity', sys.argv[1]])"
+        "from obscura_jax.cli.main import main; main(['parity', sys.argv[1]])"
     )
     reader, writer = os.pipe()
     os.close(reader)

@@ -12,14 +12,14 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
+from obscura_jax.runs.fit import read_metrics
 from obscura_jax.scale.processes import joined
 from obscura_jax.scale.rendezvous import parse_address
 from obscura_jax.text import sample_text
-from obscura_jax.training.run import read_metrics
-from tests.processes import OBSCURA, PIPE, ended
-from tests.processes import devices as cpu_devices
-from tests.processes import start as start_process
+from tests.support.processes import OBSCURA, PIPE, ended
+from tests.support.processes import devices as cpu_devices
+from tests.support.processes import start as start_process
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "2"]
 HOW = [*SIZES, "--context-length", "16", "--batch-size", "8", "--lr", "0.01", "--seed", "3"]
@@ -74,12 +74,12 @@ import json, sys
 from obscura_jax import GPTConfig, GPT_CONFIG_124M
 from obscura_jax.scale.mesh import make_mesh, parse_mesh
 from obscura_jax.scale.processes import joined
-from obscura_jax.scale.training import OnMesh
+from obscura_jax.scale.placement import MeshPlacement
 
 with joined(sys.argv[1], 2, int(sys.argv[2]), timeout=100000):
     cfg = GPTConfig(**GPT_CONFIG_124M)
     meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
-    print(json.dumps([OnMesh(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
+    print(json.dumps([MeshPlacement(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
 """
 
 

@@ -11,11 +11,11 @@ import threading
 import numpy as np
 import pytest
 
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 from obscura_jax.interop.tensor_files import read_safetensors
+from obscura_jax.runs.fit import read_metrics
 from obscura_jax.text import sample_text
-from obscura_jax.training.run import read_metrics
-from tests import processes
+from tests.support import processes
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
 SETTINGS = [*SIZES, "--context-length", "16", "--batch-size", "4", "--accumulate", "2"]
@@ -213,9 +213,9 @@ def fail(error):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("text.corpus.write_tokens", PermissionError(13, "Permission denied")),
-        ("training.initial.gpt2_parameters", RuntimeError("RESOURCE_EXHAUSTED: too large")),
-        ("training.placement.train_step", ValueError("no such step")),
+        ("text.corpus.tokenize_to_file", PermissionError(13, "Permission denied")),
+        ("training.initial.gpt2_init", RuntimeError("RESOURCE_EXHAUSTED: too large")),
+        ("training.placement.train_step_jit", ValueError("no such step")),
     ],
 )
 def test_a_run_that_cannot_begin_leaves_nothing(place, error, tmp_path, capsys, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_full_disk_keeps_the_tokens_read_so_far(tmp_path, capsys, monkeypatch)
     text.write_text(sample_text(), encoding="utf-8")
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr("obscura_jax.text.corpus.write_tokens", fail(full))
+        patch.setattr("obscura_jax.text.corpus.tokenize_to_file", fail(full))
         with pytest.raises(SystemExit):
             main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
     assert "No space left on device" in capsys.readouterr().err

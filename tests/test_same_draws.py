@@ -18,11 +18,12 @@ from obscura_jax import (
     TransformerBlock,
     generate,
 )
-from obscura_jax.interop.dialects import from_course
-from obscura_jax.parity import same_draws, threefry, torch_reference
-from obscura_jax.parity.budgets import BUDGETS
-from obscura_jax.parity.same_draws import linen_key, same_dropout, sample_tokens
+from obscura_jax.interop.course_state import from_course
+from obscura_jax.parity import torch_reference
+from obscura_jax.rng import same_draws, threefry
+from obscura_jax.rng.same_draws import linen_key, same_dropout, sample_tokens
 from tests import test_training
+from tests.support.tolerances import BUDGETS
 from tests.test_training import relative
 
 CFG = replace(test_training.CFG, drop_rate=0.1)
@@ -171,7 +172,7 @@ def test_a_part_alone_and_heads_side_by_side():
 
 
 class Dropping(torch_reference.GPTModel):
-    """Its n-th call in training drops as batch n % 2 of step n // 2 of `train_step`."""
+    """Its n-th call in training drops as batch n % 2 of step n // 2 of `train_step_jit`."""
 
     def forward(self, in_idx):
         step, batch = divmod(self.calls, 2)

@@ -9,7 +9,7 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, generate, gpt2_tokenizer, score
 from obscura_jax.decoding.score import _log_probabilities
-from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.rng.torch_generator import torch_seed_init
 
 CFG = GPTConfig(
     vocab_size=61,
@@ -21,7 +21,7 @@ CFG = GPTConfig(
     qkv_bias=True,
 )
 MODEL = GPTModel(CFG)
-PARAMS = initial_parameters(CFG, 123)
+PARAMS = torch_seed_init(CFG, 123)
 PARAMS["trf_blocks"] = jax.tree.map(lambda leaf: 2 * leaf, PARAMS["trf_blocks"])
 ROUNDING = 4 * 4.3e-6  # measured: at most 4.3e-6 over 8 seeds, of log-probabilities of about 4
 
@@ -51,7 +51,9 @@ def test_log_probabilities_are_the_models():
     assert largest_difference(out.logprobs, want) <= ROUNDING
     for got, row in zip(out.perplexity, want, strict=True):
         assert got == pytest.approx(math.exp(-np.mean(row)), rel=1e-5)
-    assert out.overall == pytest.approx(math.exp(-np.mean(np.concatenate(want))), rel=1e-5)
+    assert out.corpus_perplexity == pytest.approx(
+        math.exp(-np.mean(np.concatenate(want))), rel=1e-5
+    )
     # The control: the log-probabilities of the tokens one place further on.
     assert largest_difference(out.logprobs[2:], [row[1:] + row[:1] for row in want[2:]]) > 0.1
 

@@ -12,15 +12,22 @@ import torch
 from flax.serialization import msgpack_serialize
 
 from obscura_jax import load_model, save_model
-from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.files import read_checkpoint, save_hf, save_nanogpt
-from obscura_jax.interop.foreign_configs import special_ids
+from obscura_jax.cli.main import main
+from obscura_jax.export.artifact import load_artifact
+from obscura_jax.interop.checkpoint import read_checkpoint, save_hf, save_nanogpt
+from obscura_jax.interop.hf_config import special_ids
 from obscura_jax.interop.tokens import CARRIED, TokenRecord, gpt2_record, tokens_at
-from obscura_jax.parity.prompts import hard_prompts
-from obscura_jax.scale.artifact import load_artifact
-from tests.checkpoints import BIASED
-from tests.test_tables import flax_tree, hf_model, transformers
-from tests.tokenizer_folders import bpe, change_config, config, hf_folder, weights, write_json
+from obscura_jax.parity.prompts import stress_prompts
+from tests.support.checkpoints import BIASED
+from tests.support.tokenizer_folders import (
+    bpe,
+    change_config,
+    config,
+    hf_folder,
+    weights,
+    write_json,
+)
+from tests.test_name_tables import flax_tree, hf_model, transformers
 
 IDS = {"bos_token_id": 3, "eos_token_id": [5, 7], "pad_token_id": 9, "sep_token_id": 11}
 
@@ -244,13 +251,13 @@ def test_a_dropout_that_has_no_place_is_listed(tmp_path):
 
 
 def test_the_end_of_a_text_is_in_a_prompt_of_parity():
-    known = hard_prompts(BIASED, end_of_text=4)["<|endoftext|> inside"]
+    known = stress_prompts(BIASED, end_of_text=4)["<|endoftext|> inside"]
     assert known[0, known.shape[1] // 2] == 4
     for unknown in (None, 17, -1):
-        found = hard_prompts(BIASED, end_of_text=unknown)["<|endoftext|> inside"]
+        found = stress_prompts(BIASED, end_of_text=unknown)["<|endoftext|> inside"]
         assert found[0, found.shape[1] // 2] == 16
-    for name, ids in hard_prompts(BIASED, end_of_text=4).items():
-        same = np.array_equal(ids, hard_prompts(BIASED)[name])
+    for name, ids in stress_prompts(BIASED, end_of_text=4).items():
+        same = np.array_equal(ids, stress_prompts(BIASED)[name])
         assert same == (name != "<|endoftext|> inside")
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax import GPTConfig, GPTModel, generate
-from obscura_jax.decoding.engine import HERE
-from obscura_jax.decoding.stream import TextStream, stream, stream_text, text_until
-from obscura_jax.interop.torch_random import initial_parameters
+from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
+from obscura_jax.decoding.stream import TextStream, decode_until_stop, stream, stream_text
+from obscura_jax.rng.torch_generator import torch_seed_init
 from obscura_jax.text.tokenizers import gpt2_tokenizer
 
 CFG = GPTConfig(
@@ -25,7 +25,7 @@ CFG = GPTConfig(
     qkv_bias=True,
 )
 MODEL = GPTModel(CFG)
-PARAMS = initial_parameters(CFG, 123)
+PARAMS = torch_seed_init(CFG, 123)
 SAMPLED = {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "key": jax.random.key(5)}
 SPEAKING = GPTConfig(50257, 64, 8, 2, 1, 0.1, False)
 TOKENIZER = gpt2_tokenizer()
@@ -46,23 +46,38 @@ def test_a_stream_adds_up_to_what_generate_gives(options):
     stops = [[free[0][4]], [], [free[2][11], free[2][20]]]
     ended = generate(MODEL, PARAMS, ROWS, 30, stop_ids=stops, **options).tokens
     assert ended != free
-    before = HERE.compiled()
-    for chunk in (1, 3, 100):
-        assert joined(stream(MODEL, PARAMS, ROWS, 30, chunk=chunk, **options)) == free
-        chunks = list(stream(MODEL, PARAMS, ROWS, 30, chunk=chunk, stop_ids=stops, **options))
+    before = DEFAULT_PROGRAMS.compiled()
+    for tokens_per_chunk in (1, 3, 100):
+        assert (
+            joined(stream(MODEL, PARAMS, ROWS, 30, tokens_per_chunk=tokens_per_chunk, **options))
+            == free
+        )
+        chunks = list(
+            stream(
+                MODEL,
+                PARAMS,
+                ROWS,
+                30,
+                tokens_per_chunk=tokens_per_chunk,
+                stop_ids=stops,
+                **options,
+            )
+        )
         assert joined(chunks) == ended
         sizes = [len(ids[1]) for ids in chunks]  # the row that never stops
         assert sizes[0] == 1
-        assert all(size == chunk for size in sizes[1:-1])
+        assert all(size == tokens_per_chunk for size in sizes[1:-1])
         assert sum(sizes) == 30
-    assert HERE.compiled() == before
+    assert DEFAULT_PROGRAMS.compiled() == before
     other = [[(token + 1) % 61 for token in row] for row in ROWS]
     assert joined(stream(MODEL, PARAMS, other, 30, **options)) != free
 
 
 def test_a_stream_slides():
-    expected = generate(MODEL, PARAMS, ROWS, 70, sliding=True).tokens
-    assert joined(stream(MODEL, PARAMS, ROWS, 70, chunk=9, sliding=True)) == expected
+    expected = generate(MODEL, PARAMS, ROWS, 70, sliding_window=True).tokens
+    assert (
+        joined(stream(MODEL, PARAMS, ROWS, 70, tokens_per_chunk=9, sliding_window=True)) == expected
+    )
 
 
 def test_a_stream_fits_in_the_context_by_default():
@@ -72,19 +87,19 @@ def test_a_stream_fits_in_the_context_by_default():
     assert len(joined(stream(MODEL, PARAMS, [[2]]))[0]) == 64
     with pytest.raises(ValueError, match="fills the context of 67 tokens"):
         stream(MODEL, PARAMS, [[1] * 67])
-    assert len(joined(stream(MODEL, PARAMS, [[1] * 67], sliding=True))[0]) == 64
+    assert len(joined(stream(MODEL, PARAMS, [[1] * 67], sliding_window=True))[0]) == 64
 
 
 def test_a_stream_ends_with_its_last_row():
     free = generate(MODEL, PARAMS, ROWS, 30).tokens
     stops = [[row[3]] for row in free]
-    chunks = list(stream(MODEL, PARAMS, ROWS, 30, chunk=2, stop_ids=stops))
+    chunks = list(stream(MODEL, PARAMS, ROWS, 30, tokens_per_chunk=2, stop_ids=stops))
     assert len(chunks) <= 3
     assert joined(chunks) == [row[: row.index(row[3])] for row in free]
 
 
 def test_a_stream_is_computed_as_it_is_read():
-    chunks = stream(MODEL, PARAMS, ROWS, 30, chunk=1)
+    chunks = stream(MODEL, PARAMS, ROWS, 30, tokens_per_chunk=1)
     first = next(chunks)
     assert [len(ids) for ids in first] == [1, 1, 1]
     assert next(chunks) != []
@@ -94,8 +109,13 @@ def test_a_stream_is_computed_as_it_is_read():
 @pytest.mark.parametrize(
     ("prompts", "new", "options", "message"),
     [
-        (ROWS, 5, {"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
-        (ROWS, 5, {"chunk": 1.5}, "chunk must be a whole number"),
+        (
+            ROWS,
+            5,
+            {"tokens_per_chunk": 0},
+            "tokens_per_chunk must be a whole number of at least 1, got 0",
+        ),
+        (ROWS, 5, {"tokens_per_chunk": 1.5}, "tokens_per_chunk must be a whole number"),
         ([], 5, {}, "the batch is empty"),
         ([[1], []], 5, {}, "prompt 1: the prompt is empty"),
         ([[61]], 5, {}, "prompt 0: .*outside the vocabulary"),
@@ -110,7 +130,7 @@ def test_a_stream_is_computed_as_it_is_read():
 def test_what_generate_refuses_is_refused_at_the_call(prompts, new, options, message):
     with pytest.raises(ValueError, match=message):
         stream(MODEL, PARAMS, prompts, new, **options)
-    if "chunk" not in options:
+    if "tokens_per_chunk" not in options:
         with pytest.raises(ValueError, match=message):
             generate(MODEL, PARAMS, prompts, new, **options)
 
@@ -165,7 +185,7 @@ def test_the_text_ends_before_the_stop_string_that_begins_first(ids, splits, sto
     pieces, text = pieces_of(ids, splits, stop)
     assert "".join(pieces) == cut_at_first(whole, stop)
     assert text.stopped == any(s in whole for s in stop)
-    shown, taken, stopped = text_until(TOKENIZER, ids, stop)
+    shown, taken, stopped = decode_until_stop(TOKENIZER, ids, stop)
     assert (shown, stopped) == ("".join(pieces), text.stopped)
     assert cut_at_first(TOKENIZER.decode(ids[:taken]), stop) == shown
 
@@ -223,7 +243,7 @@ def test_what_a_text_stream_refuses():
 # Text to text.
 
 SPEAKER = GPTModel(SPEAKING)
-SPOKEN = initial_parameters(SPEAKING, 7)
+SPOKEN = torch_seed_init(SPEAKING, 7)
 PROMPTS = ["Hello, I am", "naïve → 世界", "<|endoftext|>"]
 ENCODED = [TOKENIZER.encode(prompt, allowed_special="all") for prompt in PROMPTS]
 
@@ -234,8 +254,10 @@ def said(pieces):
 
 def test_streamed_text_is_the_text_of_the_tokens():
     expected = [TOKENIZER.decode(ids) for ids in generate(SPEAKER, SPOKEN, ENCODED, 20).tokens]
-    for chunk in (1, 6):
-        pieces = list(stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, chunk=chunk))
+    for tokens_per_chunk in (1, 6):
+        pieces = list(
+            stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, tokens_per_chunk=tokens_per_chunk)
+        )
         assert said(pieces) == expected
     sampled = {"temperature": 0.8, "key": jax.random.key(3)}
     drawn = generate(SPEAKER, SPOKEN, ENCODED, 20, **sampled).tokens
@@ -254,12 +276,18 @@ def test_streamed_text_ends_with_the_last_row():
     ids = generate(SPEAKER, SPOKEN, ENCODED, 20).tokens
     texts = [TOKENIZER.decode(row) for row in ids]
     stop = [text[2:9] for text in texts]  # across tokens, early in every row
-    pieces = list(stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, chunk=1, stop=stop))
+    pieces = list(
+        stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, tokens_per_chunk=1, stop=stop)
+    )
     assert said(pieces) == [cut_at_first(text, stop) for text in texts] != texts
     assert len(pieces) < 19
     # A row that a stop id ends gives what it held back, though its neighbours go on.
     last = TOKENIZER.decode(ids[0][:3])
-    options = {"stop_ids": [[ids[0][3]], [], []], "stop": [last[-1] + "\x00"], "chunk": 1}
+    options = {
+        "stop_ids": [[ids[0][3]], [], []],
+        "stop": [last[-1] + "\x00"],
+        "tokens_per_chunk": 1,
+    }
     pieces = list(stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, **options))
     assert said(pieces[:5])[0] == last
     assert len(pieces) >= 20
@@ -269,7 +297,7 @@ def test_text_errors_come_at_the_call():
     for prompts, options, message in (
         (["a", ""], {}, "prompt 1: the prompt is empty"),
         (["a"], {"stop": [""]}, "stop must be a list"),
-        (["a"], {"chunk": 0}, "chunk must be"),
+        (["a"], {"tokens_per_chunk": 0}, "tokens_per_chunk must be"),
         (["a"], {"max_new_tokens": 64}, "exceed the context of 64 tokens; request at most 63"),
     ):
         with pytest.raises(ValueError, match=message):

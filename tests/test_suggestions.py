@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from obscura_jax import save_model
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
 from obscura_jax.text import sample_text
-from tests.tokenizer_folders import bpe, config, hf_folder, weights
+from tests.support.tokenizer_folders import bpe, config, hf_folder, weights
 
 ODD = "a b'c $HOME"  # a shell would split and expand it
 

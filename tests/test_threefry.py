@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax.parity import threefry
+from obscura_jax.rng import threefry
 
 SHAPE = (1009, 997)  # a million draws, and no round number
 

@@ -4,11 +4,11 @@ import jax
 import pytest
 
 from obscura_jax import load_model
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 from obscura_jax.config import PRESETS
-from obscura_jax.interop.files import read_checkpoint
+from obscura_jax.interop.checkpoint import read_checkpoint
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.initial import gpt2_init
 from tools.tiny_score import model_bits, xz_bits
 from tools.tiny_text import documents, split
 
@@ -28,9 +28,9 @@ def test_it_is_small_and_named(tmp_path, monkeypatch):
     (tmp_path / "tiny").mkdir()
     with pytest.raises(FileNotFoundError, match="tiny is not a model"):
         load_model("./tiny")
-    from obscura_jax.interop import sources
+    from obscura_jax.interop import locate
 
-    folder = sources._SHIPPED["tiny"]
+    folder = locate._SHIPPED["tiny"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
 
 
@@ -59,6 +59,6 @@ def test_it_needs_fewer_bits_than_xz(texts):
     part = held_out[:20000]  # a third, for time; the card has the whole
     ours, theirs = model_bits(model, params, part), xz_bits(train, part)
     assert 0.8 < ours < theirs < 3
-    fresh = gpt2_parameters(model.cfg, jax.random.key(0))
+    fresh = gpt2_init(model.cfg, jax.random.key(0))
     # Untrained, it guesses evenly: 12 bits a token of about 3.5 bytes.
     assert model_bits(GPTModel(model.cfg), fresh, part[:2000]) > 3

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.text.any_tokenizer import token_ids
 from obscura_jax.text.tokenizers import END_OF_TEXT, gpt2_tokenizer
-from tests.tokenizer_folders import (
+from tests.support.tokenizer_folders import (
     TEXTS,
     auto_tokenizer,
     bpe,

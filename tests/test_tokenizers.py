@@ -20,13 +20,13 @@ from obscura_jax.text import (
     build_vocab,
     gpt2_tokenizer,
     sample_text,
-    split_on_comma_and_full_stop,
+    split_on_comma_and_period,
     split_on_whitespace,
     split_text,
     split_trimmed,
     tokenizers,
 )
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parents[1]
 COURSE = json.loads((ROOT / "tests" / "golden" / "course.json").read_text())
@@ -40,7 +40,7 @@ def test_the_four_stages_on_one_text() -> None:
     """Each stage splits further than the one before, and the last two drop empty items."""
     text = "Oh, it ran. Did-it?"
     assert split_on_whitespace(text) == ["Oh,", " ", "it", " ", "ran.", " ", "Did-it?"]
-    assert split_on_comma_and_full_stop(text) == [
+    assert split_on_comma_and_period(text) == [
         *("Oh", ",", "", " ", "it", " ", "ran", ".", "", " ", "Did-it?"),
     ]
     assert split_trimmed(text) == ["Oh", ",", "it", "ran", ".", "Did-it?"]
@@ -69,7 +69,7 @@ def test_other_characters_stay_in_their_word(other: str) -> None:
 @settings(max_examples=60, deadline=None)
 def test_splitting_loses_white_space_only(text: str) -> None:
     """The first two stages lose nothing at all, and the last two leave no empty item."""
-    for split in (split_on_whitespace, split_on_comma_and_full_stop):
+    for split in (split_on_whitespace, split_on_comma_and_period):
         assert "".join(split(text)) == text
     for split in (split_trimmed, split_text):
         assert "".join(split(text)) == re.sub(r"\s", "", text)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from obscura_jax import GPTConfig, GPTModel
-from obscura_jax.cli.__main__ import main
-from obscura_jax.nn.depth import hidden_states, stacked
+from obscura_jax.cli.main import main
+from obscura_jax.nn.scan import hidden_states, stack_blocks
 from obscura_jax.scale import topology
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.roofline import CHIPS, bound, matrix_flops
-from obscura_jax.training.initial import gpt2_parameters
-from tests import processes
+from obscura_jax.training.initial import gpt2_init
+from tests.support import processes
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra tpu"
@@ -65,7 +65,7 @@ def test_every_program_compiles(program, sizes, slice_):
 @compiles
 def test_arguments_are_what_arithmetic_says(slice_):
     found = topology.describe(slice_, CFG, "decode", {"data": 4}, 4)
-    counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(gpt2_parameters(CFG, KEY)))
+    counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(gpt2_init(CFG, KEY)))
     weights, caches = 2 * counted, 2 * CFG.n_layers * 64 * 64 * 2
     assert weights + caches <= found["memory"]["arguments"] < 1.6 * (weights + caches)  # tiles
 
@@ -150,19 +150,19 @@ def refused(words, message, capsys):
 
 
 def test_products_are_counted_with_their_loops():
-    model, params = GPTModel(CFG), gpt2_parameters(CFG, KEY)
+    model, params = GPTModel(CFG), gpt2_init(CFG, KEY)
     ids = jnp.zeros((2, 64), jnp.int32)
     want = 2 * 2 * 64 * (CFG.n_layers * 12 * 64 * 64 + CFG.n_layers * 2 * 64 * 64)
-    for tree in (params, stacked(params)):
+    for tree in (params, stack_blocks(params)):
         jaxpr = jax.make_jaxpr(lambda p: hidden_states(model, p, ids))(tree)
         assert matrix_flops(jaxpr.jaxpr) == want
 
     def gradient(p):
-        return jax.grad(lambda p: hidden_states(model, p, ids, recompute="blocks").sum())(p)
+        return jax.grad(lambda p: hidden_states(model, p, ids, remat="blocks").sum())(p)
 
     # Once forwards, once again but for a block's last product, twice backwards.
     again = 4 * want - 2 * 2 * 64 * CFG.n_layers * 4 * 64 * 64
-    assert matrix_flops(jax.make_jaxpr(gradient)(stacked(params)).jaxpr) == again
+    assert matrix_flops(jax.make_jaxpr(gradient)(stack_blocks(params)).jaxpr) == again
 
 
 def test_the_bound():

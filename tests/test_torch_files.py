@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax.interop.files import load_model, read_checkpoint, save_course, save_model
-from tests.checkpoints import BIASED, CFG, LOGITS, bits, course_model, difference, leaves
+from obscura_jax.interop.checkpoint import load_model, read_checkpoint, save_course, save_model
+from tests.support.checkpoints import BIASED, CFG, LOGITS, bits, course_model, difference, leaves
 
 
 @pytest.mark.parametrize("cfg", [CFG, BIASED])

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig, gpt2_tokenizer, load_model
-from obscura_jax.cli.__main__ import main
-from obscura_jax.interop.dialects import parameter_shapes
+from obscura_jax.cli.main import main
+from obscura_jax.interop.course_state import parameter_shapes
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.runs.fit import read_metrics
 from obscura_jax.text import sample_text
 from obscura_jax.text.dataset import GPTDatasetV1
 from obscura_jax.text.loader import DataLoader
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.run import read_metrics
-from obscura_jax.training.step import first_state, train_step
+from obscura_jax.training.step import init_train_state, train_step_jit
 
 SMALL = ["--emb-dim", "8", "--n-heads", "2", "--n-layers", "1", "--context-length", "16"]
 CFG = GPTConfig(
@@ -203,11 +203,11 @@ def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
 def test_a_step_that_is_not_finite_leaves_the_state(x64):
     config = OptimizerConfig()
     model, ids = GPTModel(CFG), np.arange(16, dtype=np.int32).reshape(1, 2, 8)
-    params = gpt2_parameters(CFG, jax.random.key(0))
+    params = gpt2_init(CFG, jax.random.key(0))
     broken = jax.tree.map(lambda leaf: leaf.at[0].set(np.nan), params)
     for start, moved in ((params, True), (broken, False)):
-        state, report = train_step(
-            model, config, first_state(config, start), ids[..., :-1], ids[..., 1:]
+        state, report = train_step_jit(
+            model, config, init_train_state(config, start), ids[..., :-1], ids[..., 1:]
         )
         same = jax.tree.map(partial(np.array_equal, equal_nan=True), state.params, start)
         assert all(jax.tree.leaves(same)) is not moved
@@ -221,9 +221,9 @@ def test_a_batch_in_parts_is_the_batch():
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
     model, config = GPTModel(CFG), OptimizerConfig(clip_norm=1.0)
 
-    def losses(accumulate, steps=5):
-        state = first_state(config, gpt2_parameters(CFG, jax.random.key(0)))
-        states = train(model, config, state, loader, steps=steps, accumulate=accumulate)
+    def losses(grad_accum_steps, steps=5):
+        state = init_train_state(config, gpt2_init(CFG, jax.random.key(0)))
+        states = train(model, config, state, loader, steps=steps, grad_accum_steps=grad_accum_steps)
         return [row["loss"] for _, row in states]
 
     assert (
@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
     config = OptimizerConfig(learning_rate=1e30)
-    state = first_state(config, gpt2_parameters(CFG, jax.random.key(0)))
+    state = init_train_state(config, gpt2_init(CFG, jax.random.key(0)))
     states = train(GPTModel(CFG), config, state, loader, steps=20)
     with pytest.raises(ValueError, match=r"training diverged at step \d+ \(loss"):
         list(states)
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
 
 def test_gpt2_parameters():
     cfg = replace(CFG, emb_dim=64, n_heads=4)
-    tree = gpt2_parameters(cfg, jax.random.key(1))
+    tree = gpt2_init(cfg, jax.random.key(1))
     flat = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}
     assert {name: x.shape for name, x in leaves.items()} == parameter_shapes(cfg)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from obscura_jax import GPTConfig, GPTModel
-from obscura_jax.interop.dialects import from_course
+from obscura_jax.interop.course_state import from_course
 from obscura_jax.parity import torch_reference
-from obscura_jax.parity.budgets import BUDGETS
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
-from obscura_jax.training.step import first_state, train_step
+from obscura_jax.training.step import init_train_state, train_step_jit
+from tests.support.tolerances import BUDGETS
 
 CFG = GPTConfig(
     vocab_size=53,
@@ -33,15 +33,15 @@ OPTIMIZER = OptimizerConfig(
     warmup_steps=10,
     decay_steps=80,
     weight_decay=0.1,
-    decay_vectors=False,
+    decay_1d_params=False,
     clip_norm=0.5,
 )
 
 
-def batches(steps=STEPS, accumulate=2, seed=0):
+def batches(steps=STEPS, grad_accum_steps=2, seed=0):
     """(steps, A, B, T + 1) ids with something to learn: each row counts up in its own stride."""
     rng = np.random.default_rng(seed)
-    start, stride = rng.integers(0, 53, (2, steps, accumulate, 3, 1))
+    start, stride = rng.integers(0, 53, (2, steps, grad_accum_steps, 3, 1))
     return ((start + (stride % 3 + 1) * np.arange(CFG.context_length + 1)) % 53).astype(np.int32)
 
 
@@ -56,7 +56,7 @@ def torch_losses(dtype, config=OPTIMIZER):
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": config.weight_decay * config.decay_vectors},
+        {"params": vectors, "weight_decay": config.weight_decay * config.decay_1d_params},
     ]
     betas = (config.beta1, config.beta2)
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
@@ -65,7 +65,7 @@ def torch_losses(dtype, config=OPTIMIZER):
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
         through = min((step - config.warmup_steps) / config.decay_steps, 1)
-        low = config.final_fraction
+        low = config.end_lr_fraction
         return low + (1 - low) * (1 + math.cos(math.pi * through)) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, factor)
@@ -87,10 +87,10 @@ def torch_losses(dtype, config=OPTIMIZER):
 
 def jax_losses(dtype=jnp.float32, config=OPTIMIZER, **kwargs):
     params, _ = from_course({k: v.numpy() for k, v in torch_model().state_dict().items()}, CFG)
-    state = first_state(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    state = init_train_state(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
     losses = []
     for ids in batches():
-        state, report = train_step(MODEL, config, state, ids[..., :-1], ids[..., 1:], **kwargs)
+        state, report = train_step_jit(MODEL, config, state, ids[..., :-1], ids[..., 1:], **kwargs)
         losses.append(float(report.loss))
     return np.array(losses)
 
@@ -105,7 +105,7 @@ def test_100_steps_beside_torch():
     allowed = BUDGETS["losses of 100 steps", "float32"].allowed
     assert relative(jax_losses(), theirs) <= allowed
     for wrong in (
-        replace(OPTIMIZER, decay_vectors=True),
+        replace(OPTIMIZER, decay_1d_params=True),
         replace(OPTIMIZER, clip_norm=0.51),
         replace(OPTIMIZER, warmup_steps=11),
         replace(OPTIMIZER, weight_decay=0.0),
@@ -122,47 +122,47 @@ def test_100_steps_in_float64(x64):
 
 
 def test_one_compilation_for_a_run():
-    before = train_step._cache_size()
-    jax_losses(chunk=5)
-    assert train_step._cache_size() == before + 1
+    before = train_step_jit._cache_size()
+    jax_losses(logits_chunk=5)
+    assert train_step_jit._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 11, 100])
-def test_the_loss_in_chunks_is_the_loss(chunk, x64):
+@pytest.mark.parametrize("logits_chunk", [1, 4, 5, 11, 100])
+def test_the_loss_in_chunks_is_the_loss(logits_chunk, x64):
     """Of T = 11 positions, in chunks that divide it and that do not: value and gradients."""
     key, ids = jax.random.key(0), batches(1, 1)[0, 0]
     params = MODEL.init(key, ids[:, :-1])["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
 
-    def loss(params, chunk, targets=ids[:, 1:]):
-        return next_token_loss(MODEL, params, ids[:, :-1], targets, chunk=chunk)
+    def loss(params, logits_chunk, targets=ids[:, 1:]):
+        return next_token_loss(MODEL, params, ids[:, :-1], targets, logits_chunk=logits_chunk)
 
-    whole, chunked = (jax.value_and_grad(loss)(params, size) for size in (None, chunk))
+    whole, chunked = (jax.value_and_grad(loss)(params, size) for size in (None, logits_chunk))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(chunked), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
-    assert abs(loss(params, chunk, ids[:, :-1]) - whole[0]) > 1e-3
+    assert abs(loss(params, logits_chunk, ids[:, :-1]) - whole[0]) > 1e-3
 
 
-@pytest.mark.parametrize("recompute", ["elementwise", "blocks"])
-def test_recomputing_changes_no_gradient(recompute, x64):
+@pytest.mark.parametrize("remat", ["elementwise", "blocks"])
+def test_recomputing_changes_no_gradient(remat, x64):
     """Dropout included: what is computed again drops the same values."""
     model = GPTModel(replace(CFG, drop_rate=0.2))
     ids = batches(1, 1)[0, 0]
     params = model.init(jax.random.key(0), ids[:, :-1])["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
 
-    def found(recompute, seed=1):
+    def found(remat, seed=1):
         def loss(params):
             args = (model, params, ids[:, :-1], ids[:, 1:])
-            return next_token_loss(*args, key=jax.random.key(seed), recompute=recompute)
+            return next_token_loss(*args, key=jax.random.key(seed), remat=remat)
 
         return jax.value_and_grad(loss)(params), str(jax.make_jaxpr(jax.grad(loss))(params))
 
-    (kept, plain), (again, remade) = found(None), found(recompute)
+    (kept, plain), (again, remade) = found(None), found(remat)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
     assert remade.count("tanh") > plain.count("tanh")  # it is computed again
-    assert abs(found(recompute, seed=2)[0][0] - kept[0]) > 1e-4
+    assert abs(found(remat, seed=2)[0][0] - kept[0]) > 1e-4
 
 
 def test_cross_entropy_is_torchs():
@@ -180,7 +180,7 @@ def test_cross_entropy_is_torchs():
 
 
 def test_the_rate():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay_steps=6, final_fraction=0.1)
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay_steps=6, end_lr_fraction=0.1)
     rates = [round(float(learning_rate(config, step)), 4) for step in range(13)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 0.9397, 0.775, 0.55, 0.325, 0.1603, 0.1, 0.1, 0.1]
     constant = OptimizerConfig(learning_rate=0.5)
@@ -193,10 +193,10 @@ def test_dropout_is_a_function_of_key_and_step():
     ids = batches(1)[0]
 
     def loss(seed, steps=1):
-        state = first_state(OPTIMIZER, params)
+        state = init_train_state(OPTIMIZER, params)
         for _ in range(steps):
             args = (model, OPTIMIZER, state, ids[..., :-1], ids[..., 1:], jax.random.key(seed))
-            state, report = train_step(*args)
+            state, report = train_step_jit(*args)
         return float(report.loss)
 
     assert loss(1) == loss(1) != loss(2)
@@ -208,9 +208,9 @@ def test_bfloat16_computes_and_float32_keeps():
     ids = batches(1)[0]
     found = []
     for dtype in (None, jnp.bfloat16):
-        state = first_state(OPTIMIZER, params)
+        state = init_train_state(OPTIMIZER, params)
         args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
-        state, report = train_step(*args, compute_dtype=dtype)
+        state, report = train_step_jit(*args, compute_dtype=dtype)
         found.append(float(report.loss))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert 1e-5 < abs(found[0] - found[1]) < 0.02
@@ -224,7 +224,7 @@ def test_bfloat16_computes_and_float32_keeps():
         ("learning_rate", -1e-3),
         ("learning_rate", "fast"),
         ("warmup_steps", -1),
-        ("final_fraction", 1.5),
+        ("end_lr_fraction", 1.5),
         ("weight_decay", -0.1),
         ("beta1", 1.0),
         ("beta2", math.nan),

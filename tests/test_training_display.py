@@ -8,7 +8,7 @@ import pytest
 
 from obscura_jax.cli.training_display import Display, Expendable, say, show_reading
 from obscura_jax.text import sample_text
-from tests import processes
+from tests.support import processes
 
 ROWS = [
     {"step": 9, "loss": 1.0, "tokens_per_second": 5.0},

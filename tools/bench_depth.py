@@ -19,27 +19,29 @@ import jax.numpy as jnp
 from obscura_jax.arguments import size
 from obscura_jax.bench.training import time_training, training_step
 from obscura_jax.config import PRESETS
-from obscura_jax.nn.depth import stacked
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.nn.scan import stack_blocks
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state, train_step
+from obscura_jax.training.step import init_train_state, train_step_jit
 
 BLOCKS = (12, 24, 48)
 WAYS = {"in a loop": True, "unrolled": False}
 CFG = replace(PRESETS["gpt2"], drop_rate=0.0)
-CONFIG = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
+CONFIG = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
 ROWS, LENGTH = 4, 256
 
 
 def compiling(blocks: int, scan: bool) -> float:
     """Return the seconds to trace, lower and compile a step of a model with `blocks` blocks."""
     cfg = replace(CFG, n_layers=blocks)
-    state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
+    state = jax.eval_shape(lambda: init_train_state(CONFIG, gpt2_init(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, ROWS, LENGTH), jnp.int32)
     jax.clear_caches()
     begin = time.perf_counter()
-    train_step.lower(GPTModel(cfg), CONFIG, stacked(state) if scan else state, ids, ids).compile()
+    train_step_jit.lower(
+        GPTModel(cfg), CONFIG, stack_blocks(state) if scan else state, ids, ids
+    ).compile()
     return time.perf_counter() - begin
 
 

@@ -15,8 +15,8 @@ import jax
 
 from obscura_jax.arguments import size
 from obscura_jax.bench.processes import cold_start_command, time_cold_start
-from obscura_jax.interop.files import load_model, save_model
-from obscura_jax.scale.export import export_model
+from obscura_jax.export.exporter import export_model
+from obscura_jax.interop.checkpoint import load_model, save_model
 
 
 def main() -> None:

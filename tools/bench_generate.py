@@ -52,7 +52,7 @@ def main() -> None:
 
     import jax
 
-    from obscura_jax.interop.files import load_model, save_hf, save_model
+    from obscura_jax.interop.checkpoint import load_model, save_hf, save_model
 
     model, params = load_model(args.model, n_heads=args.n_heads)
     threads = environment()["threads"]
@@ -111,7 +111,7 @@ def _makers(
 
 
 def _ours(folder: str, dtype: str) -> GenerateFn:
-    from obscura_jax.interop.files import load_model
+    from obscura_jax.interop.checkpoint import load_model
 
     return generate_functions(*load_model(f"{folder}/native"), dtype)[dtype]
 

@@ -43,7 +43,7 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
-    how = {"chunk": args.chunk, "recompute": args.recompute}
+    how = {"logits_chunk": args.chunk, "remat": args.recompute}
     threads = int(environment()["threads"])
     report, found = BenchReport(args.json), []
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from obscura_jax.cli.__main__ import main
+from obscura_jax.cli.main import main
 
 if __name__ == "__main__":
     main(["convert", *sys.argv[1:]])

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in ORDER]:
         parser.error(f"no notebook is named {unknown[0]!r}; choose from {', '.join(ORDER)}")
-    libtpu.quiet()  # the kernels inherit the environment
+    libtpu.silence_if_no_tpu()  # the kernels inherit the environment
     failed = False
     for name in options.names or ORDER:
         begin = time.perf_counter()

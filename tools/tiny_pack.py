@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from obscura_jax.interop.files import read_checkpoint, save_model
+from obscura_jax.interop.checkpoint import read_checkpoint, save_model
 
 
 def main(source: str, destination: str) -> None:

@@ -60,7 +60,7 @@ def xz_bits(train: str, text: str) -> float:
 
 def main() -> None:
     """Print the bits per byte of both."""
-    from obscura_jax.interop.files import load_model
+    from obscura_jax.interop.checkpoint import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL", help="model folder")

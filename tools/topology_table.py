@@ -4,7 +4,7 @@ import json
 import sys
 
 from obscura_jax.config import PRESETS
-from obscura_jax.scale.mesh import row_parts, show
+from obscura_jax.scale.mesh import batch_shards, format_mesh
 from obscura_jax.scale.topology import Program, default_mesh, describe, largest_batch, topology
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -16,12 +16,12 @@ def row(model: str, slice_: str, program: Program) -> str:
     """Return a row of the table, for the largest batch that fits."""
     where, cfg = topology(slice_), PRESETS[model]
     sizes = default_mesh(program, cfg, len(where.devices))
-    first = describe(where, cfg, program, sizes, row_parts(sizes))
+    first = describe(where, cfg, program, sizes, batch_shards(sizes))
     found = largest_batch(where, cfg, program, sizes, first)
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
     memory, best = found["memory"], found["roofline"]
     return (
-        f"| {model} | {slice_} | {program} | {show(sizes)} | {found['batch']} | "
+        f"| {model} | {slice_} | {program} | {format_mesh(sizes)} | {found['batch']} | "
         f"{memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
         f"{found['flops'] / 1e12:.3g} | {found['sent'] / GIB:.2g} | "
         f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"

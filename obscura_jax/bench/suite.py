@@ -31,7 +31,7 @@ def bench_model(
     """
     import jax
 
-    from obscura_jax.interop.files import load_model, save_model
+    from obscura_jax.interop.checkpoint import load_model, save_model
 
     model, params = load_model(source, n_heads=n_heads)
     functions = generate_functions(model, params, dtype)

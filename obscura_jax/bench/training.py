@@ -20,27 +20,27 @@ def training_step(
     """Return a function that takes a training step on random tokens, computing in `dtype`.
 
     Parameters are float32. With `scan` the blocks run as one in a loop; `options` are keyword
-    arguments of `train_step`.
+    arguments of `train_step_jit`.
     """
     import jax
 
-    from obscura_jax.nn.depth import stacked
     from obscura_jax.nn.model import GPTModel
-    from obscura_jax.training.initial import gpt2_parameters
+    from obscura_jax.nn.scan import stack_blocks
+    from obscura_jax.training.initial import gpt2_init
     from obscura_jax.training.optimizer import OptimizerConfig
-    from obscura_jax.training.step import first_state, train_step
+    from obscura_jax.training.step import init_train_state, train_step_jit
 
     model, config = GPTModel(cfg), OptimizerConfig(clip_norm=1.0)
     ids = token_batch(cfg, rows, length)
     inputs, targets = jax.numpy.asarray(ids[None, :, :-1]), jax.numpy.asarray(ids[None, :, 1:])
-    state = first_state(config, gpt2_parameters(cfg, jax.random.key(0)))
+    state = init_train_state(config, gpt2_init(cfg, jax.random.key(0)))
     if scan:
-        state = stacked(state)
+        state = stack_blocks(state)
 
     def step() -> tuple[float, float | None]:
         nonlocal state
         begin = time.perf_counter()
-        state, report = train_step(
+        state, report = train_step_jit(
             model, config, state, inputs, targets, compute_dtype=dtype, **options
         )
         jax.block_until_ready((state, report))

@@ -6,7 +6,7 @@ from typing import Any
 from obscura_jax.bench.arguments import add_arguments
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser("bench", help="time a model on this machine")
     add_arguments(parser)

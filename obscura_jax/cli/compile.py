@@ -8,7 +8,7 @@ from obscura_jax.arguments import size
 from obscura_jax.config import PRESETS
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command and its options."""
     parser = commands.add_parser("compile", help="compile for a TPU slice, without a TPU")
     add = parser.add_argument
@@ -32,19 +32,19 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compile the program, and print what it needs."""
-    from obscura_jax.scale.mesh import parse_mesh, row_parts, show
+    from obscura_jax.scale.mesh import batch_shards, format_mesh, parse_mesh
     from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
 
     where, cfg = topology(args.topology), PRESETS[args.preset]
     chips = len(where.devices)
     sizes = parse_mesh(args.mesh) if args.mesh else default_mesh(args.program, cfg, chips)
-    found = describe(where, cfg, args.program, sizes, args.batch_size or row_parts(sizes))
+    found = describe(where, cfg, args.program, sizes, args.batch_size or batch_shards(sizes))
     largest = largest_batch(where, cfg, args.program, sizes, found)
     found |= {"preset": args.preset, "largest_batch": largest["batch"]}
     if args.json:
         print(json.dumps(found))
         return
-    print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {show(sizes)}")
+    print(f"{args.preset} {args.program} on {args.topology}, {chips} chips, {format_mesh(sizes)}")
     print(f"{found['batch']} rows of {found['positions']} positions; per chip:")
     memory = found["memory"]
     for name in ("arguments", "temporaries", "program", "peak", "chip"):

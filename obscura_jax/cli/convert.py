@@ -6,7 +6,7 @@ from typing import Any
 from obscura_jax.arguments import add_model_arguments
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("convert", help="convert a model between PyTorch and JAX")
     parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
@@ -19,22 +19,28 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert, then print what each tensor became."""
-    from obscura_jax.interop import files
+    from obscura_jax.interop.checkpoint import (
+        read_checkpoint,
+        save_course,
+        save_hf,
+        save_model,
+        save_nanogpt,
+    )
 
-    checkpoint = files.read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
-    cfg, params, tokens = checkpoint.cfg, checkpoint.params, checkpoint.tokens
+    loaded = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
+    cfg, params, tokens = loaded.cfg, loaded.params, loaded.tokens
     if args.to == "course":
-        files.save_course(args.destination, cfg, params, overwrite=args.overwrite)
+        save_course(args.destination, cfg, params, overwrite=args.overwrite)
     else:
-        save = {"native": files.save_model, "hf": files.save_hf, "nanogpt": files.save_nanogpt}
+        save = {"native": save_model, "hf": save_hf, "nanogpt": save_nanogpt}
         save[args.to](args.destination, cfg, params, tokens=tokens, overwrite=args.overwrite)
-    for row in checkpoint.audit:
+    for row in loaded.audit:
         shape = "x".join(map(str, row.shape))
         print(f"{row.source} -> {row.target}  {shape} {row.dtype}  {row.checksum}  {row.note}")
     for what, names in tokens.carried_to(args.to).items():
         if names:
             print(f"{what}: {', '.join(names)}")
-    print(f"{args.source} ({checkpoint.dialect}) -> {args.destination} ({args.to})")
-    print(checkpoint.cfg)
-    if "nanogpt" in (checkpoint.dialect, args.to):
+    print(f"{args.source} ({loaded.dialect}) -> {args.destination} ({args.to})")
+    print(loaded.cfg)
+    if "nanogpt" in (loaded.dialect, args.to):
         print("nanoGPT since 2023 computes the exact GELU, this model the tanh form it had before")

@@ -8,7 +8,7 @@ from obscura_jax.arguments import add_model_arguments
 from obscura_jax.cli.suggestions import generate_command
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("export", help="write programs that run without this package")
     add = parser.add_argument
@@ -23,8 +23,8 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export, then print the files."""
-    from obscura_jax.interop.files import read_checkpoint
-    from obscura_jax.scale.export import export_model
+    from obscura_jax.export.exporter import export_model
+    from obscura_jax.interop.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     files = export_model(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.arguments import add_model_arguments, refuse_for_exported, seed, size, utf8
-from obscura_jax.cli.compile_cache import keep_programs
-from obscura_jax.cli.interrupts import last_words
+from obscura_jax.compile_cache import enable_compilation_cache
 from obscura_jax.config import GENERATOR
+from obscura_jax.interrupts import last_words
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("generate", help="continue prompts with a model")
     add = parser.add_argument
@@ -55,18 +55,18 @@ def run(args: argparse.Namespace) -> None:
     """Continue each prompt: as a stream on a terminal, else all of them in one batch."""
     prompts = _prompts(args.prompt)
     if not args.no_compile_cache:
-        keep_programs()
+        enable_compilation_cache()
     import jax
 
     from obscura_jax.decoding.generate import generate
-    from obscura_jax.decoding.plan import computed_in
+    from obscura_jax.decoding.request import cast_params
     from obscura_jax.decoding.stream import stream_text
-    from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.export.artifact import load_artifact
+    from obscura_jax.interop.checkpoint import read_checkpoint
+    from obscura_jax.interop.locate import is_exported
     from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
-    from obscura_jax.interop.sources import is_exported
     from obscura_jax.interop.tokens import tokens_at
     from obscura_jax.nn.model import GPTModel
-    from obscura_jax.scale.artifact import load_artifact
 
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         with nullcontext() if args.mesh is None else _on_the_host():
             checkpoint = read_checkpoint(args.model, n_heads=args.n_heads, entry=args.entry)
             model, tokens = GPTModel(checkpoint.cfg), checkpoint.tokens
-            params = computed_in(args.dtype, checkpoint.params)
+            params = cast_params(args.dtype, checkpoint.params)
             del checkpoint  # it has the tensors as the file has them
     if args.ids and args.stop:
         raise ValueError("--stop is text, and with --ids there is none: leave one of them out")
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         over = mesh.make_mesh(mesh.parse_mesh(args.mesh))
         mesh.check_model(model.cfg, over)
         mesh.check_batch(len(prompts), over)
-        params, settings["programs"] = mesh.place(over, params), generation.programs(over)
+        params, settings["programs"] = mesh.place(over, params), generation.mesh_programs(over)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if terminal and not args.json and args.mesh is None:  # a mesh may need more rows than one
         _stream(args, tokenizer, prompts, partial(stream_text, model, params, **settings))
@@ -132,14 +132,14 @@ def _batch(
     args: argparse.Namespace, tokenizer: Any, prompts: list[str], generate: Callable[..., Any]
 ) -> None:
     """Continue all prompts in one batch, and print a text or a JSON object for each."""
-    from obscura_jax.decoding.stream import text_until
+    from obscura_jax.decoding.stream import decode_until_stop
 
-    text_until(tokenizer, [], args.stop)  # refuses them before the work, not after it
+    decode_until_stop(tokenizer, [], args.stop)  # refuses them before the work, not after it
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     out = generate(prompts=encoded)
     _notify(tokenizer)
     for row, prompt in enumerate(prompts):
-        text, count, stopped = text_until(tokenizer, out.tokens[row], args.stop)
+        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], args.stop)
         made = {
             "prompt": prompt,
             "text": text,

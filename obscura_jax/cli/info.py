@@ -8,7 +8,7 @@ from typing import Any
 from obscura_jax.arguments import add_model_arguments, refuse_for_exported
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("info", help="parameter count, memory and config of a model")
     source = "a folder or file of any dialect, exported too, gpt2, tiny, torch-seed:N"
@@ -19,9 +19,9 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the model and print its sizes and its tokenizer."""
-    from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.interop.checkpoint import read_checkpoint
+    from obscura_jax.interop.locate import is_exported
     from obscura_jax.interop.model_tokenizer import tokenizer_of
-    from obscura_jax.interop.sources import is_exported
     from obscura_jax.nn.model import count_parameters, parameter_bytes
 
     if is_exported(args.source):
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     """Print what only an exported model has; return its config and its tokens."""
-    from obscura_jax.interop.dialects import parameter_shapes
+    from obscura_jax.export.artifact import read_manifest
+    from obscura_jax.interop.course_state import parameter_shapes
     from obscura_jax.interop.tokens import tokens_at
-    from obscura_jax.scale.artifact import read_manifest
 
     refuse_for_exported(args, args.source, ("n_heads", "entry"))
     manifest, cfg = read_manifest(args.source)

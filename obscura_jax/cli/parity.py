@@ -10,7 +10,7 @@ from typing import Any
 from obscura_jax.arguments import add_model_arguments, seed, size
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser(
         "parity",
@@ -39,11 +39,11 @@ def add_to(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Examine, print the table, write the files; exits 1 where the frameworks differ."""
     from obscura_jax.extras import require
-    from obscura_jax.interop.dialects import named_tensors
-    from obscura_jax.interop.files import read_checkpoint
+    from obscura_jax.interop.checkpoint import read_checkpoint
+    from obscura_jax.interop.course_state import named_tensors
     from obscura_jax.parity import page, report_files
     from obscura_jax.parity import report as reports
-    from obscura_jax.parity.lab import examine
+    from obscura_jax.parity.lab import compare_implementations
     from obscura_jax.parity.references import reference
 
     formats = ((args.json, reports.as_json), (args.html, page.as_html))
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     flat = named_tensors(checkpoint.cfg, checkpoint.params)
     beside = reference(args.against, checkpoint.cfg, flat, args.source)
-    report = examine(
+    report = compare_implementations(
         args.source,
         checkpoint.cfg,
         checkpoint.params,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.arguments import seed, size
-from obscura_jax.cli.interrupts import deferred
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.cli.training_display import Display, say
-from obscura_jax.cli.training_folder import forgotten_if_refused, owned, remember, settle
-from obscura_jax.cli.training_run import SIZES, STEPS, prepare
 from obscura_jax.config import GENERATOR, PRESETS
+from obscura_jax.interrupts import deferred
+from obscura_jax.runs.folder import delete_partial_run, owned, remember, settle
+from obscura_jax.runs.prepare import SIZES, STEPS, prepare
 
 # What a run is, and --resume finds again. The other options may differ from call to call.
 _DEFAULTS = {
@@ -34,7 +34,7 @@ _DEFAULTS = {
     "accumulate": 1,
     "lr": 1e-3,
     "warmup_steps": 50,
-    "final_fraction": 0.1,
+    "end_lr_fraction": 0.1,
     "weight_decay": 0.1,
     "beta2": 0.99,
     "clip_norm": 1.0,
@@ -59,7 +59,7 @@ _KINDS: dict[str, Any] = {
 _SAMPLE_TOKENS = 32
 
 
-def add_to(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("train", help="train a model on text")
 
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
             return
         with owned(args.out) as folder:
             settings = settle(folder, given, _DEFAULTS, _KINDS, args.resume)
-            with nullcontext() if args.resume else forgotten_if_refused(folder):
+            with nullcontext() if args.resume else delete_partial_run(folder):
                 prepared = _prepared(args, folder, settings)
                 if args.resume:
                     remember(folder, settings)  # the new ones, for other processes and next time
@@ -190,12 +190,16 @@ def _prepared(
     import jax
 
     from obscura_jax.scale.mesh import make_mesh, parse_mesh
-    from obscura_jax.scale.training import OnMesh
+    from obscura_jax.scale.placement import MeshPlacement
 
     mesh = make_mesh(parse_mesh(args.mesh) if args.mesh else {"data": jax.device_count()})
     run, validation = prepare(folder, settings, mesh)
     writes = not args.process_id
-    return run, validation, OnMesh(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg)
+    return (
+        run,
+        validation,
+        MeshPlacement(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg),
+    )
 
 
 def _train(
@@ -208,11 +212,11 @@ def _train(
 ) -> None:
     import jax
 
-    from obscura_jax.interop.files import save_model
+    from obscura_jax.interop.checkpoint import save_model
     from obscura_jax.interop.tokens import NO_TOKENS, gpt2_record
-    from obscura_jax.training.initial import gpt2_parameters
+    from obscura_jax.runs.fit import METRICS, fit
+    from obscura_jax.training.initial import gpt2_init
     from obscura_jax.training.loop import DivergedError
-    from obscura_jax.training.run import METRICS, fit
 
     cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl=GENERATOR)
     try:
@@ -221,7 +225,7 @@ def _train(
             state = fit(
                 run,
                 folder,
-                lambda: gpt2_parameters(cfg, key),
+                lambda: gpt2_init(cfg, key),
                 validation=validation,
                 validate_every=args.validate_every,
                 save_every=args.save_every,
@@ -259,7 +263,7 @@ def _sampler(model: Any, key: Any) -> Any:
     is only shown, so an error in it is reported and does not end the run.
     """
     from obscura_jax.decoding.generate import generate
-    from obscura_jax.decoding.stream import text_until
+    from obscura_jax.decoding.stream import decode_until_stop
     from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
 
     cfg = model.cfg
@@ -272,7 +276,7 @@ def _sampler(model: Any, key: Any) -> Any:
     def sample(params: Any) -> str:
         try:
             out = generate(model, params, start, count, temperature=0.8, key=key)
-            return text_until(tokenizer, out.tokens[0])[0]
+            return decode_until_stop(tokenizer, out.tokens[0])[0]
         except Exception as error:
             _warn(f"no sample of text: {error}")
             return ""
@@ -283,7 +287,7 @@ def _sampler(model: Any, key: Any) -> Any:
 def _draw(metrics: Path, picture: Path) -> None:
     """Draw the loss curves, if matplotlib is installed; no error in this ends a run."""
     from obscura_jax.plots import loss_curves
-    from obscura_jax.training.run import read_metrics
+    from obscura_jax.runs.fit import read_metrics
 
     try:
         if rows := read_metrics(metrics):

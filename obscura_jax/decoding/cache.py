@@ -67,20 +67,22 @@ def empty_cache(model: GPTModel, rows: int, length: int, dtype: Any) -> KVCache:
     )
 
 
-def read_prompts(
+def prefill_cache(
     model: GPTModel, params: Any, ids: Int[Array, "b t"], lengths: Int[Array, " b"], cache: KVCache
 ) -> tuple[Float[Array, "b v"], KVCache]:
     """Return the logits after each prompt, and the cache with the prompts in its first slots.
 
     Prompts are padded on the right, so the causal mask hides the padding from every real position.
     """
-    writer = _Writer(cache, slot=0)
+    writer = _CacheUpdater(cache, slot=0)
 
-    def attend(layer: int, queries: Array, keys: Array, values: Array) -> Array:
+    def attention_fn(layer: int, queries: Array, keys: Array, values: Array) -> Array:
         writer.write(layer, keys, values)
         return _attend_causally(queries, keys, values)
 
-    logits: Any = model.apply({"params": params}, ids, attend=attend, only=lengths - 1)
+    logits: Any = model.apply(
+        {"params": params}, ids, attention_fn=attention_fn, logits_at=lengths - 1
+    )
     return logits[:, 0], writer.cache
 
 
@@ -104,7 +106,7 @@ def _attend_causally(
     return jnp.concatenate(parts, axis=-2)
 
 
-def read_one(
+def decode_step(
     model: GPTModel,
     params: Any,
     token: Int[Array, " b"],
@@ -118,9 +120,9 @@ def read_one(
     `visible` marks the slots that a row attends to: its prompt, and the slots from `width` to
     `slot`.
     """
-    writer = _Writer(cache, slot)
+    writer = _CacheUpdater(cache, slot)
 
-    def attend(layer: int, queries: Array, keys: Array, values: Array) -> Array:
+    def attention_fn(layer: int, queries: Array, keys: Array, values: Array) -> Array:
         keys, values = writer.write(layer, keys, values)
         return _attend_one(queries, keys, values, visible)
 
@@ -128,8 +130,8 @@ def read_one(
         {"params": params},
         token[:, None],
         positions=position[:, None],
-        attend=attend,
-        only=jnp.zeros_like(token),
+        attention_fn=attention_fn,
+        logits_at=jnp.zeros_like(token),
     )
     return logits[:, 0], writer.cache
 
@@ -146,13 +148,15 @@ def _attend_one(
     matrices it is several times slower.
     """
     b, h, _, k = queries.shape
-    accumulate = at_least_float32(keys.dtype)
+    grad_accum_steps = at_least_float32(keys.dtype)
     heads = keys.shape[:-2]
     flat = queries.reshape(*heads, k).astype(keys.dtype)
-    scores = jnp.einsum("...k,...tk->...t", flat, keys, preferred_element_type=accumulate)
+    scores = jnp.einsum("...k,...tk->...t", flat, keys, preferred_element_type=grad_accum_steps)
     visible = jnp.repeat(visible[:, None], h, axis=1).reshape(scores.shape)
     weights = attention_weights(mask_scores(scores, visible), k).astype(values.dtype)
-    context = jnp.einsum("...t,...tk->...k", weights, values, preferred_element_type=accumulate)
+    context = jnp.einsum(
+        "...t,...tk->...k", weights, values, preferred_element_type=grad_accum_steps
+    )
     if on_one_cpu():
         # Without the barrier, XLA fuses this reshape and the conversion into the product that
         # follows: 280 us per block instead of 40 in bfloat16.
@@ -160,7 +164,7 @@ def _attend_one(
     return context.astype(queries.dtype).reshape(b, h, 1, k)
 
 
-def _compact(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
+def _tpu_layout(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
     """On TPUs, constrain the layout to slots innermost, as in program arguments and results.
 
     Inside a loop XLA would choose K as the innermost axis, pad it from 64 to 128, and copy every
@@ -172,7 +176,7 @@ def _compact(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
     return cache
 
 
-class _Writer:
+class _CacheUpdater:
     """The caches of all blocks, which one forward pass through the model replaces in turn."""
 
     def __init__(self, cache: KVCache, slot: Any) -> None:
@@ -185,7 +189,7 @@ class _Writer:
             new = new.reshape(*heads, *new.shape[-2:]).astype(store[layer].dtype)
             zero = jnp.zeros((), jnp.int32)  # a Python 0 is int64 under x64; index types must match
             at = (*(zero for _ in heads), jnp.asarray(self._slot, jnp.int32), zero)
-            store[layer] = _compact(lax.dynamic_update_slice(store[layer], new, at))
+            store[layer] = _tpu_layout(lax.dynamic_update_slice(store[layer], new, at))
         return self._keys[layer], self._values[layer]
 
     @property

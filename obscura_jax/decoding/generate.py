@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from obscura_jax.decoding.engine import HERE, Programs
-from obscura_jax.decoding.plan import PerRow, PerRowInt, check_whole, plan, run
+from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
+from obscura_jax.decoding.request import PerRow, PerRowInt, check_finite, plan, run
 from obscura_jax.nn.model import GPTModel
 
 _CHUNK = 256  # tokens between two moments at which Python notices Ctrl-C
@@ -35,7 +35,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerateOutput:
     """The new tokens of each row.
 
     Attributes:
@@ -64,9 +64,9 @@ def generate(
     key: jax.Array | None = None,
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     dtype: DTypeLike | None = None,
-    sliding: bool = False,
-    programs: Programs = HERE,
-) -> Generation:
+    sliding_window: bool = False,
+    programs: GenerationPrograms = DEFAULT_PROGRAMS,
+) -> GenerateOutput:
     """Continue each prompt with a key-value cache, in one compiled loop.
 
     In float32 a prompt's tokens are the same alone, in any batch, in any row, whatever the lengths
@@ -89,8 +89,9 @@ def generate(
         stop_ids: ids that end a row: one list for all rows, or a list for each.
         dtype: the number type to compute in, float32 or bfloat16; by default that of `params`.
             Logits and softmax are float32 at least.
-        sliding: go on beyond `context_length`, where each step re-reads the last `context_length`
-            tokens with fresh positions, as the course does. Without it that is an error.
+        sliding_window: go on beyond `context_length`: each step re-reads the last
+            `context_length` tokens with fresh positions, as the course does. Without it that is an
+            error.
         programs: what to run: by default compiled for one device, or as `scale` makes them.
 
     Raises:
@@ -112,10 +113,10 @@ def generate(
         key=key,
         stop_ids=stop_ids,
         dtype=dtype,
-        sliding=sliding,
+        sliding_window=sliding_window,
         programs=programs,
     )
-    states = run(call, chunk=_CHUNK)
+    states = run(call, tokens_per_chunk=_CHUNK)
     state = next(states)
     state.count.block_until_ready()
     first = time.perf_counter()
@@ -125,7 +126,7 @@ def generate(
         (state.made, state.done, state.broken, state.tokens, state.logprobs)
     )
     end = time.perf_counter()
-    check_whole(broken)
+    check_finite(broken)
     tokens = [row[:n].tolist() for row, n in zip(drawn, made, strict=True)]
     stats = Stats(
         prompt_tokens=sum(map(len, prompts)),
@@ -134,7 +135,7 @@ def generate(
         decode_seconds=end - first,
         compiled=programs.compiled() - before,
     )
-    return Generation(
+    return GenerateOutput(
         tokens=tokens,
         logprobs=[row[:n].tolist() for row, n in zip(logprobs, made, strict=True)],
         finish=["stop" if stopped else "length" for stopped in done],

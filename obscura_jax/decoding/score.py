@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.decoding.plan import check_whole, computed_in, padded_prompts
+from obscura_jax.decoding.request import cast_params, check_finite, padded_prompts
 from obscura_jax.decoding.sampling import log_probability
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.any_tokenizer import token_ids
@@ -30,13 +30,13 @@ class Score:
         tokens: the ids of each text.
         logprobs: the natural log-probability of each id, the first excepted, given those before it.
         perplexity: of each text, exp(-mean of its logprobs); NaN for a text of one token.
-        overall: the perplexity of all texts together, each token of equal weight.
+        corpus_perplexity: the perplexity of all texts together, each token of equal weight.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
     perplexity: list[float]
-    overall: float
+    corpus_perplexity: float
 
 
 def score(
@@ -81,16 +81,16 @@ def score(
         raise ValueError(
             f"a text of {max(lengths)} tokens exceeds context_length={model.cfg.context_length}"
         )
-    table = jax.device_get(_log_probabilities(model, computed_in(dtype, params), ids))
+    table = jax.device_get(_log_probabilities(model, cast_params(dtype, params), ids))
     logprobs = [row[: length - 1].tolist() for row, length in zip(table, lengths, strict=True)]
     everything = [logprob for row in logprobs for logprob in row]
-    check_whole(broken=not all(map(math.isfinite, everything)))
+    check_finite(broken=not all(map(math.isfinite, everything)))
     tokens = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     return Score(
         tokens=tokens,
         logprobs=logprobs,
         perplexity=[_perplexity(row) for row in logprobs],
-        overall=_perplexity(everything),
+        corpus_perplexity=_perplexity(everything),
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any, Unpack
 
 import jax
 
-from obscura_jax.config import check_size
-from obscura_jax.decoding.engine import State
-from obscura_jax.decoding.plan import Options, Plan, check_whole, plan, run
+from obscura_jax.checks import check_size
+from obscura_jax.decoding.programs import State
+from obscura_jax.decoding.request import Options, Plan, check_finite, plan, run
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 
@@ -24,7 +24,7 @@ def stream(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int | None = None,
     *,
-    chunk: int = 8,
+    tokens_per_chunk: int = 8,
     **options: Unpack[Options],
 ) -> Iterator[list[list[int]]]:
     """The tokens of `generate`, given as they are made.
@@ -35,27 +35,28 @@ def stream(
         prompts: one list of token ids for each row; lengths may differ.
         max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
             room is left in the context after the longest prompt.
-        chunk: how many tokens of a row to wait for. Each size runs the same compiled programs; a
-            small one returns to Python more often.
+        tokens_per_chunk: how many tokens of a row to wait for. Each size runs the same compiled
+            programs; a small one returns to Python more often.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
             programs, as in `generate`.
 
     Returns:
-        For the first token, and then for every `chunk` more, the new ids of each of the B rows: []
-        for a row that has ended. Row by row they add up to `generate(...).tokens`.
+        For the first token, and then for every `tokens_per_chunk` more, the new ids of each
+        of the B rows: [] for a row that has ended. Joined row by row, they are
+        `generate(...).tokens`.
 
     Raises:
         ValueError: at the call, for what `generate` refuses and for a chunk below 1; later on, for
             logits that are NaN or infinite.
     """
-    chunk = check_size("chunk", chunk)
+    tokens_per_chunk = check_size("tokens_per_chunk", tokens_per_chunk)
     call = plan(model, params, prompts, max_new_tokens, **options)
-    return _new_ids(call, chunk)
+    return _new_ids(call, tokens_per_chunk)
 
 
-def _new_ids(call: Plan, chunk: int) -> Iterator[list[list[int]]]:
+def _new_ids(call: Plan, tokens_per_chunk: int) -> Iterator[list[list[int]]]:
     given = [0] * len(call.prompts)
-    for state in run(call, chunk):
+    for state in run(call, tokens_per_chunk):
         new = _since(given, state)
         given = [old + len(ids) for old, ids in zip(given, new, strict=True)]
         yield new
@@ -64,7 +65,7 @@ def _new_ids(call: Plan, chunk: int) -> Iterator[list[list[int]]]:
 def _since(given: list[int], state: State) -> list[list[int]]:
     """Each row's ids after its first `given`, copied: the state's arrays do not live on."""
     broken, made, drawn = jax.device_get((state.broken, state.made, state.tokens))
-    check_whole(broken)
+    check_finite(broken)
     return [row[a:b].tolist() for row, a, b in zip(drawn, given, made, strict=True)]
 
 
@@ -116,7 +117,7 @@ class TextStream:
         return len(text)
 
 
-def text_until(
+def decode_until_stop(
     tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = ()
 ) -> tuple[str, int, bool]:
     """The text of `ids` before the first stop string, how many ids that took, and if it came.
@@ -141,7 +142,7 @@ def stream_text(
     tokenizer: Any,
     max_new_tokens: int | None = None,
     *,
-    chunk: int = 8,
+    tokens_per_chunk: int = 8,
     stop: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Iterator[list[str]]:
@@ -155,7 +156,7 @@ def stream_text(
             `gpt2_tokenizer()`: any object with `encode` and `decode`.
         max_new_tokens: the largest number of new tokens in a row. By default 64, or fewer if less
             room is left in the context after the longest prompt.
-        chunk: how many tokens of a row to wait for.
+        tokens_per_chunk: how many tokens of a row to wait for.
         stop: strings that end a row; its text ends before the first of them.
         options: temperature, top_k, top_p, min_p, key, stop_ids, dtype, sliding and
             programs, as in `generate`.
@@ -174,7 +175,7 @@ def stream_text(
         params,
         [token_ids(tokenizer, prompt) for prompt in prompts],
         max_new_tokens,
-        chunk=chunk,
+        tokens_per_chunk=tokens_per_chunk,
         **options,
     )
     return _pieces(chunks, texts)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop import tables
-from obscura_jax.interop.dialects import (
-    Converted,
+from obscura_jax.interop import name_tables
+from obscura_jax.interop.course_state import (
+    ConversionRecord,
     Tensors,
     from_course,
     infer_config,
@@ -20,7 +20,7 @@ _TOKENS, _HEAD = "tok_emb.weight", "out_head.weight"
 
 def built(
     tensors: Tensors, known: Mapping[str, Any]
-) -> tuple[str, GPTConfig, dict[str, Any], list[Converted]]:
+) -> tuple[str, GPTConfig, dict[str, Any], list[ConversionRecord]]:
     """Build a model of tensors that nobody else may change from now on.
 
     Args:
@@ -34,14 +34,14 @@ def built(
         ValueError: when the tensors are not wholly understood, or contradict what is known.
     """
     names = understood(tensors)
-    table = tables.table_for(names, tensors)
+    table = name_tables.table_for(names, tensors)
     if table is None:
         cfg, params, rows = _course(names, tensors, dict(known))
     else:
         cfg, params, rows = _translated(table, names, tensors, dict(known))
     if names.prefix:
         rows = [_without(names.prefix, row) for row in rows]
-    rows += [Converted(x, "-", "a count: dropped", tensors[x]) for x in names.ignored]
+    rows += [ConversionRecord(x, "-", "a count: dropped", tensors[x]) for x in names.ignored]
     place = {name: n for n, name in enumerate(tensors)}
     rows.sort(key=lambda row: place.get(row.source, len(place)))
     return "course" if table is None else table.name, cfg, params, rows
@@ -49,13 +49,13 @@ def built(
 
 def _course(
     names: Names, tensors: Tensors, known: dict[str, Any]
-) -> tuple[GPTConfig, dict[str, Any], list[Converted]]:
+) -> tuple[GPTConfig, dict[str, Any], list[ConversionRecord]]:
     course = {plain: tensors[name] for plain, name in names.plain.items()}
     rows = []
     if _has_one_table(course, known):
         known["tie_weights"] = True
         note = "the token table again: checked, dropped"
-        rows = [Converted(names.plain[_HEAD], "-", note, course.pop(_HEAD))]
+        rows = [ConversionRecord(names.plain[_HEAD], "-", note, course.pop(_HEAD))]
     cfg = infer_config(course, known)
     params, audit = from_course(course, cfg, share=True)
     return cfg, params, [replace(row, source=names.plain[row.source]) for row in audit] + rows
@@ -66,18 +66,18 @@ def _has_one_table(course: Tensors, known: Mapping[str, Any]) -> bool:
     if _HEAD not in course or _TOKENS not in course:
         return False
     head, table = course[_HEAD], course[_TOKENS]
-    same = tables.same_bytes(head, table)
+    same = name_tables.same_bytes(head, table)
     # In a file that has both as one tensor they are at one address.
     return same and known.get("tie_weights", head.ctypes.data == table.ctypes.data) is True
 
 
 def _translated(
-    table: tables.Table, names: Names, tensors: Tensors, known: dict[str, Any]
-) -> tuple[GPTConfig, dict[str, Any], list[Converted]]:
-    course, origins, tied = tables.renamed(table, names.plain, tensors, known)
+    table: name_tables.Table, names: Names, tensors: Tensors, known: dict[str, Any]
+) -> tuple[GPTConfig, dict[str, Any], list[ConversionRecord]]:
+    course, origins, tied = name_tables.renamed(table, names.plain, tensors, known)
     known = {k: v for k, v in known.items() if k != "qkv_bias"} | {"tie_weights": tied}
     cfg = infer_config(course, known)
-    tables.check_shapes(tensors, origins, parameter_shapes(cfg))
+    name_tables.check_shapes(tensors, origins, parameter_shapes(cfg))
     params, audit = from_course(course, cfg, share=True)
     became = {row.source: row.note for row in audit}
     rows = []
@@ -86,11 +86,11 @@ def _translated(
         note = ", ".join((origin.note, *of_targets))
         absent = origin.source == "-"
         values = course[origin.targets[0]] if absent else tensors[origin.source]
-        rows.append(Converted(origin.source, ", ".join(origin.targets) or "-", note, values))
+        rows.append(ConversionRecord(origin.source, ", ".join(origin.targets) or "-", note, values))
     return cfg, params, rows
 
 
-def _without(prefix: str, row: Converted) -> Converted:
+def _without(prefix: str, row: ConversionRecord) -> ConversionRecord:
     """Return the row with a note of the prefix that its name lost."""
     if row.source == "-":
         return row

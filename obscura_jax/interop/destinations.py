@@ -4,7 +4,7 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from obscura_jax.interop.sources import CONFIG, FORMATS, MANIFEST, WEIGHT_FILES
+from obscura_jax.interop.locate import CONFIG, FORMATS, MANIFEST, WEIGHT_FILES
 from obscura_jax.interop.tensor_files import read_json
 from obscura_jax.interop.tokens import CARRIED, TOKENS_FILE
 

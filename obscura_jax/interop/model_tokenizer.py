@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.sources import WEIGHT_FILES, is_exported, tensors_and_config, weights_at
+from obscura_jax.interop.locate import (
+    WEIGHT_FILES,
+    is_exported,
+    resolve_weights,
+    tensors_and_config,
+)
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
@@ -93,7 +98,7 @@ def _record(source: str | Path, entry: str | None) -> TokenRecord:
         return NO_TOKENS
     if is_exported(source):
         return tokens_at(Path(source))
-    path = weights_at(source)
+    path = resolve_weights(source)
     if path.name in WEIGHT_FILES:
         return tokens_at(path.parent)
     return TokenRecord.of(tensors_and_config(path, entry)[2].get("tokens", {}))

@@ -7,7 +7,6 @@ that turned over on the way is noticed: 0.05 s for the 124M model.
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +16,6 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-
-from obscura_jax.atomic_files import new_folders, temporary_paths
 
 Tensors = dict[str, NDArray[Any]]
 _TYPE_CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -40,7 +37,9 @@ def read(reader: Callable[[Path], _T], path: Path) -> _T:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError when it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_reject_duplicate_keys
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, as JSON is: save it as UTF-8") from error
     except _RepeatedKeyError as error:
@@ -65,7 +64,7 @@ def read_safetensors(path: Path) -> Tensors:
         with safe_open(path, framework="numpy") as file:  # which checks the header
             mapped = _map(path)
             start = 8 + int.from_bytes(mapped[:8], "little")
-            header = json.loads(mapped[8:start], object_pairs_hook=_once)
+            header = json.loads(mapped[8:start], object_pairs_hook=_reject_duplicate_keys)
             metadata = header.pop("__metadata__", None) or {}
             _check_sum(mapped, start, metadata)
             tensors = {}
@@ -165,41 +164,11 @@ def header_digest(path: Path) -> str:
         return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 
-def destination(path: str | Path) -> Path:
-    """`path`; ValueError where it is empty."""
-    if not str(path):
-        raise ValueError("the destination is empty: name a file or folder to write")
-    return Path(path)
-
-
-def put(target: Path, files: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Write every file under a temporary name, then rename all of them; or change nothing.
-
-    No file is written in place: a process that has mapped an old one keeps its bytes.
-    """
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
-    try:
-        folders = {path.parent for path in files}
-        with new_folders(*folders), temporary_paths(*temporaries.values()):
-            for path, temporary in temporaries.items():
-                if path.is_dir():
-                    raise IsADirectoryError(f"{path} is a folder")
-                temporary.touch()
-                mode = temporary.stat().st_mode  # safetensors' own files only their owner may read
-                files[path](temporary)
-                temporary.chmod(mode)
-            for path, temporary in temporaries.items():
-                temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ValueError(f"{target} cannot be written: {reason}") from error
-
-
 class _RepeatedKeyError(ValueError):
     """An object in JSON has a key twice."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.foreign_configs import special_ids, unused_entries
-from obscura_jax.interop.sources import CONFIG, FORMAT, MANIFEST, is_exported
+from obscura_jax.interop.hf_config import special_ids, unused_entries
+from obscura_jax.interop.locate import CONFIG, FORMAT, MANIFEST, is_exported
 from obscura_jax.interop.tensor_files import read, read_json
 from obscura_jax.interop.tokenizer_files import (
     ADDED,

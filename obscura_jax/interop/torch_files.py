@@ -18,7 +18,9 @@ from obscura_jax.extras import require
 from obscura_jax.interop.entries import chosen
 from obscura_jax.interop.pickled_numpy import STAND_INS
 
-_MUCH = 1 << 24  # bytes; the pickle of a checkpoint is far smaller, its numbers are kept apart
+_MAX_PICKLE_BYTES = (
+    1 << 24
+)  # bytes; the pickle of a checkpoint is far smaller, its numbers are kept apart
 
 
 def read_torch(
@@ -142,10 +144,10 @@ def _globals(path: Path) -> Iterator[str]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                pickled = archive.open(names[0]).read(_MUCH)
+                pickled = archive.open(names[0]).read(_MAX_PICKLE_BYTES)
         else:
             with path.open("rb") as file:
-                pickled = file.read(_MUCH)
+                pickled = file.read(_MAX_PICKLE_BYTES)
         stream = io.BytesIO(pickled)
         while stream.tell() < len(pickled):  # torch's older format is several pickles in a row
             strings: list[Any] = ["", ""]

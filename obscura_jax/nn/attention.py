@@ -13,22 +13,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from obscura_jax.config import check_drop_rate, check_heads, check_sizes
+from obscura_jax.checks import check_drop_rate, check_heads, check_sizes
 from obscura_jax.nn.layers import dropout, dropout_key
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
 DimSize = Any  # an int, or a symbolic dimension in a program to be exported
 
 # From the queries, keys and values of all heads, (..., H, T, K), to context vectors (..., H, T, K).
-Attend = Callable[[Array, Array, Array], Array]
+AttentionFn = Callable[[Array, Array, Array], Array]
 
 
 def attention_scores(
     queries: Float[Array, "*batch t k"], keys: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t s"]:
     """Return the dot product of every query with every key, unscaled, in at least float32."""
-    accumulate = at_least_float32(queries.dtype)
-    return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=accumulate)
+    grad_accum_steps = at_least_float32(queries.dtype)
+    return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=grad_accum_steps)
 
 
 def softmax_naive(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:
@@ -85,7 +85,7 @@ def mask_scores(
     return jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
 
 
-def renormalise_masked(
+def renormalize_masked(
     weights: Float[Array, "*batch t s"], mask: Bool[Array, "t s"]
 ) -> Float[Array, "*batch t s"]:
     """Mask after softmax (chapter 3.5.1): set masked weights to 0 and renormalize each row."""
@@ -213,20 +213,20 @@ class MultiHeadAttention(nn.Module):
         x: Float[Array, "*batch t d_in"],
         *,
         deterministic: bool = True,
-        attend: Attend | None = None,
+        attention_fn: AttentionFn | None = None,
         key: Array | None = None,
     ) -> Float[Array, "*batch t d_out"]:
         """Attend within each sequence, in every head; position t sees positions 0..t.
 
-        If given, `attend` replaces causal attention. `key` is as in `dropout_key`.
+        If given, `attention_fn` replaces causal attention. `key` is as in `dropout_key`.
         """
         check_length(x.shape[-2], self.context_length)
         queries, keys, values = (
             split_heads(project(x), self.num_heads)
             for project in (self.W_query, self.W_key, self.W_value)
         )
-        if attend is not None:
-            return self.out_proj(merge_heads(attend(queries, keys, values)))
+        if attention_fn is not None:
+            return self.out_proj(merge_heads(attention_fn(queries, keys, values)))
         context = scaled_dot_product_attention(
             queries,
             keys,

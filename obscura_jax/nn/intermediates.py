@@ -3,8 +3,8 @@
 Names are the course's, in forward order: `tok_emb`, `pos_emb`, `embeddings`, then for each block
 `trf_blocks.N.` with `norm1`, `att.W_query`, `att.W_key`, `att.W_value` (B, T, D), `att.scores`
 (unscaled, unmasked) and `att.weights` (B, H, T, T), `att.context` (heads merged), `att.out_proj`,
-`residual` (after the first shortcut), `norm2`, `ff.layers.0` to `2`, and `trf_blocks.N` itself (its
-output); then `final_norm` and `logits`.
+`attention_sublayer` (after the first shortcut), `norm2`, `ff.layers.0` to `2`, and
+`trf_blocks.N` itself (its output); then `final_norm` and `logits`.
 """
 
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Arra
     """
     known = set(names(model.cfg))
 
-    def attend(block: int, queries: Array, keys: Array, values: Array) -> Array:
+    def attention_fn(block: int, queries: Array, keys: Array, values: Array) -> Array:
         """Apply `scaled_dot_product_attention` with a causal mask, step by step."""
         here = f"trf_blocks.{block}.att"
         scores = tap(f"{here}.scores", attention.attention_scores(queries, keys))
@@ -74,5 +74,5 @@ def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Arra
         return attention.context_vectors(tap(f"{here}.weights", weights), values)
 
     with tapped(lambda name, value: tap(name, value) if name in known else value):
-        logits: Any = model.apply({"params": params}, ids, attend=attend)
+        logits: Any = model.apply({"params": params}, ids, attention_fn=attention_fn)
     return logits

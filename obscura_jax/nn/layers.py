@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
-from obscura_jax.config import GPTConfig, check_drop_rate, check_eps, check_sizes
+from obscura_jax.checks import check_drop_rate, check_eps, check_sizes
+from obscura_jax.config import GPTConfig
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
 
@@ -87,7 +88,7 @@ def embed(
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def whole_ids(
+def validate_token_ids(
     ids: ArrayLike, size: int, *, name: str = "token id", table: str = "vocabulary"
 ) -> Array:
     """Return `ids` as an int32 array; ValueError unless they are integers in [0, size).
@@ -188,7 +189,7 @@ class Embedding(nn.Module):
         An id outside [0, V) raises ValueError; inside jit, where it cannot be checked, it gives
         NaN.
         """
-        return embed(self.weight, whole_ids(ids, self.num_embeddings))
+        return embed(self.weight, validate_token_ids(ids, self.num_embeddings))
 
 
 class LayerNorm(nn.Module):

@@ -11,7 +11,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from obscura_jax.config import check_sizes
+from obscura_jax.checks import check_sizes
 from obscura_jax.nn.target import on_one_cpu
 
 
@@ -53,7 +53,7 @@ def linear(
         # of 48 ms for all products of one token in the 124M model.
         y = _dot(rows, weight.T, 1, 0)
     elif x.dtype == weight.dtype and x.dtype.itemsize < 4:
-        y = _short_product(rows, weight)
+        y = _half_precision_matmul(rows, weight)
     else:
         y = _dot(rows, weight, 1, 1)
     if bias is not None:
@@ -67,14 +67,14 @@ def linear(
 
 def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     """Multiply two matrices, summing over `axis_a` and `axis_b` in at least float32."""
-    accumulate = at_least_float32(a.dtype)
+    grad_accum_steps = at_least_float32(a.dtype)
     return lax.dot_general(
-        a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=accumulate
+        a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=grad_accum_steps
     )
 
 
 @jax.custom_vjp
-def _short_product(x: Array, weight: Array) -> Array:
+def _half_precision_matmul(x: Array, weight: Array) -> Array:
     """Return `x @ weight.T` of 16-bit numbers in float32, with 16-bit products as gradients.
 
     JAX's default gradient multiplies a float32 cotangent by 16-bit numbers, which XLA widens first.
@@ -100,7 +100,7 @@ def _short_product_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
     )
 
 
-_short_product.defvjp(_short_product_fwd, _short_product_bwd)
+_half_precision_matmul.defvjp(_short_product_fwd, _short_product_bwd)
 
 
 def uniform_fan_in(

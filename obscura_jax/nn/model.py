@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
-from obscura_jax.nn.attention import Attend, MultiHeadAttention, check_length
+from obscura_jax.nn.attention import AttentionFn, MultiHeadAttention, check_length
 from obscura_jax.nn.layers import (
     ConfiguredModule,
     Dropout,
@@ -21,14 +21,14 @@ from obscura_jax.nn.layers import (
     ModuleList,
     dropout_key,
     fold_key,
-    whole_ids,
+    validate_token_ids,
 )
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
 
 
-def check_ids(ids: ArrayLike, vocab_size: int) -> Array:
-    """Return `ids`, (..., T), as `whole_ids` does; a scalar or no tokens are a ValueError too."""
-    ids = whole_ids(ids, vocab_size)
+def validate_sequences(ids: ArrayLike, vocab_size: int) -> Array:
+    """Return `ids`, (..., T), as `validate_token_ids` does; refuse a scalar and no tokens too."""
+    ids = validate_token_ids(ids, vocab_size)
     if ids.ndim == 0:
         raise ValueError("token ids must be a sequence, got a single number")
     if ids.size == 0:
@@ -51,7 +51,7 @@ def token_and_position_embedding(
         positions = jnp.arange(ids.shape[-1], dtype=jnp.int32)
     else:
         size = pos_emb.num_embeddings
-        positions = whole_ids(positions, size, name="position", table="context")
+        positions = validate_token_ids(positions, size, name="position", table="context")
     return tokens + jnp.broadcast_to(pos_emb(positions), tokens.shape)
 
 
@@ -78,35 +78,39 @@ class TransformerBlock(ConfiguredModule):
         x: Float[Array, "*batch t d"],
         *,
         deterministic: bool = True,
-        attend: Attend | None = None,
+        attention_fn: AttentionFn | None = None,
         key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """Return the output of the block; `attend` and `key` as in `MultiHeadAttention`.
+        """Return the output of the block; `attention_fn` and `key` as in `MultiHeadAttention`.
 
         Attention weights are dropped with `fold_in(key, 0)`, the outputs of attention and of the
         feed-forward layers with `fold_in(key, 1)` and `fold_in(key, 2)`.
         """
         key = dropout_key(self, self.cfg.drop_rate, deterministic, key)
-        x = self.residual(x, deterministic=deterministic, attend=attend, key=key)
+        x = self.attention_sublayer(
+            x, deterministic=deterministic, attention_fn=attention_fn, key=key
+        )
         y = self.ff(self.norm2(x))
         return x + self.drop_shortcut(y, deterministic=deterministic, key=fold_key(key, 2))
 
-    def residual(
+    def attention_sublayer(
         self,
         x: Float[Array, "*batch t d"],
         *,
         deterministic: bool,
-        attend: Attend | None,
+        attention_fn: AttentionFn | None,
         key: Array | None,
     ) -> Float[Array, "*batch t d"]:
         """Return the residual stream after attention, before the feed-forward layers."""
         y = self.norm1(x)
-        y = self.att(y, deterministic=deterministic, attend=attend, key=fold_key(key, 0))
+        y = self.att(
+            y, deterministic=deterministic, attention_fn=attention_fn, key=fold_key(key, 0)
+        )
         return x + self.drop_shortcut(y, deterministic=deterministic, key=fold_key(key, 1))
 
 
-Recompute = Literal["elementwise", "blocks"]
-KEPT = {
+RematPolicy = Literal["elementwise", "blocks"]
+REMAT_POLICIES = {
     "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
@@ -135,8 +139,8 @@ class GPTModel(ConfiguredModule):
         *,
         deterministic: bool = True,
         positions: Integer[Array, "*batch t"] | None = None,
-        attend: Callable[..., Array] | None = None,
-        only: Integer[Array, " b"] | None = None,
+        attention_fn: Callable[..., Array] | None = None,
+        logits_at: Integer[Array, " b"] | None = None,
     ) -> Float[Array, "*batch t v"]:
         """Return the logits for the token after each position, in at least float32.
 
@@ -148,18 +152,20 @@ class GPTModel(ConfiguredModule):
                 to `apply` as `rngs={"dropout": key}`: block n uses `fold_in(key, n)`, the
                 embeddings use `fold_in(key, n_layers)`.
             positions: the position of each token; default: 0, 1, 2, ...
-            attend: called as `attend(block, queries, keys, values)` in place of causal attention;
-                `block` is the block index. The key-value cache is implemented this way.
-            only: for ids (B, T), the index of the one position per row whose logits are needed,
-                (B,). Returns (B, 1, V) and skips the output head at the other positions.
+            attention_fn: called as `attention_fn(block, queries, keys, values)` in place of causal
+                attention; `block` is the block index. The key-value cache is implemented this way.
+            logits_at: for ids (B, T), the index of the one position per row whose logits are
+                needed, (B,). Returns (B, 1, V) and skips the output head at the other positions.
 
         Raises:
             ValueError: for ids outside the vocabulary, too many positions, or dropout without a
                 key.
         """
-        x = self.hidden_states(ids, deterministic=deterministic, positions=positions, attend=attend)
-        if only is not None:
-            x = jnp.take_along_axis(x, only[:, None, None], axis=-2)
+        x = self.hidden_states(
+            ids, deterministic=deterministic, positions=positions, attention_fn=attention_fn
+        )
+        if logits_at is not None:
+            x = jnp.take_along_axis(x, logits_at[:, None, None], axis=-2)
         return self.output_head(x)
 
     def hidden_states(
@@ -168,14 +174,15 @@ class GPTModel(ConfiguredModule):
         *,
         deterministic: bool = True,
         positions: Integer[Array, "*batch t"] | None = None,
-        attend: Callable[..., Array] | None = None,
-        recompute: Recompute | None = None,
+        attention_fn: Callable[..., Array] | None = None,
+        remat: RematPolicy | None = None,
     ) -> Float[Array, "*batch t d"]:
-        """Return the output of the last block. Takes the arguments of `__call__`, except `only`.
+        """Return the output of the last block.
 
-        Apply `output_head` to get logits, a few at a time to save memory. Call this method as
+        Takes the arguments of `__call__`, except `logits_at`. Apply `output_head` to get logits, a
+        few at a time to save memory. Call this method as
         `model.apply({"params": params}, ids, method="hidden_states")`. To save memory in the
-        backward pass, `recompute` selects what it computes again: "elementwise" stores only the
+        backward pass, `remat` selects what it computes again: "elementwise" stores only the
         products with weights, "blocks" only the input of each block.
         """
         cfg = self.cfg
@@ -187,12 +194,12 @@ class GPTModel(ConfiguredModule):
             key=fold_key(key, cfg.n_layers),
         )
         for number, block in enumerate(self.trf_blocks):
-            attend_here = partial(attend, number) if attend else None
+            attend_here = partial(attention_fn, number) if attention_fn else None
             own_key = fold_key(key, number)
             run: Any = TransformerBlock.__call__
-            run = partial(run, deterministic=deterministic, attend=attend_here, key=own_key)
-            if recompute is not None:
-                run = nn.remat(run, policy=KEPT[recompute])
+            run = partial(run, deterministic=deterministic, attention_fn=attend_here, key=own_key)
+            if remat is not None:
+                run = nn.remat(run, policy=REMAT_POLICIES[remat])
             x = run(block, x)
         return x
 
@@ -205,7 +212,7 @@ class GPTModel(ConfiguredModule):
         key: Array | None = None,
     ) -> Float[Array, "*batch t d"]:
         """Return the input of the first block; `key` as in `dropout_key`."""
-        ids = check_ids(ids, self.cfg.vocab_size)
+        ids = validate_sequences(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids, positions)
         return self.drop_emb(x, deterministic=deterministic, key=key)

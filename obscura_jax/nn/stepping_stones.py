@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from obscura_jax.config import check_drop_rate, check_eps, check_size, check_sizes
+from obscura_jax.checks import check_drop_rate, check_eps, check_size, check_sizes
 from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
 from obscura_jax.nn.layers import (
     GELU,
@@ -23,7 +23,7 @@ from obscura_jax.nn.layers import (
     fold_key,
 )
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
-from obscura_jax.nn.model import check_ids, token_and_position_embedding
+from obscura_jax.nn.model import token_and_position_embedding, validate_sequences
 
 
 class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name
@@ -137,7 +137,7 @@ class DummyGPTModel(ConfiguredModule):
 
     def __call__(self, ids: ArrayLike, *, deterministic: bool = True) -> Float[Array, "*batch t v"]:
         """Return logits for the token after each position; ids and errors as in `GPTModel`."""
-        ids = check_ids(ids, self.cfg.vocab_size)
+        ids = validate_sequences(ids, self.cfg.vocab_size)
         check_length(ids.shape[-1], self.cfg.context_length)
         x = token_and_position_embedding(self.tok_emb, self.pos_emb, ids)
         key = fold_key(dropout_key(self, self.cfg.drop_rate, deterministic), self.cfg.n_layers)

@@ -42,7 +42,7 @@ def on_one_cpu() -> bool:
 
 
 @contextmanager
-def traced_for(target: Target) -> Iterator[None]:
+def tracing_for(target: Target) -> Iterator[None]:
     """Context manager: trace programs for `target` instead of the local backend.
 
     `jax.jit` reuses existing traces, so pass it a new function object.

@@ -20,7 +20,7 @@ MARGIN = 64.0
 _FLOOR = 16 * float(np.finfo(np.float64).eps)  # rounding where float32 happens to be exact
 
 
-class FourRuns(NamedTuple):
+class PrecisionPair(NamedTuple):
     """The same tensors by both frameworks in both precisions, by name."""
 
     ours32: Arrays
@@ -59,7 +59,7 @@ class Finding:
         return self.float64 / (self.expected64 + _FLOOR)
 
 
-def findings(runs: FourRuns, prompt: str = "") -> list[Finding]:
+def findings(runs: PrecisionPair, prompt: str = "") -> list[Finding]:
     """One for each tensor that both frameworks have, in our order.
 
     A tensor that is 0 but for rounding, as the gradient of the keys' bias is, is measured against
@@ -79,7 +79,7 @@ def worst(rows: list[Finding]) -> list[Finding]:
     return list(found.values())
 
 
-def _finding(name: str, runs: FourRuns, least_scale: float, prompt: str) -> Finding:
+def _finding(name: str, runs: PrecisionPair, least_scale: float, prompt: str) -> Finding:
     ours32, theirs32, ours64, theirs64 = (side[name] for side in runs)
     nan = float("nan")
     if theirs64.shape[-ours64.ndim :] == ours64.shape and theirs64.size == ours64.size:

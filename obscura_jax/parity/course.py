@@ -9,7 +9,7 @@ _ROUNDING = 1e-6  # of float32 numbers near 1
 
 
 @dataclass(frozen=True, repr=False)
-class Beside:
+class CourseComparison:
     """Two results and their difference, shown as three lines.
 
     Attributes:
@@ -50,7 +50,7 @@ class Beside:
         return np.array2string(value, prefix=" " * 8, max_line_width=100, **digits)
 
 
-def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> Beside:
+def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> CourseComparison:
     """Compare a result with the one that the course prints.
 
     Args:
@@ -66,10 +66,12 @@ def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> Beside:
     if mine.shape != theirs.shape:
         raise ValueError(f"ours has shape {mine.shape}, but course has {theirs.shape}")
     if theirs.dtype.kind not in "f":
-        return Beside(mine.tolist(), theirs.tolist(), float((mine != theirs).any()), 0.0, None)
+        return CourseComparison(
+            mine.tolist(), theirs.tolist(), float((mine != theirs).any()), 0.0, None
+        )
     apart = np.abs(mine.astype(np.float64) - theirs)
     if decimals is None:
         size = float((apart / np.abs(theirs)).max())
-        return Beside(mine, theirs, size, _ROUNDING, None)
+        return CourseComparison(mine, theirs, size, _ROUNDING, None)
     allowed = 0.5 * 10.0**-decimals + _ROUNDING
-    return Beside(mine, theirs, float(apart.max()), allowed, decimals)
+    return CourseComparison(mine, theirs, float(apart.max()), allowed, decimals)

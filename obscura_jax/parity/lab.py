@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.generate import generate
-from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.parity.causes import cause
-from obscura_jax.parity.compare import RATIO, Finding, FourRuns, findings, worst
-from obscura_jax.parity.prompts import hard_prompts
+from obscura_jax.parity.compare import RATIO, Finding, PrecisionPair, findings, worst
+from obscura_jax.parity.paired_runs import PairedRuns, Precision, Prompts
+from obscura_jax.parity.prompts import stress_prompts
 from obscura_jax.parity.references import Reference
 from obscura_jax.parity.repeatable import check_repeatable
-from obscura_jax.parity.sides import Precision, Prompts, Sides
 from obscura_jax.parity.verdict import FORWARD, Report, Section, Tokens
 
 _POSITIONS = 128
@@ -29,7 +29,7 @@ _FIRST, _BATCH = "random ids", "batch of 3"
 _T = TypeVar("_T")
 
 
-def examine(
+def compare_implementations(
     source: str,
     cfg: GPTConfig,
     params: Any,
@@ -49,7 +49,7 @@ def examine(
         params: its parameter tree, float32.
         reference: the PyTorch side.
         seed: of the prompts.
-        end_of_text: the id that ends a text, for one of the prompts; see `hard_prompts`.
+        end_of_text: the id that ends a text, for one of the prompts; see `stress_prompts`.
         steps: optimizer steps after which its slots are compared; by default 3, and none for
             models of more than 40M parameters, whose slots in float64 take gigabytes.
         new_tokens: greedy tokens to compare; 0 compares none.
@@ -62,8 +62,8 @@ def examine(
     flat = named_tensors(cfg, params)
     if steps is None:
         steps = 3 if sum(x.size for x in flat.values()) <= _LARGE else 0
-    sides = Sides(cfg, flat, reference)
-    prompts = hard_prompts(cfg, seed, end_of_text)
+    sides = PairedRuns(cfg, flat, reference)
+    prompts = stress_prompts(cfg, seed, end_of_text)
     batch = prompts[_BATCH]
     notes = [f"the module has no place for {name}" for name in reference.absent]
     if reference.users:
@@ -73,13 +73,13 @@ def examine(
         notes += _constants(sides, prompts[_FIRST], seen["logits"])
     with jax.default_matmul_precision("highest"):
         sections = [_forward(sides, prompts)]
-        runs = _four(lambda dtype: sides.gradients(dtype, batch))
-        sections.append(Section("gradients", findings(FourRuns(*runs), _BATCH)))
+        runs = _both_precisions(lambda dtype: sides.gradients(dtype, batch))
+        sections.append(Section("gradients", findings(PrecisionPair(*runs), _BATCH)))
         del runs
         if steps:
-            runs = _four(lambda dtype: sides.slots(dtype, batch, steps))
+            runs = _both_precisions(lambda dtype: sides.slots(dtype, batch, steps))
             title = f"optimizer after {steps} steps"
-            sections.append(Section(title, findings(FourRuns(*runs), _BATCH)))
+            sections.append(Section(title, findings(PrecisionPair(*runs), _BATCH)))
         else:
             notes.append("optimizer slots: not compared for a model of this size (--steps 3 does)")
         tokens = _tokens(sides, prompts, new_tokens)
@@ -90,18 +90,20 @@ def examine(
     return Report(source, reference.label, cfg, sections, tokens, notes)
 
 
-def _four(run: Callable[[Precision], tuple[_T, _T]]) -> tuple[_T, _T, _T, _T]:
-    """Both precisions of a run of both sides, in the order of `FourRuns`."""
+def _both_precisions(run: Callable[[Precision], tuple[_T, _T]]) -> tuple[_T, _T, _T, _T]:
+    """Both precisions of a run of both sides, in the order of `PrecisionPair`."""
     ours64, theirs64 = run("float64")
     ours32, theirs32 = run("float32")
     return ours32, theirs32, ours64, theirs64
 
 
-def _forward(sides: Sides, prompts: Prompts) -> Section:
+def _forward(sides: PairedRuns, prompts: Prompts) -> Section:
     """Every intermediate on every prompt; and the cause, where one differs."""
-    runs = _four(lambda dtype: sides.intermediates(dtype, prompts, _some_positions))
+    runs = _both_precisions(lambda dtype: sides.intermediates(dtype, prompts, _some_positions))
     rows = [
-        row for name in prompts for row in findings(FourRuns(*(run[name] for run in runs)), name)
+        row
+        for name in prompts
+        for row in findings(PrecisionPair(*(run[name] for run in runs)), name)
     ]
     ours, theirs = (next(iter(run.values())) for run in runs[2:])
     parts = sorted({name.split(".", 2)[-1] for name in ours if name not in theirs})
@@ -127,7 +129,7 @@ def _scaled_otherwise(rows: list[Finding]) -> set[str]:
     return {name for name, made in weights.items() if not equal[name] and equal.get(made, False)}
 
 
-def _why(sides: Sides, row: Finding, ids: NDArray[Any]) -> str | None:
+def _why(sides: PairedRuns, row: Finding, ids: NDArray[Any]) -> str | None:
     ours, theirs = (of["x"] for of in sides.intermediates("float64", {"x": ids}))
     found = cause(row.name, ours, theirs, sides.cfg, sides.flat64())
     if found is None and row.float64 <= 4 * row.expected64 * RATIO:
@@ -135,7 +137,7 @@ def _why(sides: Sides, row: Finding, ids: NDArray[Any]) -> str | None:
     return found
 
 
-def _tokens(sides: Sides, prompts: Prompts, count: int) -> list[Tokens]:
+def _tokens(sides: PairedRuns, prompts: Prompts, count: int) -> list[Tokens]:
     """Greedy tokens in float32, after the beginning of each short prompt."""
     context = sides.cfg.context_length
     count = min(count, context // 2)
@@ -162,17 +164,17 @@ def _tokens(sides: Sides, prompts: Prompts, count: int) -> list[Tokens]:
     return found
 
 
-def _constants(sides: Sides, ids: NDArray[Any], exact: NDArray[Any]) -> list[str]:
+def _constants(sides: PairedRuns, ids: NDArray[Any], exact: NDArray[Any]) -> list[str]:
     """Return a note on float32 constants of theirs, if the float64 logits depend on them."""
     if not sides.constants.found:
         return []
-    as_written = Sides(sides.cfg, sides.flat, sides.reference, as_written=True)
+    as_written = PairedRuns(sides.cfg, sides.flat, sides.reference, as_written=True)
     logits = as_written.their_intermediates(as_written.build("float64"), ids)["logits"]
     moved = float(np.abs(logits - exact).max() / (np.abs(exact).max() or 1.0))
     return [sides.constants.note(moved)] if moved else []
 
 
-def _default_precision(sides: Sides, ids: NDArray[Any]) -> str:
+def _default_precision(sides: PairedRuns, ids: NDArray[Any]) -> str:
     """What the logits would be with the device's default matrix products."""
     params, logits = {"params": sides.params("float32")}, {}
     for precision in ("highest", "default"):

@@ -78,8 +78,10 @@ def mistakes(name: str, x: Arrays, cfg: GPTConfig, params: Arrays) -> Mistakes:
                 yield Mistake("nothing is added to the shortcut", into)
         case "ff.layers.0":
             yield from _projections(name, x[f"{block}.norm2"], cfg, params)
-            residual = x[f"{block}.residual"]
-            yield Mistake("the layer norm before it is left out", _linear(residual, name, params))
+            attention_sublayer = x[f"{block}.residual"]
+            yield Mistake(
+                "the layer norm before it is left out", _linear(attention_sublayer, name, params)
+            )
         case "ff.layers.1":
             yield from _activations(x[f"{block}.ff.layers.0"])
         case "ff.layers.2":

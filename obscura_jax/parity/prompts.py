@@ -8,7 +8,7 @@ from obscura_jax.config import GPTConfig
 _SHORT = 24
 
 
-def hard_prompts(
+def stress_prompts(
     cfg: GPTConfig, seed: int = 0, end_of_text: int | None = None
 ) -> dict[str, NDArray[np.int32]]:
     """Prompts (B, T) by name, drawn with `seed`; three shapes in all, so three compilations.

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
-from obscura_jax.interop import tables
-from obscura_jax.interop.foreign_configs import to_hf_config
+from obscura_jax.interop import name_tables
+from obscura_jax.interop.hf_config import to_hf_config
 from obscura_jax.interop.names import understood
 from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.guest import Guest
@@ -106,9 +106,9 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
         else:
             config = transformers.GPT2Config(**to_hf_config(cfg), attn_implementation="eager")
             model = transformers.GPT2LMHeadModel(config)
-            theirs = tables.as_theirs(tables.HUGGING_FACE, cfg, params)
+            theirs = name_tables.to_dialect(name_tables.HUGGING_FACE, cfg, params)
             if cfg.tie_weights:
-                theirs[tables.HEAD] = params["tok_emb.weight"]
+                theirs[name_tables.HEAD] = params["tok_emb.weight"]
             model.load_state_dict(_tensors(theirs, "float32"), strict=True)
         model.config.use_cache = False
         return model.to(getattr(torch, dtype)).eval()
@@ -118,7 +118,9 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
         label,
         build,
         hugging_face_taps(cfg.n_layers),
-        lambda state: tables.renamed(tables.HUGGING_FACE, understood(state).plain, state, known)[0],
+        lambda state: name_tables.renamed(
+            name_tables.HUGGING_FACE, understood(state).plain, state, known
+        )[0],
         Guest(label),
     )
 
@@ -139,7 +141,9 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
     if cfg.tie_weights and "out_head.weight" in needed:
         given["out_head.weight"] = params["tok_emb.weight"]
     if lacking := needed - given.keys():
-        raise ValueError(f"{spec} has parameters that the weights lack: {tables.some(lacking)}")
+        raise ValueError(
+            f"{spec} has parameters that the weights lack: {name_tables.some(lacking)}"
+        )
     for key in shapes:
         if key in given and shapes[key] != given[key].shape:
             raise ValueError(f"{spec}: {key} has shape {shapes[key]}, weights {given[key].shape}")

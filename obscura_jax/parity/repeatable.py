@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.compare import Arrays
-from obscura_jax.parity.sides import Sides
+from obscura_jax.parity.paired_runs import PairedRuns
 
 _THREADS = 1e-12  # of the largest entry; a sum over threads moves by some 1e-16
 
 
-def check_repeatable(sides: Sides, ids: NDArray[Any], between: NDArray[Any]) -> tuple[Arrays, bool]:
+def check_repeatable(
+    sides: PairedRuns, ids: NDArray[Any], between: NDArray[Any]
+) -> tuple[Arrays, bool]:
     """Run the reference in float64 on `ids` twice, with `between` in between; then backwards.
 
     Returns:

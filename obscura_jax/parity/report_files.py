@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from obscura_jax.interop.tensor_files import destination, put
+from obscura_jax.atomic_files import require_path, write_atomically
 
 
 def check_writable(*names: str) -> None:
@@ -16,7 +16,7 @@ def check_writable(*names: str) -> None:
         ValueError: saying why one cannot: its folder is missing or takes no files, it is a folder
             itself, or two names are of one file.
     """
-    paths = [destination(name) for name in names]
+    paths = [require_path(name) for name in names]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"two reports cannot be one file, {paths[0]}; name two files")
     for path in paths:
@@ -42,10 +42,10 @@ def write(name: str, render: Callable[[], str]) -> None:
     Raises:
         ValueError: if it cannot be written.
     """
-    path = destination(name)
+    path = require_path(name)
     store = partial(Path.write_text, data=render(), encoding="utf-8")
     if not _is_special(path):
-        put(path, {path: store})
+        write_atomically(path, {path: store})
         return
     try:
         store(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop import tables
+from obscura_jax.interop import name_tables
 from obscura_jax.parity.guest import Guest
 
 
@@ -71,7 +71,9 @@ def _attribute(path: Path, name: str, guest: Guest) -> Any:
         there = hasattr(module, name)  # its own `__getattr__` may run
     if not there:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
-        raise ValueError(f"{path} has no {name}; it has {tables.some(classes or ['no class'])}")
+        raise ValueError(
+            f"{path} has no {name}; it has {name_tables.some(classes or ['no class'])}"
+        )
     return getattr(module, name)
 
 

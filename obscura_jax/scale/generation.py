@@ -9,21 +9,21 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from obscura_jax.decoding import engine
-from obscura_jax.decoding.engine import STATIC, Programs, Request, State
+from obscura_jax.decoding import programs
+from obscura_jax.decoding.programs import STATIC, GenerationPrograms, Request, State
 from obscura_jax.scale.mesh import (
     BATCH,
-    as_the_model_has_them,
     check_batch,
     check_model,
-    traced_over,
+    sharding_context,
+    unpad_and_gather_tables,
 )
 
 
-def programs(mesh: Mesh) -> Programs:
+def mesh_programs(mesh: Mesh) -> GenerationPrograms:
     """Return the generation programs over a mesh.
 
-    Use them as `generate(model, place(mesh, params), prompts, programs=programs(mesh))`.
+    Use them as `generate(model, place(mesh, params), prompts, programs=mesh_programs(mesh))`.
 
     Raises:
         ValueError: in `generate`, if a mesh axis does not divide the dimension it splits.
@@ -35,17 +35,17 @@ def programs(mesh: Mesh) -> Programs:
             (request,) = (part for part in args if isinstance(part, Request))
             check_model(model.cfg, mesh)
             check_batch(request.lengths.shape[0], mesh)
-            with traced_over(mesh):
-                params = as_the_model_has_them(mesh, model.cfg, params)
+            with sharding_context(mesh):
+                params = unpad_and_gather_tables(mesh, model.cfg, params)
                 return split(mesh, program(model, params, *split(mesh, args)))
 
         return run
 
     given_up: Any = {"donate_argnames": ("state",)}
-    return Programs(
-        jax.jit(over_mesh(engine.prefill), static_argnames=STATIC["prefill"]),
-        jax.jit(over_mesh(engine.decode), static_argnames=STATIC["decode"], **given_up),
-        jax.jit(over_mesh(engine.slide), static_argnames=STATIC["slide"], **given_up),
+    return GenerationPrograms(
+        jax.jit(over_mesh(programs.prefill), static_argnames=STATIC["prefill"]),
+        jax.jit(over_mesh(programs.decode), static_argnames=STATIC["decode"], **given_up),
+        jax.jit(over_mesh(programs.slide), static_argnames=STATIC["slide"], **given_up),
     )
 
 

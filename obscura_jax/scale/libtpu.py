@@ -14,16 +14,16 @@ _ALONE = {
 }
 
 
-def leave_alone() -> None:
+def disable_tpu_lookup() -> None:
     """Tell libtpu not to look for a TPU. Variables that are already set are kept."""
     for variable, value in _ALONE.items():
         os.environ.setdefault(variable, value)
 
 
-def quiet() -> None:
-    """Call `leave_alone` if there is libtpu but no TPU; otherwise it warns when JAX starts."""
+def silence_if_no_tpu() -> None:
+    """Call `disable_tpu_lookup` if libtpu is installed but there is no TPU, to avoid warnings."""
     if find_spec("libtpu") is None:
         return
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if not any(vendor.read_text().strip() == _GOOGLE for vendor in vendors):
-        leave_alone()
+        disable_tpu_lookup()

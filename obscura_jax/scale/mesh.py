@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.nn.intermediates import tapped
-from obscura_jax.nn.target import Target, traced_for
+from obscura_jax.nn.target import Target, tracing_for
 
 AXES = ("data", "fsdp", "model")
 BATCH = ("data", "fsdp")
@@ -81,13 +81,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     if math.prod(shape) != len(found):
         raise ValueError(
-            f"mesh {show(sizes)} needs {math.prod(shape)} devices, but there are {len(found)} "
-            f"({found[0].device_kind}); choose sizes whose product is {len(found)}"
+            f"mesh {format_mesh(sizes)} needs {math.prod(shape)} devices, but there are "
+            f"{len(found)} ({found[0].device_kind}); choose sizes whose product is {len(found)}"
         )
     return Mesh(np.asarray(found).reshape(shape), AXES)
 
 
-def show(sizes: Mapping[str, int]) -> str:
+def format_mesh(sizes: Mapping[str, int]) -> str:
     """Format sizes as `parse_mesh` accepts them, without axes of size 1 unless all are 1."""
     return ",".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1) or "data=1"
 
@@ -109,7 +109,7 @@ def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
 
 def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
     """Raise ValueError unless `data` times `fsdp` divides the number of rows."""
-    ways = row_parts(mesh.shape)
+    ways = batch_shards(mesh.shape)
     if rows % ways:
         raise ValueError(
             f"data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']} does not divide {what} of "
@@ -117,15 +117,15 @@ def check_batch(rows: int, mesh: Mesh, what: str = "a batch") -> None:
         )
 
 
-def whole_rows(rows: int, mesh: Mesh, what: str) -> int:
+def largest_divisible_batch(rows: int, mesh: Mesh, what: str) -> int:
     """Return the most rows out of `rows` that `check_batch` accepts; ValueError if none."""
-    ways = row_parts(mesh.shape)
+    ways = batch_shards(mesh.shape)
     if rows < ways:
         raise ValueError(f"{what} has {rows} rows, but the mesh needs at least {ways}")
     return rows - rows % ways
 
 
-def row_parts(sizes: Mapping[str, int]) -> int:
+def batch_shards(sizes: Mapping[str, int]) -> int:
     """Return the number of parts that rows are split into."""
     return math.prod(sizes.get(axis, 1) for axis in BATCH)
 
@@ -152,11 +152,11 @@ def place(mesh: Mesh, tree: Any) -> Any:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    tree = padded(mesh, jax.device_get(tree))
+    tree = pad_vocab(mesh, jax.device_get(tree))
     return jax.tree.map(put, tree, shardings(mesh, tree))
 
 
-def padded(mesh: Mesh, tree: Any) -> Any:
+def pad_vocab(mesh: Mesh, tree: Any) -> Any:
     """Pad the vocabulary of arrays or shapes to a multiple of `model`: 50257 is 29 * 1733."""
 
     def pad(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -170,9 +170,9 @@ def padded(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(pad, tree)
 
 
-def abstract(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
+def abstract_params(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
     """Return the shapes and shardings of `place` for a tree of shapes, in `dtype` if given."""
-    tree = padded(mesh, tree)
+    tree = pad_vocab(mesh, tree)
 
     def of(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
@@ -180,8 +180,8 @@ def abstract(mesh: Mesh, tree: Any, dtype: Any = None) -> Any:
     return jax.tree.map(of, tree, shardings(mesh, tree))
 
 
-def trimmed(cfg: GPTConfig, tree: Any) -> Any:
-    """Remove the padding that `padded` adds."""
+def unpad_vocab(cfg: GPTConfig, tree: Any) -> Any:
+    """Remove the padding that `pad_vocab` adds."""
 
     def trim(path: tuple[Any, ...], leaf: Any) -> Any:
         return leaf[: cfg.vocab_size] if _name(path) in _VOCABULARY else leaf
@@ -189,7 +189,7 @@ def trimmed(cfg: GPTConfig, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(trim, tree)
 
 
-def as_the_model_has_them(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
+def unpad_and_gather_tables(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
     """Prepare placed parameters inside a program: trim, and gather lookup tables over `fsdp`."""
 
     def whole(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -198,11 +198,11 @@ def as_the_model_has_them(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
         axes = [axis if axis == "model" else None for axis in PARAMETERS[_name(path)]]
         return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
 
-    return jax.tree_util.tree_map_with_path(whole, trimmed(cfg, params))
+    return jax.tree_util.tree_map_with_path(whole, unpad_vocab(cfg, params))
 
 
 @contextmanager
-def traced_over(mesh: Mesh) -> Iterator[None]:
+def sharding_context(mesh: Mesh) -> Iterator[None]:
     """Context manager: trace programs with activations sharded as in `ACTIVATIONS`."""
 
     def constrain(name: str, value: Any) -> Any:
@@ -213,7 +213,7 @@ def traced_over(mesh: Mesh) -> Iterator[None]:
         spec = P(BATCH, *[None] * (value.ndim - 2), ACTIVATIONS[name])
         return lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
 
-    with traced_for(target_of(mesh)), tapped(constrain):
+    with tracing_for(target_of(mesh)), tapped(constrain):
         yield
 
 
@@ -227,7 +227,7 @@ def bytes_per_device(mesh: Mesh, tree: Any) -> int:
     """Return the bytes that a tree of shapes takes on each device of the mesh."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(abstract(mesh, tree))
+        for leaf in jax.tree.leaves(abstract_params(mesh, tree))
     )
 
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from obscura_jax.scale.relay import relayed
-from obscura_jax.scale.rendezvous import Member, Peer, gather, introduce, parse_address
+from obscura_jax.scale.rendezvous import Peer, ProcessInfo, gather, introduce, parse_address
 
-_GRACE = 4.0  # seconds for a process to report its own error before it is ended
+_EXIT_GRACE_S = 4.0  # seconds for a process to report its own error before it is ended
 _HEARTBEAT = 40  # seconds of silence before JAX considers a process dead, if no socket closes
 
 
@@ -57,7 +57,7 @@ def joined(
     if not 0 <= process < processes:
         raise ValueError(f"process {process} is not one of {processes}; numbers start at 0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides warnings from JAX's connections
-    own = Member(process, processes, options or {})
+    own = ProcessInfo(process, processes, options or {})
     if process == 0:
         peers, jax_port = gather(address, own, timeout), _free_port()
         for peer in peers.values():
@@ -85,7 +85,7 @@ def joined(
         if "RESOURCE_EXHAUSTED" in str(error):
             watch.give_up()
             raise
-        time.sleep(2 * _GRACE)  # if another process died, the watch ends this one
+        time.sleep(2 * _EXIT_GRACE_S)  # if another process died, the watch ends this one
         watch.give_up()
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(f"a computation of several processes failed: {first}") from error
@@ -101,7 +101,9 @@ def joined(
 class _Watch:
     """One thread per connection, which waits until the connection closes."""
 
-    def __init__(self, peers: dict[int, Peer], own: Member, complain: Callable[[str], Any]) -> None:
+    def __init__(
+        self, peers: dict[int, Peer], own: ProcessInfo, complain: Callable[[str], Any]
+    ) -> None:
         self.over = False
         self._peers, self._own, self._complain = peers, own, complain
         for number, peer in peers.items():
@@ -124,7 +126,7 @@ class _Watch:
             for other, connection in self._peers.items():
                 if other != dead:
                     connection.say(f"dead {dead}")
-        time.sleep(_GRACE)
+        time.sleep(_EXIT_GRACE_S)
         if not self.over:
             self._complain(
                 f"process {dead} of {self._own.count} died; shutting down process "

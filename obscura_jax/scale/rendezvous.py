@@ -13,11 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-_HELLO = 4.0  # seconds for a new connection to identify itself
+_HELLO_TIMEOUT_S = 4.0  # seconds for a new connection to identify itself
 
 
 @dataclass(frozen=True)
-class Member:
+class ProcessInfo:
     """A process: its number, the number of processes, and the options that must be equal in all."""
 
     number: int
@@ -68,7 +68,7 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, Peer]:
+def gather(address: tuple[str, int], own: ProcessInfo, timeout: float) -> dict[int, Peer]:
     """Accept connections from all other processes, as process 0, and return them by number.
 
     Raises:
@@ -86,7 +86,7 @@ def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, P
         while len(peers) < own.count - 1 and not problem:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                peer = Peer(server.accept()[0], _HELLO)
+                peer = Peer(server.accept()[0], _HELLO_TIMEOUT_S)
             except TimeoutError:
                 missing = sorted({*range(1, own.count)} - peers.keys())
                 problem = (
@@ -98,7 +98,7 @@ def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, P
             if member is None:
                 peer.close()  # an unrelated connection
                 continue
-            problem = _misfit(member, own)
+            problem = _option_mismatch(member, own)
             if not problem and member.number in peers:
                 problem = (
                     f"two processes connected to {place} with number {member.number}; "
@@ -113,7 +113,7 @@ def gather(address: tuple[str, int], own: Member, timeout: float) -> dict[int, P
     return peers
 
 
-def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Peer, int]:
+def introduce(address: tuple[str, int], own: ProcessInfo, timeout: float) -> tuple[Peer, int]:
     """Connect to process 0; return the connection and the port that process 0 names.
 
     Raises:
@@ -133,7 +133,7 @@ def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Pe
                     "is process 0 running there?"
                 ) from None
             time.sleep(0.1)
-    peer = Peer(connection, timeout + _HELLO)  # process 0 may have only just started
+    peer = Peer(connection, timeout + _HELLO_TIMEOUT_S)  # process 0 may have only just started
     peer.say(f"obscura {own.number} {own.count} {json.dumps(own.options)}")
     answer, _, rest = peer.hear().partition(" ")
     if answer == "go" and rest.isdecimal():
@@ -144,15 +144,15 @@ def introduce(address: tuple[str, int], own: Member, timeout: float) -> tuple[Pe
     raise ValueError(f"the program at {place} is not a coordinator, or it has exited")
 
 
-def _member(line: str) -> Member | None:
+def _member(line: str) -> ProcessInfo | None:
     """Parse the line with which a process identifies itself; None for any other line."""
     said = re.fullmatch(r"obscura (\d+) (\d+) (\{.*\})", line)
     with suppress(ValueError):
-        return Member(int(said[1]), int(said[2]), json.loads(said[3])) if said else None
+        return ProcessInfo(int(said[1]), int(said[2]), json.loads(said[3])) if said else None
     return None
 
 
-def _misfit(member: Member, own: Member) -> str:
+def _option_mismatch(member: ProcessInfo, own: ProcessInfo) -> str:
     """Return the reason why a process does not belong to this run, or "" if it does."""
     who = f"process {member.number} was started"
     if member.count != own.count:

@@ -13,27 +13,27 @@ from jax.sharding import PartitionSpec as P
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import empty_cache
-from obscura_jax.decoding.engine import Request, nothing_drawn
+from obscura_jax.decoding.programs import Request, initial_state
 from obscura_jax.decoding.sampling import Settings
 from obscura_jax.extras import require
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import traced_for
+from obscura_jax.nn.target import tracing_for
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.generation import programs
-from obscura_jax.scale.libtpu import leave_alone
+from obscura_jax.scale.generation import mesh_programs
+from obscura_jax.scale.libtpu import disable_tpu_lookup
 from obscura_jax.scale.mesh import (
     BATCH,
-    abstract,
+    abstract_params,
+    batch_shards,
     check_batch,
     check_model,
     make_mesh,
-    row_parts,
     target_of,
 )
+from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
-from obscura_jax.scale.training import OnMesh
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state
+from obscura_jax.training.step import init_train_state
 
 Program = Literal["train", "prefill", "decode"]
 
@@ -63,7 +63,7 @@ def topology(name: str) -> Topology:
             f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, like v5e:4x4"
         )
     require("libtpu", "tpu", "compiling for a TPU")
-    leave_alone()
+    disable_tpu_lookup()
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
@@ -162,7 +162,7 @@ def largest_batch(
         sizes: the mesh, as axis -> size.
         first: the result of `describe` for a batch that fits.
     """
-    ways = row_parts(sizes)
+    ways = batch_shards(sizes)
 
     def whole(rows: float) -> int:
         return max(int(rows) // ways, 1) * ways
@@ -184,7 +184,7 @@ def largest_batch(
 
 def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int) -> None:
     """Reject a batch that cannot fit, which XLA would compile for many minutes."""
-    rows = batch // row_parts(mesh.shape)
+    rows = batch // batch_shards(mesh.shape)
     kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # the inputs of all blocks
     if program != "train":  # keys and values, with heads split
         kept = 2 * kept // mesh.shape["model"]
@@ -217,19 +217,21 @@ def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
     """Return the shapes of the parameters over the mesh."""
     model = GPTModel(cfg)
     whole = jax.eval_shape(lambda: model.init(jax.random.key(0), [[0]])["params"])
-    return abstract(mesh, whole, dtype)
+    return abstract_params(mesh, whole, dtype)
 
 
 def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = OnMesh(mesh=mesh, cfg=cfg, scan=True)
-    config = OptimizerConfig(clip_norm=1.0, decay_vectors=False)
+    placement = MeshPlacement(mesh=mesh, cfg=cfg, scan=True)
+    config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
     model = GPTModel(cfg)
     state = placement.shapes(
-        jax.eval_shape(lambda: first_state(config, model.init(jax.random.key(0), [[0]])["params"]))
+        jax.eval_shape(
+            lambda: init_train_state(config, model.init(jax.random.key(0), [[0]])["params"])
+        )
     )
     shape = (1, batch, cfg.context_length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    how = {"compute_dtype": "bfloat16", "recompute": "blocks", "chunk": 128}
+    how = {"compute_dtype": "bfloat16", "remat": "blocks", "logits_chunk": 128}
     return placement.jitted_step.trace(model, config, state, ids, ids, **how)
 
 
@@ -243,7 +245,7 @@ def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
     params, ids = _params(mesh, cfg, jnp.bfloat16), (batch, cfg.context_length)
     request, slots = _request(mesh, batch), cfg.context_length
     of_prompts = (_shape(mesh, ids, jnp.int32), request, slots, slots)
-    prefill: Any = programs(mesh).prefill
+    prefill: Any = mesh_programs(mesh).prefill
     return prefill.trace(GPTModel(cfg), params, *of_prompts)
 
 
@@ -251,12 +253,12 @@ def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
     model, slots = GPTModel(cfg), cfg.context_length
 
     def begin() -> Any:
-        with traced_for(target_of(mesh)):
-            return nothing_drawn(batch, slots, empty_cache(model, batch, slots, jnp.bfloat16))
+        with tracing_for(target_of(mesh)):
+            return initial_state(batch, slots, empty_cache(model, batch, slots, jnp.bfloat16))
 
     state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), jax.eval_shape(begin))
     params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
-    decode: Any = programs(mesh).decode
+    decode: Any = mesh_programs(mesh).decode
     return decode.trace(model, params, state, request, jax.ShapeDtypeStruct((), jnp.int32))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from obscura_jax.text.encoding import encode_beginning, encode_ordinary
-from obscura_jax.text.token_journal import IDS, Journal, read_journal
+from obscura_jax.text.token_journal import TOKEN_DTYPE, Journal, read_journal
 from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20  # bytes of text in memory
 
 
-def write_tokens(
+def tokenize_to_file(
     texts: Sequence[str | Path] | BinaryIO,
     path: str | Path,
     *,
@@ -67,12 +67,12 @@ def write_tokens(
         )
     sizes = [cast(int, size) for _, size, _ in at.texts]
     with open(path, "r+b" if path.exists() else "w+b", buffering=0) as file:
-        file.truncate(at.tokens * IDS.itemsize)
+        file.truncate(at.tokens * TOKEN_DTYPE.itemsize)
         file.seek(0, os.SEEK_END)
 
         def put(ids: list[int]) -> None:
             with _naming(path):
-                data = memoryview(np.array(ids, IDS).tobytes())
+                data = memoryview(np.array(ids, TOKEN_DTYPE).tobytes())
                 while data:
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
@@ -96,8 +96,8 @@ def write_tokens(
     return at.tokens
 
 
-def tokens_written(path: str | Path) -> int | None:
-    """Return how many tokens `write_tokens` has written to `path`, or None before it is done.
+def finished_token_count(path: str | Path) -> int | None:
+    """Return how many tokens `tokenize_to_file` has written to `path`, or None before it is done.
 
     Raises:
         ValueError: when its journal is damaged or `path` does not have that many tokens.
@@ -106,7 +106,7 @@ def tokens_written(path: str | Path) -> int | None:
     return journal.tokens if journal and journal.done else None
 
 
-def split_point(count: int, fraction: float, window: int) -> int:
+def train_token_count(count: int, fraction: float, window: int) -> int:
     """Of `count` tokens, how many come before the last `fraction` of them, which are held out.
 
     Raises:

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from obscura_jax.config import check_size
+from obscura_jax.checks import check_size
 from obscura_jax.text.encoding import encode_text
 from obscura_jax.text.tokenizers import END_OF_TEXT, Tokenizer
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 """Inputs and targets, each (B, L); each (L,) for a single window."""
 
-Integers = Sequence[int] | npt.NDArray[np.integer[Any]]
+IntArrayLike = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
 class Windows(Protocol):
@@ -36,7 +36,7 @@ class Windows(Protocol):
         """Return the number of windows."""
         ...
 
-    def windows(self, indices: Integers) -> Batch:
+    def windows(self, indices: IntArrayLike) -> Batch:
         """Copy the windows at `indices` into two (B, L) arrays."""
         ...
 
@@ -61,7 +61,7 @@ class GPTDatasetV1:
         self._set(encode_text(tokenizer, txt, {END_OF_TEXT}), max_length, stride)
 
     @classmethod
-    def from_ids(cls, ids: Integers, max_length: int, stride: int) -> Self:
+    def from_ids(cls, ids: IntArrayLike, max_length: int, stride: int) -> Self:
         """Create a dataset from existing ids: a list or a 1-D array of integers.
 
         An int32 array is used without a copy if it and the memory that it views are read-only (as
@@ -71,7 +71,7 @@ class GPTDatasetV1:
         dataset._set(ids, max_length, stride)
         return dataset
 
-    def _set(self, ids: Integers, max_length: int, stride: int) -> None:
+    def _set(self, ids: IntArrayLike, max_length: int, stride: int) -> None:
         self.max_length = check_size("max_length", max_length)
         self.stride = check_size("stride", stride)
         self.token_ids = _token_ids(ids)
@@ -93,7 +93,7 @@ class GPTDatasetV1:
         i = operator.index(index)
         return self._inputs[i], self._targets[i]
 
-    def windows(self, indices: Integers) -> Batch:
+    def windows(self, indices: IntArrayLike) -> Batch:
         """Copy the windows at `indices` into two C-contiguous (B, L) arrays."""
         rows = _integers("indices", indices)
         return np.ascontiguousarray(self._inputs[rows]), np.ascontiguousarray(self._targets[rows])
@@ -104,7 +104,7 @@ class GPTDatasetV1:
         return zlib.crc32(self.token_ids.data)
 
 
-def _integers(name: str, values: Integers) -> npt.NDArray[np.integer[Any]]:
+def _integers(name: str, values: IntArrayLike) -> npt.NDArray[np.integer[Any]]:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int32)
@@ -132,7 +132,7 @@ def _is_read_only(array: npt.NDArray[Any]) -> bool:
         return False
 
 
-def _token_ids(ids: Integers) -> npt.NDArray[np.int32]:
+def _token_ids(ids: IntArrayLike) -> npt.NDArray[np.int32]:
     """Return `ids` as a read-only int32 array that no other reference to its memory can change."""
     array = _integers("ids", ids)
     most = np.iinfo(np.int32).max

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from obscura_jax.config import check_size, check_sizes
+from obscura_jax.checks import check_size, check_sizes
 from obscura_jax.text.dataset import Batch, GPTDatasetV1, Windows
 from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from obscura_jax.config import check_size
-from obscura_jax.text.dataset import Batch, Integers
-from obscura_jax.text.token_journal import IDS
+from obscura_jax.checks import check_size
+from obscura_jax.text.dataset import Batch, IntArrayLike
+from obscura_jax.text.token_journal import TOKEN_DTYPE
 
 _BLOCK = 1 << 22  # tokens
 
@@ -45,12 +45,12 @@ class TokenFile:
             what = "is not a file" if self.path.exists() else "does not exist"
             raise FileNotFoundError(f"no tokens at {str(path)!r}: it {what}; check the path")
         size = self.path.stat().st_size
-        if size % IDS.itemsize:
+        if size % TOKEN_DTYPE.itemsize:
             raise ValueError(
                 f"{path} is not a file of 16-bit numbers: it has {size} bytes, an odd number; "
                 "write the token ids again as 16-bit integers"
             )
-        count = size // IDS.itemsize
+        count = size // TOKEN_DTYPE.itemsize
         self.first, self.last = first, count if last is None else last
         if not 0 <= first <= self.last <= count:
             raise ValueError(f"{path} has {count} tokens, not the range {first}..{self.last}")
@@ -69,7 +69,7 @@ class TokenFile:
         """Return the number of windows."""
         return (self.last - self.first - self.max_length - 1) // self.stride + 1
 
-    def windows(self, indices: Integers) -> Batch:
+    def windows(self, indices: IntArrayLike) -> Batch:
         """Copy the windows at `indices` into two C-contiguous (B, L) int32 arrays."""
         rows = np.asarray(indices, np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -92,4 +92,4 @@ class TokenFile:
         return max(int(self._map()[b : min(b + _BLOCK, self.last)].max()) for b in begins)
 
     def _map(self) -> npt.NDArray[np.uint16]:
-        return np.memmap(self.path, IDS, "r")
+        return np.memmap(self.path, TOKEN_DTYPE, "r")

@@ -8,12 +8,12 @@ import numpy as np
 
 from obscura_jax.atomic_files import replace_text
 
-IDS = np.dtype("<u2")  # as nanoGPT's files have them; no vocabulary here is larger
+TOKEN_DTYPE = np.dtype("<u2")  # as nanoGPT's files have them; no vocabulary here is larger
 
 
 @dataclass
 class Journal:
-    """The progress of `write_tokens`.
+    """The progress of `tokenize_to_file`.
 
     Attributes:
         texts: path, size in bytes and time of change (ns) of each text; empty for a stream.
@@ -61,7 +61,7 @@ def read_journal(path: Path) -> Journal | None:
         raise ValueError(f"{name} is damaged; {remedy}")
     if not path.is_file():
         raise ValueError(f"{path} is missing, but {name.name} is not; {remedy}")
-    size, expected = path.stat().st_size, journal.tokens * IDS.itemsize
+    size, expected = path.stat().st_size, journal.tokens * TOKEN_DTYPE.itemsize
     if size < expected or (journal.done and size > expected):
         raise ValueError(
             f"{path} has {size} bytes, but {expected} according to {name.name}; {remedy}"

@@ -47,14 +47,14 @@ def split_on_whitespace(text: str) -> list[str]:
     return re.split(r"(\s)", text)
 
 
-def split_on_comma_and_full_stop(text: str) -> list[str]:
+def split_on_comma_and_period(text: str) -> list[str]:
     """Stage 2: split at `,` and `.` too. Adjacent separators leave empty items between them."""
     return re.split(r"([,.]|\s)", text)
 
 
 def split_trimmed(text: str) -> list[str]:
     """Stage 3: split as in stage 2, without the items that are empty or white space."""
-    return [item.strip() for item in split_on_comma_and_full_stop(text) if item.strip()]
+    return [item.strip() for item in split_on_comma_and_period(text) if item.strip()]
 
 
 def split_text(text: str) -> list[str]:

@@ -16,18 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from obscura_jax.config import check_size
+from obscura_jax.checks import check_size
 from obscura_jax.training.placement import host_device
 from obscura_jax.training.step import TrainState
 
 _STATE = "state"
 
 
-class Checkpoints:
+class CheckpointManager:
     """The states of one run, in a folder of its own: `folder/STEP` for the last few steps saved.
 
-    Files are orbax's. Beside the state each checkpoint holds `run`, what identifies the run, and a
-    CRC-32 of every array.
+    Files are orbax's. Beside the state, each checkpoint holds `run`,
+    what identifies the run, and a CRC-32 of every array.
     """
 
     def __init__(

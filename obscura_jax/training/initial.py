@@ -11,7 +11,7 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.nn.model import GPTModel
 
 
-def gpt2_parameters(cfg: GPTConfig, key: jax.Array) -> dict[str, Any]:
+def gpt2_init(cfg: GPTConfig, key: jax.Array) -> dict[str, Any]:
     """Draw parameters of `GPTModel(cfg)` as GPT-2 does (Radford et al. 2019, section 2.3).
 
     Matrices are N(0, 0.02^2). Those that end a residual branch are divided by the square root of

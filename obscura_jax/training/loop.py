@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from obscura_jax.config import check_size
-from obscura_jax.nn.model import GPTModel, Recompute
+from obscura_jax.checks import check_size
+from obscura_jax.nn.model import GPTModel, RematPolicy
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.placement import ONE_DEVICE, Placement
+from obscura_jax.training.placement import SINGLE_DEVICE, Placement
 from obscura_jax.training.step import TrainState
 
 Row = dict[str, float]
@@ -29,7 +29,7 @@ class DivergedError(ValueError):
 
 def check_accumulate(parts: int, batch_size: int) -> None:
     """Raise ValueError unless a batch splits into so many equal parts."""
-    if batch_size % check_size("accumulate", parts):
+    if batch_size % check_size("grad_accum_steps", parts):
         raise ValueError(f"a batch of {batch_size} windows does not split into {parts} equal parts")
 
 
@@ -40,12 +40,12 @@ def train(
     loader: DataLoader,
     *,
     steps: int,
-    accumulate: int = 1,
+    grad_accum_steps: int = 1,
     key: jax.Array | None = None,
     compute_dtype: DTypeLike | None = None,
-    chunk: int | None = None,
-    recompute: Recompute | None = None,
-    placement: Placement = ONE_DEVICE,
+    logits_chunk: int | None = None,
+    remat: RematPolicy | None = None,
+    placement: Placement = SINGLE_DEVICE,
 ) -> Iterator[tuple[TrainState, Row]]:
     """Train until `steps` steps are taken, from the one at which `state` stands.
 
@@ -57,11 +57,11 @@ def train(
         state: where training stands; its arrays are used up.
         loader: batches of windows; a step reads one.
         steps: the step to stop after.
-        accumulate: in how many equal parts a batch is read, for less memory.
+        grad_accum_steps: in how many equal parts a batch is read, for less memory.
         key: a typed key for dropout; without one nothing is dropped.
-        compute_dtype: as in `train_step`.
-        chunk: as in `train_step`.
-        recompute: as in `train_step`.
+        compute_dtype: as in `train_step_jit`.
+        logits_chunk: as in `train_step_jit`.
+        remat: as in `train_step_jit`.
         placement: where `state` lies, as its `put` gave it.
 
     Returns:
@@ -69,18 +69,18 @@ def train(
         step, loss, tokens_per_second, lr, gradient_norm.
 
     Raises:
-        ValueError: at the call, when `accumulate` does not divide the batch.
+        ValueError: at the call, when `grad_accum_steps` does not divide the batch.
         DivergedError: later on, when the loss or the gradients are NaN or infinite.
     """
-    check_accumulate(accumulate, loader.batch_size)
+    check_accumulate(grad_accum_steps, loader.batch_size)
 
     def rows(state: TrainState) -> Iterator[tuple[TrainState, Row]]:
         start = int(state.step)
         size = loader.batch_size
-        batches = loader.steps(start, placement.rows(size, accumulate))
+        batches = loader.steps(start, placement.rows(size, grad_accum_steps))
         for step, batch in zip(range(start, steps), batches, strict=False):
             begin = time.perf_counter()
-            inputs, targets = (placement.batch(ids, accumulate, size) for ids in batch)
+            inputs, targets = (placement.batch(ids, grad_accum_steps, size) for ids in batch)
             state, report = placement.step(
                 model,
                 config,
@@ -89,8 +89,8 @@ def train(
                 targets,
                 key,
                 compute_dtype=compute_dtype,
-                chunk=chunk,
-                recompute=recompute,
+                logits_chunk=logits_chunk,
+                remat=remat,
             )
             loss, norm, rate = map(float, jax.device_get(tuple(vars(report).values())))
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -119,13 +119,13 @@ def validation_loss(
     loader: DataLoader,
     *,
     most: int = 20,
-    chunk: int | None = None,
-    placement: Placement = ONE_DEVICE,
+    logits_chunk: int | None = None,
+    placement: Placement = SINGLE_DEVICE,
 ) -> float:
     """The mean loss over the first batches of pass 0, at most `most` of them, without dropout."""
     size, losses = loader.batch_size, []
     batches = loader.steps(0, placement.rows(size, 1))
     for _, batch in zip(range(min(most, len(loader))), batches, strict=False):
         inputs, targets = (placement.batch(ids, 1, size) for ids in batch)
-        losses.append(float(placement.loss(model, params, inputs, targets, chunk)))
+        losses.append(float(placement.loss(model, params, inputs, targets, logits_chunk)))
     return float(np.mean(losses))

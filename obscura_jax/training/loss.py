@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.nn.depth import hidden_states
 from obscura_jax.nn.linear import at_least_float32
-from obscura_jax.nn.model import GPTModel, Recompute
+from obscura_jax.nn.model import GPTModel, RematPolicy
+from obscura_jax.nn.scan import hidden_states
 
 
 def cross_entropy(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[Array, ""]:
@@ -25,26 +25,26 @@ def next_token_loss(
     targets: Int[Array, "b t"],
     *,
     key: Array | None = None,
-    chunk: int | None = None,
-    recompute: Recompute | None = None,
+    logits_chunk: int | None = None,
+    remat: RematPolicy | None = None,
 ) -> Float[Array, ""]:
     """Return the mean cross-entropy of a batch of windows.
 
     Args:
         model: the model.
-        params: its parameters, with or without stacked blocks (`nn.depth`).
+        params: its parameters, with or without stacked blocks (`nn.scan`).
         inputs: token ids, (B, T).
         targets: the id that follows each of them, (B, T).
         key: a typed key for dropout; without one nothing is dropped.
-        chunk: number of positions per row whose logits are computed at a time; default: all T. A
-            smaller chunk saves memory (logits take B * chunk * V numbers), but the output head is
-            computed again for the gradient. T need not be a multiple of `chunk`.
-        recompute: what the backward pass computes again instead of storing it, as in
+        logits_chunk: number of positions per row whose logits are computed at a time; default:
+            all T. A smaller chunk saves memory (logits take B * chunk * V numbers), but the
+            output head is computed again for the gradient. T need not be a multiple of it.
+        remat: what the backward pass computes again instead of storing it, as in
             `GPTModel.hidden_states`.
     """
-    hidden = hidden_states(model, params, inputs, key=key, recompute=recompute)
+    hidden = hidden_states(model, params, inputs, key=key, remat=remat)
     length = targets.shape[1]
-    size = min(chunk or length, length)
+    size = min(logits_chunk or length, length)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def of_chunk(hidden: Array, targets: Array) -> Array:

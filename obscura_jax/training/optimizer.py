@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from obscura_jax.config import check_size
+from obscura_jax.checks import check_size
 
 _VECTORS = ("bias", "scale", "shift")
 
@@ -23,9 +23,9 @@ class OptimizerConfig:
         learning_rate: the peak learning rate, above 0.
         warmup_steps: steps of linear warmup to the peak; the rate of the first step is above 0.
         decay_steps: steps of cosine decay after the warmup; 0 keeps the peak rate.
-        final_fraction: rate at the end of the decay and afterwards, as a fraction of the peak.
+        end_lr_fraction: rate at the end of the decay and afterwards, as a fraction of the peak.
         weight_decay: each step subtracts rate * weight_decay * parameter (decoupled decay).
-        decay_vectors: whether biases and norms decay too, as in torch; if False, only matrices do.
+        decay_1d_params: whether biases and norms decay too, as in torch; if not, only matrices do.
         beta1: decay rate of the running mean of the gradient.
         beta2: decay rate of the running mean of the squared gradient.
         epsilon: added to the square root of that mean square.
@@ -38,9 +38,9 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     decay_steps: int = 0
-    final_fraction: float = 0.1
+    end_lr_fraction: float = 0.1
     weight_decay: float = 1e-2
-    decay_vectors: bool = True
+    decay_1d_params: bool = True
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -51,7 +51,7 @@ class OptimizerConfig:
         check_size("warmup_steps", self.warmup_steps, 0)
         check_size("decay_steps", self.decay_steps, 0)
         _check(self, "learning_rate", lambda x: 0 < x < math.inf, "above 0")
-        _check(self, "final_fraction", lambda x: 0 <= x <= 1, "in [0, 1]")
+        _check(self, "end_lr_fraction", lambda x: 0 <= x <= 1, "in [0, 1]")
         _check(self, "weight_decay", lambda x: 0 <= x < math.inf, "at least 0")
         _check(self, "beta1", lambda x: 0 <= x < 1, "in [0, 1)")
         _check(self, "beta2", lambda x: 0 <= x < 1, "in [0, 1)")
@@ -71,8 +71,8 @@ def learning_rate(config: OptimizerConfig, step: Any) -> Float[Array, ""]:
     step = jnp.asarray(step, float)
     warm = (step + 1) / max(config.warmup_steps, 1)
     through = jnp.clip((step - config.warmup_steps) / max(config.decay_steps, 1), 0, 1)
-    fall = (1 - config.final_fraction) * (1 + jnp.cos(math.pi * through)) / 2
-    later = config.final_fraction + fall if config.decay_steps else 1.0
+    fall = (1 - config.end_lr_fraction) * (1 + jnp.cos(math.pi * through)) / 2
+    later = config.end_lr_fraction + fall if config.decay_steps else 1.0
     return config.learning_rate * jnp.where(step < config.warmup_steps, warm, later)
 
 
@@ -81,7 +81,7 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def decayed(params: Any) -> Any:
         def decays(path: tuple[Any, ...], _: Any) -> bool:  # by name: stacked vectors have two axes
-            return config.decay_vectors or path[-1].key not in _VECTORS
+            return config.decay_1d_params or path[-1].key not in _VECTORS
 
         return jax.tree_util.tree_map_with_path(decays, params)
 

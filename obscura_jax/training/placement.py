@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
-from obscura_jax.nn.depth import stacked, unstacked
+from obscura_jax.nn.scan import stack_blocks, unstack_blocks
 from obscura_jax.training.loss import next_token_loss
-from obscura_jax.training.step import StepReport, TrainState, train_step
+from obscura_jax.training.step import StepMetrics, TrainState, train_step_jit
 
-loss_jit = jax.jit(next_token_loss, static_argnames=("model", "chunk"))
+loss_jit = jax.jit(next_token_loss, static_argnames=("model", "logits_chunk"))
 
 
 def host_device() -> jax.Device:
@@ -28,10 +28,10 @@ def host_device() -> jax.Device:
 
 @dataclass(frozen=True)
 class Placement:
-    """One device. What lies elsewhere is a class with the same methods: see `scale.training`.
+    """One device. What lies elsewhere is a class with the same methods: see `scale.placement`.
 
     Attributes:
-        scan: whether the blocks are stacked and run as one block in a loop (`nn.depth`).
+        scan: whether the blocks are stacked and run as one block in a loop (`nn.scan`).
         writes: whether this process writes what a run leaves behind.
     """
 
@@ -40,36 +40,38 @@ class Placement:
 
     def put(self, state: TrainState) -> TrainState:
         """A whole state, laid out for `step`; its arrays may be used up."""
-        return jax.device_put(stacked(state) if self.scan else state, jax.local_devices()[0])
+        return jax.device_put(stack_blocks(state) if self.scan else state, jax.local_devices()[0])
 
     def take(self, state: TrainState) -> TrainState:
         """The inverse of `put`, on the host; `state` stays."""
         state = jax.device_get(state)
-        return unstacked(state) if self.scan else state
+        return unstack_blocks(state) if self.scan else state
 
     def params(self, state: TrainState) -> Any:
         """The course's parameters."""
-        return unstacked(state.params) if self.scan else state.params
+        return unstack_blocks(state.params) if self.scan else state.params
 
-    def rows(self, batch_size: int, accumulate: int) -> Sequence[int] | None:
+    def rows(self, batch_size: int, grad_accum_steps: int) -> Sequence[int] | None:
         """Which rows of a batch this process reads; None is all."""
         return None
 
-    def batch(self, ids: NDArray[Any], accumulate: int, batch_size: int) -> jax.Array:
+    def batch(self, ids: NDArray[Any], grad_accum_steps: int, batch_size: int) -> jax.Array:
         """The rows read, (R, T), as the (A, B / A, T) that `step` takes."""
-        return jnp.asarray(ids.reshape(accumulate, -1, ids.shape[1]))
+        return jnp.asarray(ids.reshape(grad_accum_steps, -1, ids.shape[1]))
 
-    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepReport]:
-        """`train_step`."""
-        return train_step(*args, **how)
+    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
+        """`train_step_jit`."""
+        return train_step_jit(*args, **how)
 
-    def loss(self, model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
+    def loss(
+        self, model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
+    ) -> jax.Array:
         """`next_token_loss` of one batch, (1, B, T) each."""
-        return loss_jit(model, params, inputs[0], targets[0], chunk=chunk)
+        return loss_jit(model, params, inputs[0], targets[0], logits_chunk=logits_chunk)
 
     def agree(self, number: int) -> int:
         """The largest of the processes' numbers."""
         return number
 
 
-ONE_DEVICE = Placement()
+SINGLE_DEVICE = Placement()

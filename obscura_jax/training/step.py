@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.nn.model import GPTModel, Recompute
+from obscura_jax.nn.model import GPTModel, RematPolicy
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 
@@ -24,17 +24,17 @@ class TrainState:
     Attributes:
         step: steps taken so far.
         params: the parameters.
-        moments: what the optimizer keeps of the gradients.
+        opt_state: what the optimizer keeps of the gradients.
     """
 
     step: Int[Array, ""]
     params: Any
-    moments: Any
+    opt_state: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StepReport:
+class StepMetrics:
     """What a step measured: the mean loss before it, its gradients' norm and its learning rate."""
 
     loss: Float[Array, ""]
@@ -42,13 +42,13 @@ class StepReport:
     learning_rate: Float[Array, ""]
 
 
-def first_state(config: OptimizerConfig, params: Any) -> TrainState:
+def init_train_state(config: OptimizerConfig, params: Any) -> TrainState:
     """The state before the first step. It is given up to that step: `params` are copied."""
     params = jax.tree.map(jnp.array, params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer(config).init(params))
 
 
-def take_step(
+def train_step(
     model: GPTModel,
     config: OptimizerConfig,
     state: TrainState,
@@ -57,10 +57,10 @@ def take_step(
     key: Array | None = None,
     *,
     compute_dtype: DTypeLike | None = None,
-    chunk: int | None = None,
-    recompute: Recompute | None = None,
+    logits_chunk: int | None = None,
+    remat: RematPolicy | None = None,
     view: Callable[[Any], Any] | None = None,
-) -> tuple[TrainState, StepReport]:
+) -> tuple[TrainState, StepMetrics]:
     """Take one step along the mean gradient of A batches, read one after the other.
 
     Where the loss or a gradient is NaN or infinite, no step is taken: the state comes back as it
@@ -76,8 +76,8 @@ def take_step(
             Batch a of step t drops with fold_in(fold_in(key, t), a).
         compute_dtype: the type to compute in, such as bfloat16; parameters, moments and sums stay
             as they are. By default that of the parameters.
-        chunk: as in `next_token_loss`.
-        recompute: as in `next_token_loss`.
+        logits_chunk: as in `next_token_loss`.
+        remat: as in `next_token_loss`.
         view: the parameters that the model runs on, made from the state's; by default the same.
     """
 
@@ -90,7 +90,7 @@ def take_step(
         if view is not None:
             params = view(params)
         return next_token_loss(
-            model, params, inputs, targets, key=own_key, chunk=chunk, recompute=recompute
+            model, params, inputs, targets, key=own_key, logits_chunk=logits_chunk, remat=remat
         )
 
     measure = jax.value_and_grad(loss_of)
@@ -105,23 +105,23 @@ def take_step(
         found, _ = lax.scan(add, found, others)
     loss, gradients = jax.tree.map(lambda leaf: leaf / count, found)
     norm = optax.tree.norm(gradients)
-    report = StepReport(loss, norm, learning_rate(config, state.step))
+    report = StepMetrics(loss, norm, learning_rate(config, state.step))
 
     def taken(state: TrainState, gradients: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):  # optax does not work under "strict"
-            updates, moments = optimizer(config).update(gradients, state.moments, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), moments)
+            updates, opt_state = optimizer(config).update(gradients, state.opt_state, state.params)
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     return lax.cond(finite, taken, lambda state, _: state, state, gradients), report
 
 
 # XLA:CPU otherwise orders a step for parallelism, and keeps what it need not: of the 124M model
-# with `recompute` and `chunk`, 1196 against 1665 MiB beside the state, at the same speed.
+# with `remat` and `logits_chunk`, 1196 against 1665 MiB beside the state, at the same speed.
 JIT: Any = {
-    "static_argnames": ("model", "config", "compute_dtype", "chunk", "recompute", "view"),
+    "static_argnames": ("model", "config", "compute_dtype", "logits_chunk", "remat", "view"),
     "donate_argnames": ("state",),
     "compiler_options": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
 }
-train_step = jax.jit(take_step, **JIT)
-"""`take_step`, compiled once for a run: the state's arrays are used up."""
+train_step_jit = jax.jit(train_step, **JIT)
+"""`train_step`, compiled once for a run: the state's arrays are used up."""

@@ -103,14 +103,14 @@ def causal_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def renormalised_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Softmax, then mask and divide: `attention_weights` and `renormalise_masked`."""
+    """Softmax, then mask and divide: `attention_weights` and `renormalize_masked`."""
     scores = attention.attention_scores(queries, keys)
     weights = attention.attention_weights(scores, keys.shape[-1])
-    return attention.renormalise_masked(weights, attention.causal_mask(keys.shape[-2]))
+    return attention.renormalize_masked(weights, attention.causal_mask(keys.shape[-2]))
 
 
 causal_weights.__module__ = renormalised_weights.__module__ = attention.__name__
-causal_weights.__name__, renormalised_weights.__name__ = "mask_scores", "renormalise_masked"
+causal_weights.__name__, renormalised_weights.__name__ = "mask_scores", "renormalize_masked"
 
 
 class InputEmbedding(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPT_CONFIG_124M, GPTConfig
-from obscura_jax.interop.tables import some
+from obscura_jax.interop.name_tables import some
 from obscura_jax.nn.model import GPTModel
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -26,7 +26,7 @@ _MASK = "trf_blocks.{}.att.mask"
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionRecord:
     """What one tensor of the source became: a row of the audit.
 
     Attributes:
@@ -60,14 +60,14 @@ class Converted:
 def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of `GPTModel(cfg)` under its dotted name; allocates nothing."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in _shapes_of_one_block(replace(cfg, n_layers=1)).items():
+    for name, shape in _block_shapes(replace(cfg, n_layers=1)).items():
         blocks = range(cfg.n_layers) if name.startswith("trf_blocks.0.") else (0,)
         shapes |= {name.replace(".0.", f".{n}.", 1): shape for n in blocks}
     return shapes
 
 
 @lru_cache(maxsize=16)
-def _shapes_of_one_block(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
+def _block_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
     ids = np.zeros((1, 1), np.int32)
     variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), ids))
     return {name: leaf.shape for name, leaf in _leaves(variables["params"]).items()}
@@ -135,7 +135,7 @@ def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:
 
 def from_course(
     tensors: Tensors, cfg: GPTConfig, *, share: bool = False
-) -> tuple[dict[str, Any], list[Converted]]:
+) -> tuple[dict[str, Any], list[ConversionRecord]]:
     """A parameter tree of `GPTModel(cfg)` from a course state dict, and the audit of how.
 
     Values are kept as they are in float32, widened from float16 and bfloat16, rounded from float64.
@@ -153,7 +153,7 @@ def from_course(
     _check_names(needed, tensors.keys())
     flat: dict[str, jax.Array] = {}
     shared: set[int] = set()  # addresses
-    audit: list[Converted] = []
+    audit: list[ConversionRecord] = []
     for name, tensor in tensors.items():
         target, note = name, "as it is"
         if name in masks:
@@ -166,7 +166,7 @@ def from_course(
                 note = "rounded to float32" if wider else "widened to float32"
             flat[name] = _finite_float32(name, tensor, share and tensor.ctypes.data not in shared)
             shared.add(tensor.ctypes.data)
-        audit.append(Converted(name, target, note, tensor))
+        audit.append(ConversionRecord(name, target, note, tensor))
     return _tree(flat), audit
 
 

@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from obscura_jax.nn.layers import fold_key
-from obscura_jax.nn.model import KEPT, GPTModel, Recompute, TransformerBlock
+from obscura_jax.nn.model import REMAT_POLICIES, GPTModel, RematPolicy, TransformerBlock
 
 _BLOCKS = "trf_blocks"
 
 
-def stacked(tree: Any) -> Any:
+def stack_blocks(tree: Any) -> Any:
     """`tree` with the blocks of each parameter tree in it stacked, such as an optimizer's."""
 
     def stack(*leaves: Any) -> Any:
@@ -35,8 +35,8 @@ def stacked(tree: Any) -> Any:
     return _in_params(of_params, tree)
 
 
-def unstacked(tree: Any) -> Any:
-    """The inverse of `stacked`: the course's tree."""
+def unstack_blocks(tree: Any) -> Any:
+    """The inverse of `stack_blocks`: the course's tree."""
 
     def of_params(params: dict[str, Any]) -> dict[str, Any]:
         count = len(jax.tree.leaves(params[_BLOCKS])[0])
@@ -54,7 +54,7 @@ def hidden_states(
     ids: ArrayLike,
     *,
     key: Array | None = None,
-    recompute: Recompute | None = None,
+    remat: RematPolicy | None = None,
 ) -> Float[Array, "*batch t d"]:
     """Return `GPTModel.hidden_states` for a tree of either kind, with dropout if there is a key.
 
@@ -64,7 +64,7 @@ def hidden_states(
     rngs: Any = {} if key is None else {"rngs": {"dropout": key}}
     if "0" in params[_BLOCKS]:
         method = "hidden_states"
-        how |= {"recompute": recompute, **rngs}
+        how |= {"remat": remat, **rngs}
         out: Any = model.apply({"params": params}, ids, method=method, **how)
         return out
     if key is not None:  # as in GPTModel.hidden_states
@@ -79,8 +79,8 @@ def hidden_states(
         y: Any = block_of.apply({"params": weights}, x, key=fold_key(key, number), **how)
         return y, None
 
-    if recompute is not None:
-        run = jax.checkpoint(run, policy=KEPT[recompute], prevent_cse=False)
+    if remat is not None:
+        run = jax.checkpoint(run, policy=REMAT_POLICIES[remat], prevent_cse=False)
     first = fold_key(key, len(numbers))
     x: Any = model.apply({"params": params}, ids, method="embeddings", key=first, **how)
     x, _ = lax.scan(run, x, (blocks, numbers))

@@ -13,18 +13,19 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-from obscura_jax.config import GENERATOR, GPTConfig, check_size
+from obscura_jax.checks import check_size
+from obscura_jax.config import GENERATOR, GPTConfig
 from obscura_jax.decoding.cache import bucket
-from obscura_jax.decoding.engine import (
-    HERE,
+from obscura_jax.decoding.programs import (
+    DEFAULT_PROGRAMS,
     NO_CACHE,
-    Programs,
+    GenerationPrograms,
     Request,
     State,
-    nothing_drawn,
+    initial_state,
 )
 from obscura_jax.decoding.sampling import settings
-from obscura_jax.nn.model import GPTModel, check_ids
+from obscura_jax.nn.model import GPTModel, validate_sequences
 
 _MOST_BY_DEFAULT = 64  # new tokens, if the caller gives no number
 PerRow = float | None | Sequence[float | None]
@@ -41,8 +42,8 @@ class Options(TypedDict, total=False):
     key: jax.Array | None
     stop_ids: Sequence[int] | Sequence[Sequence[int]]
     dtype: DTypeLike | None
-    sliding: bool
-    programs: Programs
+    sliding_window: bool
+    programs: GenerationPrograms
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Plan:
     request: Request
     max_new_tokens: int
     longest: int  # tokens in the longest prompt
-    programs: Programs
+    programs: GenerationPrograms
 
 
 def plan(
@@ -71,8 +72,8 @@ def plan(
     key: jax.Array | None = None,
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
     dtype: DTypeLike | None = None,
-    sliding: bool = False,
-    programs: Programs = HERE,
+    sliding_window: bool = False,
+    programs: GenerationPrograms = DEFAULT_PROGRAMS,
 ) -> Plan:
     """Check the arguments of `generate` and lay them out as arrays."""
     cfg = model.cfg
@@ -80,7 +81,7 @@ def plan(
         check_size("max_new_tokens", max_new_tokens)
     padded, lengths = padded_prompts(prompts, cfg)
     longest = max(lengths)
-    new = _new_tokens(max_new_tokens, longest, cfg.context_length, sliding)
+    new = _new_tokens(max_new_tokens, longest, cfg.context_length, sliding_window)
     rows = len(prompts)
     chosen = settings(
         rows, cfg.vocab_size, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -93,7 +94,7 @@ def plan(
     )
     return Plan(
         model,
-        computed_in(dtype, params),
+        cast_params(dtype, params),
         jnp.asarray(padded),
         request,
         new,
@@ -102,10 +103,10 @@ def plan(
     )
 
 
-def run(plan: Plan, chunk: int) -> Iterator[State]:
-    """The state after the first token, then after every `chunk` more, until all rows have ended.
+def run(plan: Plan, tokens_per_chunk: int) -> Iterator[State]:
+    """Yield the state after the first token, then after every `tokens_per_chunk` more.
 
-    A state's arrays are gone once the next one is asked for.
+    It ends when all rows have. Each state's buffers are donated when the next one is requested.
     """
     model, params, request, new = plan.model, plan.params, plan.request, plan.max_new_tokens
     context, programs = model.cfg.context_length, plan.programs
@@ -118,14 +119,14 @@ def run(plan: Plan, chunk: int) -> Iterator[State]:
         state = programs.prefill(model, params, plan.prompts, request, slots, room)
         yield state
     else:
-        state = nothing_drawn(rows, bucket(new))
+        state = initial_state(rows, bucket(new))
     count = 1 if cached > 0 else 0
     while count < new and not _ended(state):
         if count < cached:
-            count = min(count + chunk, cached)
+            count = min(count + tokens_per_chunk, cached)
             state = programs.decode(model, params, state, request, jnp.asarray(count, jnp.int32))
         else:
-            count = min(count + chunk, new)
+            count = min(count + tokens_per_chunk, new)
             state = programs.slide(
                 model,
                 params,
@@ -151,7 +152,7 @@ def padded_prompts(
     rows = []
     for number, prompt in enumerate(prompts):
         try:
-            ids = np.asarray(check_ids(prompt, cfg.vocab_size))
+            ids = np.asarray(validate_sequences(prompt, cfg.vocab_size))
             if ids.ndim > 1:
                 raise ValueError(f"token ids must be a flat list, got shape {ids.shape}")
         except ValueError as error:
@@ -166,26 +167,26 @@ def padded_prompts(
     return padded, lengths
 
 
-def _new_tokens(asked: int | None, longest: int, context: int, sliding: bool) -> int:
+def _new_tokens(asked: int | None, longest: int, context: int, sliding_window: bool) -> int:
     """Return how many tokens to generate after the longest prompt; see `generate`."""
     room = context - longest
-    if sliding or (asked is not None and asked <= room):
+    if sliding_window or (asked is not None and asked <= room):
         return _MOST_BY_DEFAULT if asked is None else asked
     if room < 1:
         fills = "fills" if room == 0 else "exceeds"
         raise ValueError(
             f"a prompt of {longest} tokens {fills} the context of {context} tokens; shorten it, or "
-            "pass sliding=True (--sliding)"
+            "pass sliding_window=True (--sliding)"
         )
     if asked is None:
         return min(room, _MOST_BY_DEFAULT)
     raise ValueError(
         f"{longest} prompt tokens + {asked} new tokens exceed the context of {context} tokens; "
-        f"request at most {room}, or pass sliding=True (--sliding)"
+        f"request at most {room}, or pass sliding_window=True (--sliding)"
     )
 
 
-def computed_in(dtype: DTypeLike | None, params: Any) -> Any:
+def cast_params(dtype: DTypeLike | None, params: Any) -> Any:
     """Return `params` as JAX arrays of the number type `dtype`; None keeps their own.
 
     Raises:
@@ -201,7 +202,7 @@ def computed_in(dtype: DTypeLike | None, params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
 
 
-def check_whole(broken: Any) -> None:
+def check_finite(broken: Any) -> None:
     """Raise ValueError where a state is broken."""
     if broken:
         raise ValueError("the model's logits are NaN or infinite: its weights are damaged")
@@ -235,7 +236,7 @@ def _stop_ids(stop_ids: Any, rows: int, vocab_size: int) -> jax.Array:
     for row, ids in enumerate(per_row):
         if len(ids):
             try:
-                table[row, : len(ids)] = check_ids(ids, vocab_size)
+                table[row, : len(ids)] = validate_sequences(ids, vocab_size)
             except ValueError as error:
                 raise ValueError(f"stop_ids: {error}") from None
     return jnp.asarray(table)

@@ -1,6 +1,6 @@
 """A PyTorch model that drops the values our model drops, and samples with our noise.
 
-Keys are those of `obscura_jax.parity.threefry`, (2,) uint32: `jax.random.key_data(key)` of a JAX
+Keys are those of `obscura_jax.rng.threefry`, (2,) uint32: `jax.random.key_data(key)` of a JAX
 key. Nothing here runs JAX, and PyTorch's own generators decide nothing.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from flax import config
 from numpy.typing import ArrayLike
 
-from obscura_jax.parity import threefry
-from obscura_jax.parity.threefry import Words
+from obscura_jax.rng import threefry
+from obscura_jax.rng.threefry import Words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,20 +11,27 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig, GPTModel, create_dataloader_v1, generate
-from obscura_jax.cli.__main__ import main
-from obscura_jax.decoding.plan import plan
-from obscura_jax.nn.depth import stacked
+from obscura_jax.cli.main import main
+from obscura_jax.decoding.request import plan
+from obscura_jax.nn.scan import stack_blocks
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.generation import programs
-from obscura_jax.scale.mesh import bytes_per_device, make_mesh, padded, parse_mesh, place, trimmed
-from obscura_jax.scale.training import OnMesh
+from obscura_jax.scale.generation import mesh_programs
+from obscura_jax.scale.mesh import (
+    bytes_per_device,
+    make_mesh,
+    pad_vocab,
+    parse_mesh,
+    place,
+    unpad_vocab,
+)
+from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.text import sample_text
 from obscura_jax.text.tokenizers import tokenizer_for
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.placement import ONE_DEVICE, Placement
-from obscura_jax.training.step import first_state
+from obscura_jax.training.placement import SINGLE_DEVICE, Placement
+from obscura_jax.training.step import init_train_state
 
 V, C, D, H, N = 509, 16, 32, 4, 2  # a prime vocabulary: 50257 has no small divisor either
 CFG = GPTConfig(
@@ -39,16 +46,16 @@ CFG = GPTConfig(
 )
 LAYOUTS = ["data=8", "fsdp=8", "data=2,model=4", "data=2,fsdp=2,model=2"]
 OPTIMIZER = OptimizerConfig(
-    learning_rate=3e-3, warmup_steps=3, clip_norm=1.0, weight_decay=0.1, decay_vectors=False
+    learning_rate=3e-3, warmup_steps=3, clip_norm=1.0, weight_decay=0.1, decay_1d_params=False
 )
 STEPS = 20
 
 
 def first(cfg):
-    return first_state(OPTIMIZER, gpt2_parameters(cfg, jax.random.key(0)))
+    return init_train_state(OPTIMIZER, gpt2_init(cfg, jax.random.key(0)))
 
 
-def run(placement, cfg=CFG, seed=0, accumulate=1):
+def run(placement, cfg=CFG, seed=0, grad_accum_steps=1):
     """The losses of 20 steps, and the state after them, whole."""
     loader = create_dataloader_v1(
         sample_text(), 8, max_length=C, stride=C, seed=seed, tokenizer=tokenizer_for(V)
@@ -56,7 +63,7 @@ def run(placement, cfg=CFG, seed=0, accumulate=1):
     state = placement.put(first(cfg))
     losses = []
     key = jax.random.key(7) if cfg.drop_rate else None
-    how = {"steps": STEPS, "accumulate": accumulate, "key": key, "placement": placement}
+    how = {"steps": STEPS, "grad_accum_steps": grad_accum_steps, "key": key, "placement": placement}
     states = train(GPTModel(cfg), OPTIMIZER, state, loader, **how)
     for state, row in states:  # noqa: B007 - the last one counts
         losses.append(row["loss"])
@@ -65,7 +72,7 @@ def run(placement, cfg=CFG, seed=0, accumulate=1):
 
 @cache
 def alone(tie_weights, drop_rate=0.0):
-    return run(ONE_DEVICE, replace(CFG, tie_weights=tie_weights, drop_rate=drop_rate))
+    return run(SINGLE_DEVICE, replace(CFG, tie_weights=tie_weights, drop_rate=drop_rate))
 
 
 def test_there_are_eight_devices():
@@ -77,8 +84,8 @@ def test_there_are_eight_devices():
 )
 def test_losses_of_each_layout(layout, tie_weights):
     cfg = replace(CFG, tie_weights=tie_weights)
-    placement = OnMesh(mesh=make_mesh(parse_mesh(layout)), cfg=cfg, scan=tie_weights)
-    losses, state = run(placement, cfg, accumulate=1)
+    placement = MeshPlacement(mesh=make_mesh(parse_mesh(layout)), cfg=cfg, scan=tie_weights)
+    losses, state = run(placement, cfg, grad_accum_steps=1)
     want, whole = alone(tie_weights)
     assert np.abs(losses / want - 1).max() < 1e-5  # 2.6e-07 measured
     assert placement.jitted_step._cache_size() == 1  # the state keeps its layout
@@ -92,7 +99,7 @@ def test_losses_of_each_layout(layout, tie_weights):
 
 
 def test_another_order_of_the_batches_is_noticed():
-    losses, _ = run(ONE_DEVICE, seed=1)
+    losses, _ = run(SINGLE_DEVICE, seed=1)
     assert np.abs(losses / alone(True)[0] - 1).max() > 1e-3
 
 
@@ -100,9 +107,9 @@ def test_accumulation_and_dropout_over_a_mesh():
     """The masks are those of one device, unrolled and with --scan."""
     cfg = replace(CFG, drop_rate=0.1)
     mesh = make_mesh(parse_mesh("data=2,fsdp=2,model=2"))
-    want, _ = run(ONE_DEVICE, cfg, accumulate=2)
+    want, _ = run(SINGLE_DEVICE, cfg, grad_accum_steps=2)
     for scan in (False, True):
-        losses, _ = run(OnMesh(mesh=mesh, cfg=cfg, scan=scan), cfg, accumulate=2)
+        losses, _ = run(MeshPlacement(mesh=mesh, cfg=cfg, scan=scan), cfg, grad_accum_steps=2)
         assert np.abs(losses / want - 1).max() < 1e-5  # 1.7e-07 measured
     assert np.abs(losses / alone(True)[0] - 1).max() > 1e-4
 
@@ -114,7 +121,7 @@ UNTIED = replace(CFG, tie_weights=False)  # a tied table's gradient is summed in
 
 
 def step_program(layout, scan=False):
-    placement = OnMesh(mesh=make_mesh(parse_mesh(layout)), cfg=UNTIED, scan=scan)
+    placement = MeshPlacement(mesh=make_mesh(parse_mesh(layout)), cfg=UNTIED, scan=scan)
     state = placement.shapes(jax.eval_shape(lambda: first(UNTIED)))
     batch = jax.ShapeDtypeStruct((1, 8, C), jnp.int32, sharding=placement.batch_sharding)
     lowered = placement.jitted_step.lower(GPTModel(UNTIED), OPTIMIZER, state, batch, batch)
@@ -123,7 +130,7 @@ def step_program(layout, scan=False):
 
 def parameters():
     """Shape of each parameter, a block's once a block."""
-    shapes = jax.eval_shape(lambda: gpt2_parameters(UNTIED, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: gpt2_init(UNTIED, jax.random.key(0)))
     return [leaf.shape for leaf in jax.tree.leaves(shapes)]
 
 
@@ -193,9 +200,9 @@ def test_bytes_on_each_device(layout, scan):
     over_model = N * (3 * D + 4 * D)  # biases of what model splits
     whole = N * (2 * D + 4 * D) + 2 * D  # biases of the residual stream, norms
     parameters = split // (f * m) + C * D // f + over_model // m + whole
-    placement = OnMesh(mesh=make_mesh(sizes), cfg=CFG, scan=scan)
+    placement = MeshPlacement(mesh=make_mesh(sizes), cfg=CFG, scan=scan)
     state = placement.put(first(CFG))
-    counts = jax.tree.leaves((state.step, state.moments))
+    counts = jax.tree.leaves((state.step, state.opt_state))
     counters = sum(leaf.nbytes for leaf in counts if leaf.ndim == 0)
     for device in jax.devices():
         there = sum(
@@ -206,17 +213,17 @@ def test_bytes_on_each_device(layout, scan):
         )
         assert there == 3 * 4 * parameters + counters  # weights and AdamW's two moments
     shapes = jax.eval_shape(lambda: first(CFG))
-    shapes = padded(placement.mesh, stacked(shapes) if scan else shapes)
+    shapes = pad_vocab(placement.mesh, stack_blocks(shapes) if scan else shapes)
     assert bytes_per_device(placement.mesh, shapes) == 3 * 4 * parameters + counters
 
 
 def test_padding_is_zero_and_goes_again():
     mesh = make_mesh({"model": 4, "data": 2})
-    params = gpt2_parameters(CFG, jax.random.key(0))
+    params = gpt2_init(CFG, jax.random.key(0))
     placed = place(mesh, params)
     assert placed["tok_emb"]["weight"].shape == (512, D)
     assert not np.asarray(placed["tok_emb"]["weight"])[V:].any()
-    back = trimmed(CFG, placed)
+    back = unpad_vocab(CFG, placed)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -231,10 +238,10 @@ PROMPTS = [[1, 2, 3], [4, 5], [6] * 7, [8, 9, 10, 11], [500], [12, 13], [3, 1, 4
 )
 def test_tokens_of_each_layout(layout, tie_weights):
     model = GPTModel(replace(CFG, tie_weights=tie_weights))
-    params = gpt2_parameters(model.cfg, jax.random.key(3))
+    params = gpt2_init(model.cfg, jax.random.key(3))
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from ties
     mesh = make_mesh(parse_mesh(layout))
-    placed, over = place(mesh, params), programs(mesh)
+    placed, over = place(mesh, params), mesh_programs(mesh)
     keys = jax.random.split(jax.random.key(5), 8)
     how = {"temperature": [0.0, 1.0] * 4, "top_k": 20, "top_p": 0.9, "key": keys}
     for settings in ({}, how):
@@ -245,15 +252,15 @@ def test_tokens_of_each_layout(layout, tie_weights):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert over.compiled() == 2  # a program each, for all settings
     if layout == LAYOUTS[-1]:
-        slid = generate(model, placed, PROMPTS, C + 3, sliding=True, programs=over).tokens
-        assert slid == generate(model, params, PROMPTS, C + 3, sliding=True).tokens
+        slid = generate(model, placed, PROMPTS, C + 3, sliding_window=True, programs=over).tokens
+        assert slid == generate(model, params, PROMPTS, C + 3, sliding_window=True).tokens
 
 
 def test_the_cache_is_split_and_logits_are_not_gathered():
     model = GPTModel(CFG)
-    params = gpt2_parameters(CFG, jax.random.key(0))
+    params = gpt2_init(CFG, jax.random.key(0))
     mesh = make_mesh({"data": 2, "model": 4})
-    placed, over = place(mesh, params), programs(mesh)
+    placed, over = place(mesh, params), mesh_programs(mesh)
     call = plan(model, placed, PROMPTS, 8)
     state = over.prefill(model, placed, call.prompts, call.request, 16, 16)
     assert state.cache.keys[0].shape == (8, H, 16, D // H)
@@ -283,16 +290,16 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
 )
 def test_meshes_that_cannot_be(text, message):
     with pytest.raises(ValueError, match=message):
-        OnMesh(mesh=make_mesh(parse_mesh(text)), cfg=CFG)
+        MeshPlacement(mesh=make_mesh(parse_mesh(text)), cfg=CFG)
 
 
 def test_widths_and_batches_that_do_not_divide():
     with pytest.raises(ValueError, match="emb_dim=36; choose from 1, 2, 3, 4, 6"):
-        OnMesh(mesh=make_mesh({"fsdp": 8}), cfg=replace(CFG, emb_dim=36))
+        MeshPlacement(mesh=make_mesh({"fsdp": 8}), cfg=replace(CFG, emb_dim=36))
     mesh = make_mesh({"data": 4, "fsdp": 2})
-    params = place(mesh, gpt2_parameters(CFG, jax.random.key(0)))
+    params = place(mesh, gpt2_init(CFG, jax.random.key(0)))
     with pytest.raises(ValueError, match="does not divide a batch of 3; use a multiple of 8"):
-        generate(GPTModel(CFG), params, PROMPTS[:3], 2, programs=programs(mesh))
+        generate(GPTModel(CFG), params, PROMPTS[:3], 2, programs=mesh_programs(mesh))
 
 
 def call(capsys, *words):

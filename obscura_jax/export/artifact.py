@@ -23,9 +23,9 @@ import numpy as np
 
 from obscura_jax.config import GENERATOR, GPTConfig
 from obscura_jax.decoding.cache import KVCache
-from obscura_jax.decoding.engine import Programs, Request, State
+from obscura_jax.decoding.programs import GenerationPrograms, Request, State
 from obscura_jax.decoding.sampling import Settings
-from obscura_jax.interop.sources import FORMATS, MANIFEST
+from obscura_jax.interop.locate import FORMATS, MANIFEST
 from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
 from obscura_jax.interop.tokens import CARRIED
 from obscura_jax.nn.model import GPTModel
@@ -59,7 +59,7 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], GPTConfig]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
+def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms]:
     """The model, the weights and the programs, for `generate(..., programs=programs)`.
 
     Raises:
@@ -94,7 +94,7 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, Programs]:
         raise ValueError(f"{folder / WEIGHTS} is not the file that {MANIFEST} tells of")
     params = {name: jax.device_put(x, may_alias=True) for name, x in weights.items()}
     prefills = _Prefill(prefill, cfg, cache_dtypes[platform])
-    return GPTModel(cfg), params, Programs(prefills, _Decode(decode), _Slide())
+    return GPTModel(cfg), params, GenerationPrograms(prefills, _Decode(decode), _Slide())
 
 
 def plain_request(request: Request) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _box_muller(uniforms: Floats) -> Floats:
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
 
 
-def initial_parameters(cfg: GPTConfig | Mapping[str, Any], seed: SupportsIndex) -> dict[str, Any]:
+def torch_seed_init(cfg: GPTConfig | Mapping[str, Any], seed: SupportsIndex) -> dict[str, Any]:
     """Return the parameters of the course's `GPTModel(cfg)` after `torch.manual_seed(seed)`.
 
     The tree is that of `GPTModel(cfg).init(...)["params"]`, in float32; 124M takes seconds.

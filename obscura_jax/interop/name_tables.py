@@ -1,8 +1,8 @@
 """Name tables: the GPT-2 of Hugging Face, of nanoGPT and of Flax <-> the course's names.
 
 A row says which parameters of ours, one below the other, are one tensor of theirs. `renamed` turns
-their tensors into a course state dict, from which `dialects.from_course` makes a model;
-`as_theirs` goes back. Both only rename, split, stack and transpose: no number changes.
+their tensors into a course state dict, from which `course_state.from_course` makes a model;
+`to_dialect` goes back. Both only rename, split, stack and transpose: no number changes.
 """
 
 import re
@@ -39,7 +39,7 @@ class Table:
 
     name: str
     rows: tuple[Row, ...]  # the token table first, the head last
-    repeats_head: bool = False
+    stores_tied_head: bool = False
 
     @property
     def head(self) -> Row:
@@ -74,7 +74,9 @@ _LM_HEAD = Row(HEAD, ("out_head.weight",))
 # Hugging Face's Conv1D stores matrices (in, out), as OpenAI did; the others (out, in).
 HUGGING_FACE = Table("hf", (*_gpt2("weight", "weight", "weight", transposed=True), _LM_HEAD))
 NANOGPT = Table(
-    "nanogpt", (*_gpt2("weight", "weight", "weight", transposed=False), _LM_HEAD), repeats_head=True
+    "nanogpt",
+    (*_gpt2("weight", "weight", "weight", transposed=False), _LM_HEAD),
+    stores_tied_head=True,
 )
 # Flax's GPT-2 too has layers of its own with (out, in), but the head is Flax's, with (in, out).
 _FLAX_HEAD = Row("lm_head.kernel", ("out_head.weight",), transposed=True)
@@ -186,7 +188,7 @@ def check_shapes(
             raise ValueError(f"{origin.source} has shape {given}, the model needs {shape}")
 
 
-def as_theirs(table: Table, cfg: GPTConfig, tensors: Tensors) -> dict[str, NDArray[Any]]:
+def to_dialect(table: Table, cfg: GPTConfig, tensors: Tensors) -> dict[str, NDArray[Any]]:
     """The tensors of a model of ours, under course names, as a file of theirs has them.
 
     Biases of queries, keys and values that ours lacks are zeros there. A tied head is left
@@ -196,7 +198,7 @@ def as_theirs(table: Table, cfg: GPTConfig, tensors: Tensors) -> dict[str, NDArr
     for row, name, ours in _rows_of(table, cfg.n_layers):
         is_head = row is table.head
         if is_head and cfg.tie_weights:
-            if not table.repeats_head:
+            if not table.stores_tied_head:
                 continue
             ours = (_TABLE,)
         like = tensors["final_norm.scale"]

@@ -14,18 +14,12 @@ from jax import export
 from jax.typing import DTypeLike
 
 from obscura_jax import __version__
+from obscura_jax.atomic_files import require_path, write_atomically
 from obscura_jax.config import GPTConfig
-from obscura_jax.decoding import engine
+from obscura_jax.decoding import programs
 from obscura_jax.decoding.cache import KVCache, empty_cache
-from obscura_jax.decoding.engine import State
-from obscura_jax.interop.destinations import check_free, remove_companions
-from obscura_jax.interop.dialects import named_tensors
-from obscura_jax.interop.sources import MANIFEST
-from obscura_jax.interop.tensor_files import destination, header_digest, put, write_safetensors
-from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
-from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import Target, on_one_cpu, traced_for
-from obscura_jax.scale.artifact import (
+from obscura_jax.decoding.programs import State
+from obscura_jax.export.artifact import (
     FORMAT,
     WEIGHTS,
     blank_state,
@@ -34,6 +28,13 @@ from obscura_jax.scale.artifact import (
     request_of,
     state_of,
 )
+from obscura_jax.interop.course_state import named_tensors
+from obscura_jax.interop.destinations import check_free, remove_companions
+from obscura_jax.interop.locate import MANIFEST
+from obscura_jax.interop.tensor_files import header_digest, write_safetensors
+from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -48,7 +49,7 @@ def export_model(
     tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write an artifact, of which `scale.artifact` tells what it holds.
+    """Write an artifact, of which `export.artifact` tells what it holds.
 
     Args:
         folder: where to.
@@ -66,7 +67,7 @@ def export_model(
         ValueError: for another platform or type, parameters that are not the model's, a folder that
             holds a model that `overwrite` protects, or one that cannot be written.
     """
-    path = destination(folder)
+    path = require_path(folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{folder} is a file; an artifact is a folder")
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
@@ -79,7 +80,7 @@ def export_model(
     programs: dict[str, bytes] = {}
     cache_dtypes = {}
     for platform in platforms:
-        with traced_for(Target(platform, layouts=False)):
+        with tracing_for(Target(platform, layouts=False)):
             cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():
@@ -119,7 +120,7 @@ def export_model(
         **{name: partial(Path.write_bytes, data=data) for name, data in contents.items()},
         MANIFEST: write_manifest,
     }
-    put(path, {path / name: write for name, write in files.items()})
+    write_atomically(path, {path / name: write for name, write in files.items()})
     remove_companions(path, files)
     return {name: (path / name).stat().st_size for name in files}
 
@@ -132,12 +133,12 @@ def _exported(
 
     def prefill(weights: Any, ids: Any, request: Any, state: Any) -> Any:
         params = unflatten_dict(weights, sep=".")
-        return _outside(cfg, engine.read(model, params, ids, request_of(request), _inside(state)))
+        return _outside(cfg, programs.read(model, params, ids, request_of(request), _inside(state)))
 
     def decode(weights: Any, state: Any, request: Any, until: Any) -> Any:
         params = unflatten_dict(weights, sep=".")
         return _outside(
-            cfg, engine.decode(model, params, _inside(state), request_of(request), until)
+            cfg, programs.decode(model, params, _inside(state), request_of(request), until)
         )
 
     weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}

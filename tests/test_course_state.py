@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax.config import PRESETS, GPTConfig
-from obscura_jax.interop.dialects import (
+from obscura_jax.interop.course_state import (
     from_course,
     infer_config,
     named_tensors,

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Int
 from numpy.typing import ArrayLike
 
-from obscura_jax.config import check_size
-from obscura_jax.nn.model import GPTModel, check_ids
+from obscura_jax.checks import check_size
+from obscura_jax.nn.model import GPTModel, validate_sequences
 
 
 def generate_text_simple(
@@ -51,7 +51,7 @@ def generate_text_simple(
             f"context_size={context_size} exceeds the model's "
             f"context_length={model.cfg.context_length}"
         )
-    ids = check_ids(idx, model.cfg.vocab_size)
+    ids = validate_sequences(idx, model.cfg.vocab_size)
     return _greedy_loop(model, params, ids, max_new_tokens, context_size)
 
 

@@ -5,11 +5,11 @@ import json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.files import save_hf
+from obscura_jax.interop.checkpoint import save_hf
 from obscura_jax.text import sample_text
 from obscura_jax.text.tokenizers import END_OF_TEXT, gpt2_merges, gpt2_vocabulary
-from obscura_jax.training.initial import gpt2_parameters
-from tests.test_tables import transformers
+from obscura_jax.training.initial import gpt2_init
+from tests.test_name_tables import transformers
 
 TEXTS = (
     "Hello, I am",
@@ -60,7 +60,7 @@ def config(size, context=32):
 def weights(size, context=32, seed=0):
     import jax
 
-    params = gpt2_parameters(config(size, context), jax.random.key(seed))
+    params = gpt2_init(config(size, context), jax.random.key(seed))
     return jax.tree.map(lambda leaf: leaf * 5, params)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from obscura_jax.parity import torch_reference as reference
-from tests.faults import Attention, with_attention
+from tests.support.faults import Attention, with_attention
 
 
 class ExitsWhenBuilt(reference.GPTModel):

@@ -17,37 +17,39 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
-from obscura_jax.config import PRESETS, GPTConfig, check_size
-from obscura_jax.interop import tables
+from obscura_jax.atomic_files import require_path, write_atomically
+from obscura_jax.checks import check_size
+from obscura_jax.config import PRESETS, GPTConfig
+from obscura_jax.interop import name_tables
 from obscura_jax.interop.building import built
-from obscura_jax.interop.destinations import check_free, remove_companions
-from obscura_jax.interop.dialects import (
-    Converted,
+from obscura_jax.interop.course_state import (
+    ConversionRecord,
     named_tensors,
     to_course,
 )
-from obscura_jax.interop.foreign_configs import to_hf_config, to_model_args
-from obscura_jax.interop.sources import (
+from obscura_jax.interop.destinations import check_free, remove_companions
+from obscura_jax.interop.hf_config import to_hf_config, to_model_args
+from obscura_jax.interop.locate import (
     CONFIG,
     FORMAT,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
     WEIGHT_FILES,
     WEIGHTS,
-    NamedError,
+    SourceError,
     check_no_entry,
+    resolve_weights,
     tensors_and_config,
-    weights_at,
 )
-from obscura_jax.interop.tensor_files import destination, put, write_safetensors
+from obscura_jax.interop.tensor_files import write_safetensors
 from obscura_jax.interop.tokens import NO_TOKENS, TOKENS_FILE, TokenRecord, copies, tokens_at
 from obscura_jax.interop.torch_files import write_torch
-from obscura_jax.interop.torch_random import initial_parameters
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.rng.torch_generator import torch_seed_init
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedModel:
     """A model as read from `source`.
 
     Attributes:
@@ -61,7 +63,7 @@ class Checkpoint:
     dialect: str
     cfg: GPTConfig
     params: dict[str, Any]
-    audit: list[Converted]
+    audit: list[ConversionRecord]
     tokens: TokenRecord = NO_TOKENS
 
 
@@ -150,9 +152,9 @@ def save_course(
     tensors = to_course(GPTConfig.of(cfg), params)
     path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX), overwrite)
     if path.suffix.lower() == SAFETENSORS_SUFFIX:
-        put(path, {path: partial(write_safetensors, tensors=tensors)})
+        write_atomically(path, {path: partial(write_safetensors, tensors=tensors)})
     else:
-        put(path, {path: partial(write_torch, tensors)})
+        write_atomically(path, {path: partial(write_torch, tensors)})
 
 
 def save_hf(
@@ -172,7 +174,7 @@ def save_hf(
             or cannot be written.
     """
     cfg = GPTConfig.of(cfg)
-    tensors = tables.as_theirs(tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
+    tensors = name_tables.to_dialect(name_tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
     _put_folder(folder, tensors, to_hf_config(cfg, tokens.to_dict()), tokens, overwrite)
 
 
@@ -198,21 +200,21 @@ def save_nanogpt(
     ours, beside = named_tensors(cfg, params), to_model_args(cfg, tokens.to_dict())
     if not cfg.tie_weights and not np.array_equal(ours["out_head.weight"], ours["tok_emb.weight"]):
         raise ValueError("nanoGPT's head is its token table, and this model's is not: use --to hf")
-    tensors = tables.as_theirs(tables.NANOGPT, cfg, ours)
+    tensors = name_tables.to_dialect(name_tables.NANOGPT, cfg, ours)
     path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"), overwrite)
-    put(path, {path: partial(write_torch, tensors, beside=beside)})
+    write_atomically(path, {path: partial(write_torch, tensors, beside=beside)})
 
 
 def read_checkpoint(
     source: str | Path, *, n_heads: int | None = None, entry: str | None = None
-) -> Checkpoint:
+) -> LoadedModel:
     """Read a model with all that is known of it; see `load_model`."""
     if n_heads is not None:
         check_size("n_heads", n_heads)
     if str(source).startswith("torch-seed:"):
         check_no_entry(source, entry)
         return _from_seed(str(source), n_heads)
-    path = weights_at(source)
+    path = resolve_weights(source)
     try:
         tensors, dialect, known = tensors_and_config(path, entry)
         recorded = known.pop("tokens", {})  # in the checkpoint itself
@@ -224,14 +226,14 @@ def read_checkpoint(
             known["n_heads"] = n_heads
         found, cfg, params, audit = built(tensors, known)
         dialect = (found == "course" and dialect) or found
-        return Checkpoint(dialect, cfg, params, audit, tokens)
-    except NamedError:
+        return LoadedModel(dialect, cfg, params, audit, tokens)
+    except SourceError:
         raise
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
+def _from_seed(source: str, n_heads: int | None) -> LoadedModel:
     match = re.fullmatch(r"torch-seed:(-?[0-9]{1,20})(?::(.+))?", source)
     if not match or (preset := match[2] or "124M") not in PRESETS:
         raise ValueError(
@@ -241,12 +243,12 @@ def _from_seed(source: str, n_heads: int | None) -> Checkpoint:
     cfg = PRESETS[preset]
     if n_heads not in (None, cfg.n_heads):
         raise ValueError(f"{source} has n_heads={cfg.n_heads}, not {n_heads}")
-    params = initial_parameters(cfg, int(match[1]))
+    params = torch_seed_init(cfg, int(match[1]))
     audit = [
-        Converted(name, name, "drawn as torch draws it", np.asarray(leaf))
+        ConversionRecord(name, name, "drawn as torch draws it", np.asarray(leaf))
         for name, leaf in flatten_dict(params, sep=".").items()
     ]
-    return Checkpoint("torch-seed", cfg, params, audit)
+    return LoadedModel("torch-seed", cfg, params, audit)
 
 
 def _put_folder(
@@ -257,7 +259,7 @@ def _put_folder(
     overwrite: bool,
     record: bool = False,
 ) -> None:
-    path = destination(folder)
+    path = require_path(folder)
     if path.suffix.lower() in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) and not os.path.isdir(path):
         raise ValueError(
             f"{folder} is a file's name, and this form is a folder: name a folder, or write "
@@ -270,7 +272,7 @@ def _put_folder(
     if record and (entries := tokens.to_dict()):
         files[TOKENS_FILE] = _json(entries)
     files |= {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
-    put(path, {path / name: write for name, write in files.items()})
+    write_atomically(path, {path / name: write for name, write in files.items()})
     remove_companions(path, files)
 
 
@@ -280,7 +282,7 @@ def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:
 
 
 def _file(path: str | Path, what: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
-    path = destination(path)
+    path = require_path(path)
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder; {what} is a file")
     if path.suffix.lower() not in suffixes:

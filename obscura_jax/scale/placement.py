@@ -14,25 +14,25 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.nn.depth import stacked, unstacked
+from obscura_jax.nn.scan import stack_blocks, unstack_blocks
 from obscura_jax.scale.mesh import (
     BATCH,
-    abstract,
-    as_the_model_has_them,
+    abstract_params,
     check_batch,
     check_model,
     place,
+    sharding_context,
     shardings,
-    traced_over,
-    trimmed,
+    unpad_and_gather_tables,
+    unpad_vocab,
 )
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.placement import Placement
-from obscura_jax.training.step import JIT, StepReport, TrainState, take_step
+from obscura_jax.training.step import JIT, StepMetrics, TrainState, train_step
 
 
 @dataclass(frozen=True)
-class OnMesh(Placement):
+class MeshPlacement(Placement):
     """The placement of a run's state over a mesh. With several processes, each calls every method.
 
     Attributes:
@@ -58,43 +58,45 @@ class OnMesh(Placement):
                     f"the processes see checkpoints of different steps, {sorted(steps)}; "
                     "give all the same run folder"
                 )
-        return place(self.mesh, stacked(state) if self.scan else state)
+        return place(self.mesh, stack_blocks(state) if self.scan else state)
 
     def shapes(self, state: TrainState) -> TrainState:
         """Return the result of `put` for a state of shapes, for compilation."""
-        return abstract(self.mesh, stacked(state) if self.scan else state)
+        return abstract_params(self.mesh, stack_blocks(state) if self.scan else state)
 
     def take(self, state: TrainState) -> TrainState:
         whole = jax.tree.map(_whole, state)
-        return trimmed(self.cfg, unstacked(whole) if self.scan else whole)
+        return unpad_vocab(self.cfg, unstack_blocks(whole) if self.scan else whole)
 
     def params(self, state: TrainState) -> Any:
-        return self.take(replace(state, moments=())).params
+        return self.take(replace(state, opt_state=())).params
 
-    def rows(self, batch_size: int, accumulate: int) -> Sequence[int] | None:
+    def rows(self, batch_size: int, grad_accum_steps: int) -> Sequence[int] | None:
         if jax.process_count() == 1:
             return None
-        part = batch_size // accumulate
+        part = batch_size // grad_accum_steps
         own = self._own_rows(part)
-        return [a * part + row for a in range(accumulate) for row in own]
+        return [a * part + row for a in range(grad_accum_steps) for row in own]
 
-    def batch(self, ids: NDArray[Any], accumulate: int, batch_size: int) -> jax.Array:
-        shape = (accumulate, batch_size // accumulate, ids.shape[1])
+    def batch(self, ids: NDArray[Any], grad_accum_steps: int, batch_size: int) -> jax.Array:
+        shape = (grad_accum_steps, batch_size // grad_accum_steps, ids.shape[1])
         check_batch(shape[1], self.mesh, "a batch or micro-batch")
         own = range(shape[1]) if jax.process_count() == 1 else self._own_rows(shape[1])
         place_of = {row: n for n, row in enumerate(own)}
-        read = ids.reshape(accumulate, len(own), -1)
+        read = ids.reshape(grad_accum_steps, len(own), -1)
 
         def at(index: Any) -> NDArray[Any]:
             return read[:, [place_of[row] for row in range(shape[1])[index[1]]]]
 
         return jax.make_array_from_callback(shape, self.batch_sharding, at)
 
-    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepReport]:
+    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
         return self.jitted_step(*args, **how)
 
-    def loss(self, model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
-        return self._jitted_loss(model, params, inputs, targets, chunk)
+    def loss(
+        self, model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
+    ) -> jax.Array:
+        return self._jitted_loss(model, params, inputs, targets, logits_chunk)
 
     def agree(self, number: int) -> int:
         if jax.process_count() == 1:
@@ -108,27 +110,31 @@ class OnMesh(Placement):
 
     @cached_property
     def jitted_step(self) -> Any:
-        """The jitted `train_step` over the mesh."""
+        """The jitted `train_step_jit` over the mesh."""
 
-        @wraps(take_step)  # jit needs the argument names
-        def step(*args: Any, **how: Any) -> tuple[TrainState, StepReport]:
-            with traced_over(self.mesh):
-                state, report = take_step(*args, view=self._view, **how)
+        @wraps(train_step)  # jit needs the argument names
+        def step(*args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
+            with sharding_context(self.mesh):
+                state, report = train_step(*args, view=self._view, **how)
             return lax.with_sharding_constraint(state, shardings(self.mesh, state)), report
 
         return jax.jit(step, **JIT)
 
     @cached_property
     def _jitted_loss(self) -> Any:
-        def loss(model: Any, params: Any, inputs: Any, targets: Any, chunk: Any) -> jax.Array:
-            with traced_over(self.mesh):
+        def loss(
+            model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
+        ) -> jax.Array:
+            with sharding_context(self.mesh):
                 params = self._view(params)
-                return next_token_loss(model, params, inputs[0], targets[0], chunk=chunk)
+                return next_token_loss(
+                    model, params, inputs[0], targets[0], logits_chunk=logits_chunk
+                )
 
-        return jax.jit(loss, static_argnames=("model", "chunk"))
+        return jax.jit(loss, static_argnames=("model", "logits_chunk"))
 
     def _view(self, params: Any) -> Any:
-        return as_the_model_has_them(self.mesh, self.cfg, params)
+        return unpad_and_gather_tables(self.mesh, self.cfg, params)
 
     def _own_rows(self, rows: int) -> list[int]:
         """Return which of a batch's `rows` are on this process's devices."""

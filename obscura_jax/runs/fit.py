@@ -17,19 +17,19 @@ from jax.typing import DTypeLike
 
 from obscura_jax.atomic_files import replace_text
 from obscura_jax.config import GENERATOR
-from obscura_jax.nn.model import GPTModel, Recompute
+from obscura_jax.nn.model import GPTModel, RematPolicy
 from obscura_jax.text.loader import DataLoader
-from obscura_jax.training.checkpoint import Checkpoints
+from obscura_jax.training.checkpoint import CheckpointManager
 from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.placement import ONE_DEVICE, Placement, host_device
-from obscura_jax.training.step import TrainState, first_state
+from obscura_jax.training.placement import SINGLE_DEVICE, Placement, host_device
+from obscura_jax.training.step import TrainState, init_train_state
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainRun:
     """What a run computes. Two runs that are equal here have the same losses, bit for bit.
 
     Attributes:
@@ -38,10 +38,10 @@ class Run:
         loader: the batches.
         steps: after how many it ends.
         seed: of the key for dropout, where the model drops.
-        accumulate: in how many parts a batch is read.
-        compute_dtype: as in `train_step`.
-        chunk: as in `train_step`.
-        recompute: as in `train_step`.
+        grad_accum_steps: in how many parts a batch is read.
+        compute_dtype: as in `train_step_jit`.
+        logits_chunk: as in `train_step_jit`.
+        remat: as in `train_step_jit`.
     """
 
     model: GPTModel
@@ -49,19 +49,19 @@ class Run:
     loader: DataLoader
     steps: int
     seed: int = 0
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     compute_dtype: DTypeLike | None = None
-    chunk: int | None = None
-    recompute: Recompute | None = None
+    logits_chunk: int | None = None
+    remat: RematPolicy | None = None
 
     def __post_init__(self) -> None:
         """Check what the step would refuse."""
-        check_accumulate(self.accumulate, self.loader.batch_size)
+        check_accumulate(self.grad_accum_steps, self.loader.batch_size)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What must be the same to go on, as JSON; of the data the checksum, and their order.
 
-        `chunk` and `recompute` may change from start to start, as where the state lies may.
+        `logits_chunk` and `remat` may change from start to start, as where the state lies may.
         """
         data = self.loader.epoch(0).state()
         return {
@@ -70,21 +70,21 @@ class Run:
             **{f"data.{n}": data[n] for n in data.keys() - {"epoch", "batch"}},
             "steps": self.steps,
             "seed": self.seed,
-            "accumulate": self.accumulate,
+            "accumulate": self.grad_accum_steps,
             "compute_dtype": self.compute_dtype and str(jax.numpy.dtype(self.compute_dtype)),
             **({"dropout": "keys folded by block"} if self.model.cfg.drop_rate else {}),
         }
 
-    def shape_of_state(self) -> TrainState:
+    def abstract_state(self) -> TrainState:
         """The state's arrays, without their numbers."""
         init = self.model.init
         return jax.eval_shape(
-            lambda: first_state(self.config, init(jax.random.key(0), [[0]])["params"])
+            lambda: init_train_state(self.config, init(jax.random.key(0), [[0]])["params"])
         )
 
 
 def fit(
-    run: Run,
+    run: TrainRun,
     folder: str | Path,
     params: Callable[[], Any],
     *,
@@ -96,7 +96,7 @@ def fit(
     stop: Callable[[], object] = lambda: False,
     sample: Callable[[Any], str] | None = None,
     show: Callable[[Mapping[str, Any]], object] = lambda row: None,
-    placement: Placement = ONE_DEVICE,
+    placement: Placement = SINGLE_DEVICE,
 ) -> TrainState:
     """Go on where the folder's newest checkpoint stands, or begin, until the run's end or a stop.
 
@@ -124,13 +124,13 @@ def fit(
     """
     folder, begin = Path(folder), time.perf_counter()
     rows = read_metrics(folder / METRICS) if placement.writes else []
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS, run.identity(), keep=keep, writes=placement.writes
+    checkpoints = CheckpointManager(
+        folder / CHECKPOINTS, run.fingerprint(), keep=keep, writes=placement.writes
     )
     with jax.default_device(host_device()):  # it may be too large for one of the others
-        state = checkpoints.restore(run.shape_of_state())
+        state = checkpoints.restore(run.abstract_state())
         if state is None:
-            state = first_state(run.config, params())
+            state = init_train_state(run.config, params())
     state = placement.put(state)
     if placement.writes:
         kept = [row for row in rows if row["step"] < int(state.step)]
@@ -141,11 +141,11 @@ def fit(
         state,
         run.loader,
         steps=run.steps,
-        accumulate=run.accumulate,
+        grad_accum_steps=run.grad_accum_steps,
         key=jax.random.key(run.seed, impl=GENERATOR) if run.model.cfg.drop_rate else None,
         compute_dtype=run.compute_dtype,
-        chunk=run.chunk,
-        recompute=run.recompute,
+        logits_chunk=run.logits_chunk,
+        remat=run.remat,
         placement=placement,
     )
 
@@ -168,7 +168,11 @@ def fit(
                 done = int(row["step"]) + 1
                 if done % validate_every == 0 or done == run.steps:
                     loss = validation_loss(
-                        run.model, state.params, validation, chunk=run.chunk, placement=placement
+                        run.model,
+                        state.params,
+                        validation,
+                        logits_chunk=run.logits_chunk,
+                        placement=placement,
                     )
                     text = {"sample": sample(placement.params(state))} if sample else {}
                     note({"step": row["step"], "val_loss": loss, **text})

@@ -17,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.dialects import named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import Keep, capture, capture_torch
@@ -27,7 +27,7 @@ from obscura_jax.parity.outputs import logits_in
 from obscura_jax.parity.references import Reference
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import first_state, train_step
+from obscura_jax.training.step import init_train_state, train_step_jit
 
 Prompts = Mapping[str, NDArray[np.int32]]
 Precision = Literal["float32", "float64"]
@@ -36,7 +36,7 @@ Precision = Literal["float32", "float64"]
 _ADAMW = OptimizerConfig(epsilon=1e-4)
 
 
-class Sides:
+class PairedRuns:
     """Ours and theirs, always in this order.
 
     Attributes:
@@ -108,11 +108,11 @@ class Sides:
         import torch
 
         with jax.enable_x64(dtype == "float64"):
-            state = first_state(_ADAMW, self.params(dtype))
+            state = init_train_state(_ADAMW, self.params(dtype))
             inputs, targets = (jnp.asarray(part)[None] for part in (ids[:, :-1], ids[:, 1:]))
             for _ in range(steps):
-                state, _ = train_step(self.model, _ADAMW, state, inputs, targets)
-            mean, square = (optax.tree.get(state.moments, name) for name in ("mu", "nu"))
+                state, _ = train_step_jit(self.model, _ADAMW, state, inputs, targets)
+            mean, square = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
             trees = (mean, square, state.params)
             ours = [named_tensors(self.cfg, tree) for tree in trees]
         module = self.build(dtype)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
-from obscura_jax.interop.foreign_configs import from_course_config, from_hf_config, from_model_args
+from obscura_jax.interop.hf_config import from_course_config, from_hf_config, from_model_args
 from obscura_jax.interop.tensor_files import (
     read,
     read_json,
@@ -41,11 +41,11 @@ def is_exported(folder: str | Path) -> bool:
     return os.path.isfile(manifest) and not os.path.lexists(config)
 
 
-class NamedError(ValueError):
+class SourceError(ValueError):
     """An error that names its file already."""
 
 
-def weights_at(source: str | Path) -> Path:
+def resolve_weights(source: str | Path) -> Path:
     """The file of weights of a file, a folder, the shipped model or one of the hub's GPT-2.
 
     Raises:
@@ -92,7 +92,7 @@ def _fetched(name: str) -> Path:
 def check_no_entry(source: str | Path, entry: str | None) -> None:
     """Raise ValueError if an entry is asked for, of a source that has none."""
     if entry is not None:
-        raise NamedError(f"{source} has no entries to choose from: leave entry (--entry) out")
+        raise SourceError(f"{source} has no entries to choose from: leave entry (--entry) out")
 
 
 def tensors_and_config(
@@ -117,7 +117,7 @@ def tensors_and_config(
     elif suffix == ".msgpack":
         tensors = _named(read_msgpack, path)
     else:
-        raise NamedError(
+        raise SourceError(
             f"{path} does not end in .safetensors, .pth, .pt, .bin, .ckpt or .msgpack: "
             "not a model file"
         )
@@ -132,7 +132,7 @@ def _named(reader: Callable[[Path], Any], path: Path) -> Any:
     try:
         return read(reader, path)
     except ValueError as error:
-        raise NamedError(str(error)) from error
+        raise SourceError(str(error)) from error
 
 
 def _read_config(path: Path) -> tuple[str | None, dict[str, Any]]:

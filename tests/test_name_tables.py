@@ -15,9 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from obscura_jax import generate
 from obscura_jax.config import PRESETS
-from obscura_jax.interop import tables
-from obscura_jax.interop.dialects import from_course, parameter_shapes
-from obscura_jax.interop.files import (
+from obscura_jax.interop import name_tables
+from obscura_jax.interop.checkpoint import (
     load_model,
     read_checkpoint,
     save_course,
@@ -25,8 +24,18 @@ from obscura_jax.interop.files import (
     save_model,
     save_nanogpt,
 )
-from tests.checkpoints import BIASED, CFG, IDS, LOGITS, bits, course_model, leaves, logits_of
-from tests.nanogpt import GPT
+from obscura_jax.interop.course_state import from_course, parameter_shapes
+from tests.support.checkpoints import (
+    BIASED,
+    CFG,
+    IDS,
+    LOGITS,
+    bits,
+    course_model,
+    leaves,
+    logits_of,
+)
+from tests.support.nanogpt import GPT
 
 TIED = replace(BIASED, tie_weights=True)
 PROMPTS = IDS[:, :4].tolist()
@@ -324,7 +333,7 @@ def test_all_round_trips_are_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "124M"])
-@pytest.mark.parametrize("table", [tables.HUGGING_FACE, tables.NANOGPT, tables.FLAX])
+@pytest.mark.parametrize("table", [name_tables.HUGGING_FACE, name_tables.NANOGPT, name_tables.FLAX])
 def test_every_size_is_covered(preset, table):
     """Each parameter has one place in a tensor of theirs, and each place is a parameter's."""
     cfg = PRESETS[preset]
@@ -339,9 +348,9 @@ def test_every_size_is_covered(preset, table):
     }
 
 
-def state_of(cfg=TIED, table=tables.HUGGING_FACE):
+def state_of(cfg=TIED, table=name_tables.HUGGING_FACE):
     ours = {name: np.asarray(leaf) for name, leaf in leaves(model_of(cfg)).items()}
-    return tables.as_theirs(table, cfg, ours)
+    return name_tables.to_dialect(table, cfg, ours)
 
 
 def written(tmp_path, tensors, **config):
@@ -540,7 +549,7 @@ def test_200_damaged_files(tmp_path):
         elif kind == 1:
             source = path = folder / "a.pt"
             save_nanogpt(path, TIED, params)
-            tensors = state_of(table=tables.NANOGPT)
+            tensors = state_of(table=name_tables.NANOGPT)
         elif kind == 2:
             source = path = folder / "c.pth"
             save_course(path, BIASED, untied)

@@ -1,8 +1,8 @@
 """The compiled programs of generation: read the prompts, decode in a loop, slide past the context.
 
 Each program is a pure function of parameters, an immutable `State` and traced settings. The jitted
-`Programs` compile once per model, number of rows and set of array lengths, of which there are few.
-`generate` and `stream` call nothing else.
+`GenerationPrograms` compile once per model, number of rows and set of array lengths, of which
+there are few. `generate` and `stream` call nothing else.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from obscura_jax.decoding.cache import KVCache, empty_cache, read_one, read_prompts
+from obscura_jax.decoding.cache import KVCache, decode_step, empty_cache, prefill_cache
 from obscura_jax.decoding.sampling import Settings, for_each_key, log_probability, sample
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import on_one_cpu
@@ -91,14 +91,14 @@ def prefill(
     """
     dtype = jax.tree.leaves(params)[0].dtype
     cache = empty_cache(model, ids.shape[0], slots, dtype)
-    return read(model, params, ids, request, nothing_drawn(ids.shape[0], room, cache))
+    return read(model, params, ids, request, initial_state(ids.shape[0], room, cache))
 
 
 def read(
     model: GPTModel, params: Any, ids: Int[Array, "b t"], request: Request, state: State
 ) -> State:
     """Read the prompts into an empty cache, and return the state after the first token."""
-    logits, cache = read_prompts(model, params, ids, request.lengths, state.cache)
+    logits, cache = prefill_cache(model, params, ids, request.lengths, state.cache)
     return _draw(state, request, logits, cache)
 
 
@@ -111,11 +111,11 @@ def decode(model: GPTModel, params: Any, state: State, request: Request, until: 
         return (state.count < until) & ~state.done.all() & ~state.broken
 
     def draw_one(state: State) -> State:
-        weights, token = _tied_to_step(params, _last_token(state))
+        weights, token = _block_hoisting(params, _last_token(state))
         slot = width + state.count - 1
         visible = (slots < request.lengths[:, None]) | ((slots >= width) & (slots <= slot))
         position = request.lengths + state.count - 1
-        logits, cache = read_one(model, weights, token, position, slot, visible, state.cache)
+        logits, cache = decode_step(model, weights, token, position, slot, visible, state.cache)
         return _draw(state, request, logits, cache)
 
     return lax.while_loop(more, draw_one, state)
@@ -141,21 +141,21 @@ def slide(
         return (state.count < until) & ~state.done.all() & ~state.broken
 
     def draw_one(state: State) -> State:
-        weights, lengths = _tied_to_step(params, request.lengths + state.count)
+        weights, lengths = _block_hoisting(params, request.lengths + state.count)
         start = jnp.maximum(lengths - window, 0)
         index = start[:, None] + jnp.arange(window, dtype=jnp.int32)[None]
         drawn = index - request.lengths[:, None]
         prompt = jnp.take_along_axis(prompts, jnp.clip(index, 0, width - 1), axis=1)
         new = jnp.take_along_axis(state.tokens, jnp.clip(drawn, 0, state.tokens.shape[1] - 1), 1)
         seen = jnp.where(drawn < 0, prompt, jnp.where(drawn < state.count, new, 0))
-        logits: Any = model.apply({"params": weights}, seen, only=lengths - start - 1)
+        logits: Any = model.apply({"params": weights}, seen, logits_at=lengths - start - 1)
         return _draw(state, request, logits[:, 0], state.cache)
 
     return lax.while_loop(more, draw_one, state)
 
 
 @dataclass(frozen=True)
-class Programs:
+class GenerationPrograms:
     """Compiled `prefill`, `decode` and `slide`: for one device, over a mesh, or from a file."""
 
     prefill: Callable[..., State]
@@ -169,14 +169,14 @@ class Programs:
 
 
 STATIC = {"prefill": ("model", "slots", "room"), "decode": ("model",), "slide": ("model", "window")}
-HERE = Programs(
+DEFAULT_PROGRAMS = GenerationPrograms(
     jax.jit(prefill, static_argnames=STATIC["prefill"]),
     jax.jit(decode, static_argnames=STATIC["decode"], donate_argnames=("state",)),
     jax.jit(slide, static_argnames=STATIC["slide"], donate_argnames=("state",)),
 )
 
 
-def nothing_drawn(rows: int, room: int, cache: KVCache = NO_CACHE) -> State:
+def initial_state(rows: int, room: int, cache: KVCache = NO_CACHE) -> State:
     """Return the state before the first token."""
     return State(
         count=jnp.zeros((), jnp.int32),
@@ -194,7 +194,7 @@ def _last_token(state: State) -> Int[Array, " b"]:
     return lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=1, keepdims=False)
 
 
-def _tied_to_step(params: Any, step: Any) -> tuple[Any, Any]:
+def _block_hoisting(params: Any, step: Any) -> tuple[Any, Any]:
     """Return both unchanged, behind an optimization barrier on a single CPU device.
 
     The barrier keeps XLA from hoisting work on `params` out of the loop. XLA:CPU would convert

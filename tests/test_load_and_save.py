@@ -17,12 +17,21 @@ import safetensors.torch
 import torch
 
 from obscura_jax.config import PRESETS
-from obscura_jax.interop.files import load_model, read_checkpoint, save_course, save_model
+from obscura_jax.interop.checkpoint import load_model, read_checkpoint, save_course, save_model
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity import torch_reference
-from tests import processes
-from tests.checkpoints import BIASED, CFG, IDS, LOGITS, bits, course_model, difference, leaves
+from tests.support import processes
+from tests.support.checkpoints import (
+    BIASED,
+    CFG,
+    IDS,
+    LOGITS,
+    bits,
+    course_model,
+    difference,
+    leaves,
+)
 
 
 def test_the_native_file_opens_in_torch(native):
@@ -209,7 +218,8 @@ def test_wrong_parameters_leave_nothing_behind(tmp_path, save):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from obscura_jax.interop.files import load_model, save_course, save_hf, save_model, save_nanogpt
+from obscura_jax.interop.checkpoint import (
+    load_model, save_course, save_hf, save_model, save_nanogpt)
 model, params = load_model(sys.argv[1])
 params["out_head"] = params["tok_emb"]
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # what a full disk is, at 5000 bytes

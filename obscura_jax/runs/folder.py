@@ -120,7 +120,7 @@ def remember(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def forgotten_if_refused(folder: Path) -> Iterator[None]:
+def delete_partial_run(folder: Path) -> Iterator[None]:
     """Remove the files of a run if an error ends the block before its first step.
 
     A full disk removes nothing: `--resume` reads the rest of the text once there is room.
@@ -128,7 +128,7 @@ def forgotten_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from obscura_jax.training.run import CHECKPOINTS, METRICS
+        from obscura_jax.runs.fit import CHECKPOINTS, METRICS
 
         metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
         begun = (metrics.exists() and metrics.stat().st_size) or any(checkpoints.glob("[0-9]*"))

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 _DAMAGED = r"Error reading persistent compilation cache entry for '(.*?)'"
 
 
-def keep_programs() -> None:
+def enable_compilation_cache() -> None:
     """Make JAX cache compiled programs in `folder()`; do nothing if it is not writable.
 
     JAX never replaces an entry that it cannot read, such as one truncated by a full disk or a

@@ -20,7 +20,7 @@ class _OneLineParser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> None:
     """Run one command; exits 0, or 2 after one line on standard error that says what was wrong."""
     # JAX and libtpu warn on standard error about missing accelerators; we keep it for errors.
-    libtpu.quiet()
+    libtpu.silence_if_no_tpu()
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a result is printed even where only in escapes
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     for command in (generate, train, convert, export, compile, parity, info, bench):
-        command.add_to(commands)
+        command.add_parser(commands)
     try:
         try:
             args = parser.parse_args(argv)

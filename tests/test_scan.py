@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig, GPTModel, TransformerBlock
-from obscura_jax.nn.depth import hidden_states, stacked, unstacked
-from obscura_jax.training.initial import gpt2_parameters
+from obscura_jax.nn.scan import hidden_states, stack_blocks, unstack_blocks
+from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import JIT, first_state, take_step
+from obscura_jax.training.step import JIT, init_train_state, train_step
 
 CFG = GPTConfig(
     vocab_size=53,
@@ -37,7 +37,7 @@ def run(tree, key=None):
 
 def params():
     """All different from each other, biases and norms too."""
-    tree = gpt2_parameters(CFG, jax.random.key(0))
+    tree = gpt2_init(CFG, jax.random.key(0))
     leaves, shape = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return shape.unflatten(
@@ -49,28 +49,28 @@ def params():
 
 
 def test_a_state_is_stacked_and_comes_back():
-    state = first_state(CONFIG, params())
-    loop = stacked(state)
+    state = init_train_state(CONFIG, params())
+    loop = stack_blocks(state)
     assert loop.params["trf_blocks"]["ff"]["layers"]["0"]["weight"].shape == (3, 48, 12)
-    back = unstacked(loop)
+    back = unstack_blocks(loop)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)
-    shapes = stacked(jax.eval_shape(lambda: state))
+    shapes = stack_blocks(jax.eval_shape(lambda: state))
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loop)
 
 
-@pytest.mark.parametrize("recompute", [None, "elementwise", "blocks"])
-def test_the_loop_is_the_model(recompute, x64):
+@pytest.mark.parametrize("remat", [None, "elementwise", "blocks"])
+def test_the_loop_is_the_model(remat, x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
 
     def loss(tree):
-        return next_token_loss(MODEL, tree, IDS, (IDS + 1) % 53, recompute=recompute)
+        return next_token_loss(MODEL, tree, IDS, (IDS + 1) % 53, remat=remat)
 
     measure = jax.jit(jax.value_and_grad(loss))
     want, gradients = measure(tree)
-    got, of_loop = measure(stacked(tree))
+    got, of_loop = measure(stack_blocks(tree))
     np.testing.assert_allclose(got, want, rtol=1e-14)
-    flat = zip(jax.tree.leaves(unstacked(of_loop)), jax.tree.leaves(gradients), strict=True)
+    flat = zip(jax.tree.leaves(unstack_blocks(of_loop)), jax.tree.leaves(gradients), strict=True)
     for ours, theirs in flat:
         np.testing.assert_allclose(ours, theirs, atol=1e-14)  # 2e-16 measured
 
@@ -79,15 +79,15 @@ def test_blocks_in_another_order_are_noticed(x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
     blocks = tree["trf_blocks"]
     swapped = {**tree, "trf_blocks": {**blocks, "1": blocks["2"], "2": blocks["1"]}}
-    want, got = (run(stacked(each)) for each in (tree, swapped))
+    want, got = (run(stack_blocks(each)) for each in (tree, swapped))
     assert np.abs(want - got).max() > 1e-3
 
 
 def test_the_loop_drops_what_the_model_drops():
     tree, (key, other) = params(), jax.random.split(jax.random.key(3))
-    want, got = (run(each, jax.random.clone(key)) for each in (tree, stacked(tree)))
+    want, got = (run(each, jax.random.clone(key)) for each in (tree, stack_blocks(tree)))
     np.testing.assert_allclose(got, want, atol=2e-6)  # 2.4e-7 measured
-    assert np.abs(run(stacked(tree), other) - want).max() > 0.1
+    assert np.abs(run(stack_blocks(tree), other) - want).max() > 0.1
     assert np.abs(with_keys_by_name(tree, jax.random.clone(key)) - want).max() > 0.1
 
 
@@ -115,14 +115,14 @@ def test_both_forms_are_bit_for_bit_the_same_operations():
         return jax.value_and_grad(loss)(tree)
 
     with jax.disable_jit():
-        want, (loss, of_loop) = found(tree, 3), found(stacked(tree), 3)
-        other, _ = found(stacked(tree), 4)
-    jax.tree.map(np.testing.assert_array_equal, (loss, unstacked(of_loop)), want)
+        want, (loss, of_loop) = found(tree, 3), found(stack_blocks(tree), 3)
+        other, _ = found(stack_blocks(tree), 4)
+    jax.tree.map(np.testing.assert_array_equal, (loss, unstack_blocks(of_loop)), want)
     assert abs(other - loss) > 0.01
 
 
 def test_every_block_of_the_loop_drops_its_own():
-    tree = stacked(params())
+    tree = stack_blocks(params())
     key, other = jax.random.split(jax.random.key(3))
     first, again, third = (run(tree, jax.random.clone(k)) for k in (key, key, other))
     np.testing.assert_array_equal(first, again)
@@ -137,11 +137,11 @@ def test_every_block_of_the_loop_drops_its_own():
 def step(blocks, scan):
     """A step of a model with so many blocks, to be traced and lowered."""
     cfg = replace(CFG, n_layers=blocks)
-    state = jax.eval_shape(lambda: first_state(CONFIG, gpt2_parameters(cfg, jax.random.key(0))))
+    state = jax.eval_shape(lambda: init_train_state(CONFIG, gpt2_init(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, 3, 11), jnp.int32)
-    program = jax.jit(partial(take_step), **JIT)  # of its own, so that nothing is traced already
+    program = jax.jit(partial(train_step), **JIT)  # of its own, so that nothing is traced already
     return partial(
-        program.lower, GPTModel(cfg), CONFIG, stacked(state) if scan else state, ids, ids
+        program.lower, GPTModel(cfg), CONFIG, stack_blocks(state) if scan else state, ids, ids
     )
 
 

@@ -1,0 +1,1 @@
+"""Train in a folder: settings, files, resuming, and the start of processes."""
