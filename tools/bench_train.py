@@ -22,6 +22,7 @@ from obscura_jax.bench.measurements import BenchReport, environment
 from obscura_jax.bench.processes import peak_mebibytes
 from obscura_jax.bench.training import TimedStep, time_training, token_batch, training_step
 from obscura_jax.config import PRESETS
+from obscura_jax.training.options import StepOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -48,13 +49,13 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
-    how = {"logits_chunk": args.chunk, "remat": args.recompute}
     threads = int(environment()["threads"])
     report, found = BenchReport(args.json), []
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
+        options = StepOptions(compute_dtype=dtype, logits_chunk=args.chunk, remat=args.recompute)
         with contextlib.ExitStack() as processes:
             makers: dict[str, tuple[Any, ...]] = {
-                dtype: (_ours, cfg, *shape, dtype, how),
+                dtype: (training_step, cfg, *shape, options),
                 f"torch eager {dtype}": (_torch, cfg, *shape, dtype, False, threads),
             }
             if not args.eager:
@@ -69,10 +70,6 @@ def main() -> None:
     report.end(args.preset, ratios=found)
     if not args.json:
         show(found)
-
-
-def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> TimedStep:
-    return training_step(cfg, rows, length, dtype, **how)
 
 
 def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> TimedStep:

@@ -33,6 +33,7 @@ from obscura_jax.scale.mesh import (
 from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state
 
 Program = Literal["train", "prefill", "decode"]
@@ -221,18 +222,18 @@ def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
 
 
 def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = MeshPlacement(mesh=mesh, cfg=cfg, scan=True)
+    placement = MeshPlacement(mesh, cfg, scan=True)
     config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
     model = GPTModel(cfg)
-    state = placement.shapes(
+    state = placement.abstract(
         jax.eval_shape(
             lambda: init_train_state(config, model.init(jax.random.key(0), [[0]])["params"])
         )
     )
     shape = (1, batch, cfg.context_length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    how = {"compute_dtype": "bfloat16", "remat": "blocks", "logits_chunk": 128}
-    return placement.jitted_step.trace(model, config, state, ids, ids, **how)
+    options = StepOptions(compute_dtype="bfloat16", remat="blocks", logits_chunk=128)
+    return placement.train_step_jit.trace(model, config, state, ids, ids, options=options)
 
 
 def _request(mesh: Mesh, rows: int) -> Request:
