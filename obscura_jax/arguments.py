@@ -56,7 +56,7 @@ def add_hidden_alias(
     parser.add_argument(
         old_name,
         dest=action.dest,
-        type=action.type,
+        type=action.type or str,
         choices=action.choices,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,

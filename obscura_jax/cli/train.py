@@ -130,9 +130,13 @@ def _watch(steps: int) -> Iterator[Any]:
 
     with (
         deferred() as should_stop,
-        Display(steps) if _is_first_process() else nullcontext() as show,
+        Display(steps) if _is_first_process() else nullcontext(_ignore) as show,
     ):
-        yield Callbacks(on_metrics=show or (lambda row: None), should_stop=should_stop)
+        yield Callbacks(on_metrics=show, should_stop=should_stop)
+
+
+def _ignore(row: Any) -> None:
+    pass
 
 
 def _is_first_process() -> bool:

@@ -57,7 +57,7 @@ def train(
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
                 f"training diverged at step {step} (loss {loss}, gradient norm {norm}); start "
-                "again in another folder with a lower learning rate (--lr) or stronger "
+                "again in another folder with a lower learning rate (--learning-rate) or stronger "
                 "clipping (--clip-norm)",
                 state,
             )
