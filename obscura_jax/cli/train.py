@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
     add("--accumulate", "A", "parts a batch is read in", type=size)
     add("--lr", "X", "largest learning rate", type=float)
     add("--warmup-steps", "N", type=size)
-    add("--final-fraction", "F", "of the learning rate, at the last step", type=float)
+    add("--final-fraction", "F", "of the rate at the end", type=float, dest="end_lr_fraction")
     add("--weight-decay", "X", "of matrices", type=float)
     add("--beta2", "X", "how much of the mean squared gradient is kept", type=float)
     add("--clip-norm", "X", "of gradients", type=float)
