@@ -243,11 +243,12 @@ def _train(
             again = f"obscura train --out {shlex.quote(args.out)} --resume"
             say(f"saved after step {int(state.step)}: {again}", sys.stdout)
         sys.exit(128 + number)
+    params = placement.gather(state.params)
     if not placement.is_writer:
         return
     # The tokenizer of token files is unknown here.
     tokens = NO_TOKENS if settings["data"] else gpt2_record(cfg)
-    save_model(folder / "model", cfg, state.params, tokens=tokens)
+    save_model(folder / "model", cfg, params, tokens=tokens)
     say(generate_command(folder / "model", cfg), sys.stdout)
 
 
