@@ -18,7 +18,7 @@ from obscura_jax import (
     TransformerBlock,
 )
 from obscura_jax.nn.layers import layer_norm
-from obscura_jax.nn.model import count_parameters, parameter_bytes
+from obscura_jax.nn.parameters import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
 
 CFG = GPTConfig(

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.typing import DTypeLike
 from obscura_jax.atomic_files import replace_text
 from obscura_jax.config import GENERATOR
 from obscura_jax.nn.model import GPTModel, RematPolicy
+from obscura_jax.nn.parameters import init_shapes
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import CheckpointManager
 from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
@@ -77,10 +79,8 @@ class TrainRun:
 
     def abstract_state(self) -> TrainState:
         """The state's arrays, without their numbers."""
-        init = self.model.init
-        return jax.eval_shape(
-            lambda: init_train_state(self.config, init(jax.random.key(0), [[0]])["params"])
-        )
+        init = partial(init_train_state, self.config)
+        return jax.eval_shape(init, init_shapes(self.model.cfg))
 
 
 def fit(
