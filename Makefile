@@ -1,21 +1,22 @@
-# make demo           set up, then print from JAX the sentence that the PyTorch course prints, and
-#                     what the shipped model says
-# make test           set up, then prove every component equal to its PyTorch twin
-# make test-x64      set up, then test generation where JAX makes 64-bit numbers
-# make test-tpu       set up with libtpu, then compile for a TPU that is not here
-# make check          lint and types
-# make notebooks      set up, then run them from a clean kernel: the outputs must be the committed ones
-# make notebooks-write  the same, keeping the new outputs
-# make parity-table   the README's table of differences, measured here
-# make tiny           train the shipped model again (about 15 minutes on two cores), and score it
-# make clean          remove the environment
+# make demo             install, print from JAX the sentence that the PyTorch course prints, and
+#                       let the shipped model generate text
+# make test             install, and compare every component with its PyTorch twin
+# make test-all         the same with more rounds of every random trial
+# make test-x64         install, and test generation with 64-bit numbers
+# make test-tpu         install libtpu, and test compiling for a TPU without having one
+# make check            check lint and types
+# make notebooks        install, run the notebooks, and compare their outputs with the committed ones
+# make notebooks-write  run the notebooks, and save their outputs
+# make parity-table     measure the README's table of differences
+# make tiny             train the shipped model again (about 15 minutes on two cores), and score it
+# make clean            remove the environment
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-# uv where it is installed, else venv and pip. PyTorch runs on the CPU beside JAX, so uv is told to
-# take that build; pip finds it by itself where one is offered.
+# Use uv if it is installed, otherwise venv and pip. PyTorch only runs on the CPU, so uv must take
+# the CPU build; pip finds it if the index has one.
 ifneq ($(shell command -v uv),)
 CREATE := uv venv -q --python $(PYTHON) $(VENV)
 INSTALL := uv pip install -q --python $(BIN)/python --torch-backend cpu
@@ -26,7 +27,7 @@ endif
 
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-x64 test-tpu check notebooks notebooks-write parity-table tiny clean
+.PHONY: demo test test-all test-x64 test-tpu check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -34,6 +35,9 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2
+
+test-all: $(VENV)/.test
+	OBSCURA_LONG_TESTS=1 $(BIN)/python -m pytest -q -n 2
 
 test-x64: $(VENV)/.test
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -q -n 2 $(DECODING)
@@ -67,7 +71,7 @@ tiny: $(VENV)/.package
 clean:
 	rm -rf $(VENV)
 
-# One stamp for each set of packages, renewed when the files that name them change.
+# One stamp per set of packages, renewed when the files that list them change.
 $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.tpu: EXTRAS = [test,tpu]
