@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-from jaxtyping import Float
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from obscura_jax.config import GPTConfig
 

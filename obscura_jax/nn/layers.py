@@ -1,6 +1,7 @@
 """Position-wise layers: embedding, layer norm, GELU and feed-forward; and dropout."""
 
 import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -22,9 +22,9 @@ class Target:
     Attributes:
         platform: "cpu", "cuda", "tpu", or another of JAX's.
         multi_device: whether arrays are distributed over several devices.
-        allow_layouts: whether memory-layout constraints may be used. False if heads are sharded, because
-            the partitioner would all-gather them first, and in exported programs, whose format
-            does not guarantee layouts.
+        allow_layouts: whether memory-layout constraints may be used. False if heads are sharded,
+            because the partitioner would all-gather them first, and in exported programs, whose
+            format does not guarantee layouts.
     """
 
     platform: str
