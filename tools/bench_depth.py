@@ -16,7 +16,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.bench.training import time_training, training_step
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.model import GPTModel
@@ -49,7 +49,7 @@ def compiling(blocks: int, scan: bool) -> float:
 def main() -> None:
     """Print one row per form of the model and depth, then one for the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=size, default=3, help="rounds; default: 3")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="rounds; default: 3")
     rounds = parser.parse_args().repeats
     compiling(BLOCKS[0], scan=True)  # work that is done once per process
     for way, scan in WAYS.items():

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.bench.measurements import BenchReport, environment
 from obscura_jax.bench.processes import peak_mebibytes
 from obscura_jax.bench.training import TimedStep, time_training, token_batch, training_step
@@ -34,13 +34,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2 (124M)")
-    add("--batch-size", type=size, default=4, metavar="B", help="default: 4")
-    add("--length", type=size, default=256, metavar="T", help="default: 256")
-    add("--chunk", type=size, metavar="N", help="compute logits for N positions at a time (ours)")
+    add("--batch-size", type=positive_int, default=4, metavar="B", help="default: 4")
+    add("--length", type=positive_int, default=256, metavar="T", help="default: 256")
+    add(
+        "--chunk",
+        type=positive_int,
+        metavar="N",
+        help="compute logits for N positions at a time (ours)",
+    )
     add("--recompute", choices=("elementwise", "blocks"), help="recompute to save memory (ours)")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
-    add("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    add("--repeats", type=positive_int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)

@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
     add("--accumulate", "A", "parts a batch is read in", type=size)
     add("--lr", "X", "largest learning rate", type=float)
     add("--warmup-steps", "N", type=size)
-    add("--final-fraction", "F", "of the rate at the end", type=float, dest="end_lr_fraction")
+    add("--final-fraction", "F", "of the learning rate", type=float, dest="end_lr_fraction")
     add("--weight-decay", "X", "of matrices", type=float)
     add("--beta2", "X", "how much of the mean squared gradient is kept", type=float)
     add("--clip-norm", "X", "of gradients", type=float)
@@ -243,12 +243,11 @@ def _train(
             again = f"obscura train --out {shlex.quote(args.out)} --resume"
             say(f"saved after step {int(state.step)}: {again}", sys.stdout)
         sys.exit(128 + number)
-    params = placement.gather(state.params)
     if not placement.is_writer:
         return
     # The tokenizer of token files is unknown here.
     tokens = NO_TOKENS if settings["data"] else gpt2_record(cfg)
-    save_model(folder / "model", cfg, params, tokens=tokens)
+    save_model(folder / "model", cfg, state.params, tokens=tokens)
     say(generate_command(folder / "model", cfg), sys.stdout)
 
 
