@@ -117,7 +117,7 @@ def test_dropout_is_unbiased(rate):
     standard_error = np.sqrt(rate / (1 - rate) / n)
     assert abs(y.mean() - 1) < 5 * standard_error
     assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, (
-        "without scaling the mean is biased"
+        "unscaled, the mean is biased"
     )
 
 

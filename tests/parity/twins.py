@@ -91,7 +91,7 @@ class Twin:
 
 
 def module_apply(module: nn.Module, **changes: Any) -> Apply:
-    """Return `module.apply` as a function of parameters and inputs, with `changes` to attributes."""
+    """Return `module.apply` as a function of parameters and inputs, with changed attributes."""
     return lambda params, *inputs: module.clone(**changes).apply({"params": params}, *inputs)
 
 
