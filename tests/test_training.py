@@ -13,6 +13,7 @@ from obscura_jax import GPTModel
 from obscura_jax.parity.trajectory import CFG, OPTIMIZER, batches
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step_jit
 
 MODEL = GPTModel(CFG)
@@ -23,7 +24,8 @@ def test_one_compilation_for_a_run():
     before = train_step_jit._cache_size()
     for ids in batches(5):
         args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
-        state, _ = train_step_jit(*args, logits_chunk=5)
+        options = StepOptions(grad_accum_steps=2, logits_chunk=5)
+        state, _ = train_step_jit(*args, options=options)
     assert train_step_jit._cache_size() == before + 1
 
 
@@ -96,8 +98,8 @@ def test_dropout_is_a_function_of_key_and_step():
         state = init_train_state(OPTIMIZER, params)
         for _ in range(steps):
             args = (model, OPTIMIZER, state, ids[..., :-1], ids[..., 1:], jax.random.key(seed))
-            state, report = train_step_jit(*args)
-        return float(report.loss)
+            state, metrics = train_step_jit(*args, options=StepOptions(grad_accum_steps=2))
+        return float(metrics.loss)
 
     assert loss(1) == loss(1) != loss(2)
     assert loss(1, 3) == loss(1, 3)
@@ -107,11 +109,12 @@ def test_bfloat16_computes_and_float32_keeps():
     params = MODEL.init(jax.random.key(0), [[0]])["params"]
     ids = batches(1)[0]
     found = []
-    for dtype in (None, jnp.bfloat16):
+    for dtype in (None, "bfloat16"):
         state = init_train_state(OPTIMIZER, params)
         args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
-        state, report = train_step_jit(*args, compute_dtype=dtype)
-        found.append(float(report.loss))
+        options = StepOptions(grad_accum_steps=2, compute_dtype=dtype)
+        state, metrics = train_step_jit(*args, options=options)
+        found.append(float(metrics.loss))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert 1e-5 < abs(found[0] - found[1]) < 0.02
 
@@ -135,3 +138,37 @@ def test_bfloat16_computes_and_float32_keeps():
 def test_bad_numbers_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         OptimizerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grad_accum_steps", 0),
+        ("grad_accum_steps", 1.5),
+        ("compute_dtype", "int32"),
+        ("compute_dtype", "fast"),
+        ("logits_chunk", 0),
+        ("remat", "all"),
+    ],
+)
+def test_bad_step_options_are_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        StepOptions(**{field: value})
+
+
+def test_step_options_are_one_static_argument():
+    options = StepOptions(compute_dtype=jnp.bfloat16)
+    assert options == StepOptions(compute_dtype="bfloat16")
+    assert hash(options) == hash(StepOptions(compute_dtype="bfloat16"))
+    assert StepOptions(grad_accum_steps=3).micro_batch_size(6) == 2
+    with pytest.raises(ValueError, match="6 windows does not split into 4"):
+        StepOptions(grad_accum_steps=4).micro_batch_size(6)
+
+
+def test_a_step_refuses_another_number_of_micro_batches():
+    state = jax.eval_shape(
+        lambda: init_train_state(OPTIMIZER, MODEL.init(jax.random.key(0), [[0]])["params"])
+    )
+    ids = batches(1)[0]
+    with pytest.raises(ValueError, match="inputs have 2 micro-batches, but grad_accum_steps=1"):
+        train_step_jit.trace(MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])

@@ -7,52 +7,62 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments, seed, size
+from obscura_jax.arguments import (
+    MODEL_HELP,
+    add_hidden_alias,
+    add_model_arguments,
+    positive_int,
+    seed_value,
+)
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser(
         "parity",
-        help="compare with PyTorch: equal up to rounding, or first difference and cause",
-        epilog="exit codes: 0 equal up to rounding, 1 different, 2 not comparable, with the reason "
-        "on standard error (for example, the module draws random numbers)",
+        help="compare PyTorch and JAX on the same weights, component by component",
+        epilog="exit code: 0 if equal up to rounding, 1 if different, 2 if they cannot be "
+        "compared (such as a module that draws random numbers); standard error gives the reason",
     )
     add = parser.add_argument
-    add(
-        "source",
-        help="model to compare: a folder or file in any dialect, gpt2, tiny or torch-seed:N",
-    )
+    add("source", help=f"model: {MODEL_HELP}")
     add(
         "--against",
         default="course",
-        metavar="REFERENCE",
-        help="PyTorch side: course for our reference (default), hf for transformers, or "
-        "FILE.py:CLASS for your own module, built as CLASS(cfg), with the course's names",
+        metavar="WHAT",
+        help="PyTorch implementation: course, this package's own; hf, transformers; or "
+        "FILE.py:CLASS, your torch module, built as CLASS(cfg), with the course's parameter names, "
+        "that returns logits; default: course",
     )
-    add("--json", metavar="FILE", help="also write the report as JSON")
-    add("--html", metavar="FILE", help="also write the report as an HTML page with charts")
+    add("--json", metavar="FILE", help="file to write the report to as JSON")
+    add("--html", metavar="FILE", help="file to write the report to as a page with plots")
     add_model_arguments(parser)
-    add("--seed", type=seed, default=0, metavar="S", help="seed of the random prompts; default: 0")
+    add(
+        "--seed",
+        type=seed_value,
+        default=0,
+        metavar="S",
+        help="random seed for the prompts; default: 0",
+    )
     add(
         "--steps",
-        type=size,
+        type=positive_int,
         metavar="N",
-        help="optimizer steps to compare; default: 3, or none above 40M parameters",
+        help="optimizer steps to compare; default: 3, or none for a large model",
     )
-    add(
+    new_tokens = add(
         "--new-tokens",
-        type=size,
+        type=positive_int,
         default=16,
         metavar="N",
-        help="greedy tokens to compare; default: 16",
+        help="tokens of greedy generation to compare; default: 16",
     )
-    add("--tokens", dest="new_tokens", type=size, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add_hidden_alias(parser, "--tokens", new_tokens)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compare, print the table and write the files; exit with 1 if the frameworks differ."""
+    """Compare, print the table and write the files; exit with code 1 if they differ."""
     from obscura_jax.extras import require
     from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.course_state import named_tensors
@@ -67,18 +77,18 @@ def run(args: argparse.Namespace) -> None:
         require("jinja2", "parity", "--html")
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     flat = named_tensors(checkpoint.cfg, checkpoint.params)
-    torch_side = reference(args.against, checkpoint.cfg, flat, args.source)
+    beside = reference(args.against, checkpoint.cfg, flat, args.source)
     report = compare_implementations(
         args.source,
         checkpoint.cfg,
         checkpoint.params,
-        torch_side,
+        beside,
         seed=args.seed,
         end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,
         new_tokens=args.new_tokens,
     )
-    with ExitStack() as last:  # every callback runs, even if another one fails
+    with ExitStack() as last:  # each output is written even if another one fails
         for name, render in reversed(formats):
             if name is not None:
                 last.callback(report_files.write, name, partial(render, report))
@@ -88,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(text: str) -> None:
-    """Print a report. A reader that closes the pipe early does not change the exit code."""
+    """Print a report; a closed pipe does not change the exit code, which gives the verdict."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

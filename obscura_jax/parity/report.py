@@ -20,10 +20,10 @@ def verdict(report: Report) -> str:
     if report.equal:
         return EQUAL
     if (found := report.first) is None:
-        row = next(row for row in report.tokens if not row.equal)
+        tokens = next(row for row in report.tokens if not row.equal)
         return (
-            f"differs, first at token {row.differs_at} of {row.prompt!r}: ours {row.ours}, "
-            f"theirs {row.theirs}, margin {row.margin:.1e}"
+            f"differs, first at token {tokens.differs_at} of {tokens.prompt!r}: ours "
+            f"{tokens.ours}, theirs {tokens.theirs}, margin {tokens.margin:.1e}"
         )
     section, row = found
     where = row.name if section.title == FORWARD else f"{row.name} ({section.title})"

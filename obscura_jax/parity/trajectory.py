@@ -20,6 +20,7 @@ from obscura_jax.nn.model import GPTModel
 from obscura_jax.rng import threefry
 from obscura_jax.rng.same_draws import same_dropout
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step_jit
 
 Dtype = Literal["float32", "float64"]
@@ -44,6 +45,7 @@ OPTIMIZER = OptimizerConfig(
 )
 STEPS, MICRO_BATCHES, ROWS = 100, 2, 3
 SEED = 123  # of JAX's dropout
+_OPTIONS = StepOptions(grad_accum_steps=MICRO_BATCHES)
 _TORCH_SEED = 3  # of the initial weights, and of PyTorch's own dropout
 
 
@@ -87,7 +89,9 @@ def jax_losses(
         model, key = GPTModel(cfg), jax.random.key(seed) if drop_rate else None
         for ids in batches():
             inputs, targets = ids[..., :-1], ids[..., 1:]
-            state, metrics = train_step_jit(model, optimizer, state, inputs, targets, key)
+            state, metrics = train_step_jit(
+                model, optimizer, state, inputs, targets, key, options=_OPTIONS
+            )
             losses.append(float(metrics.loss))
     return np.array(losses)
 
@@ -126,7 +130,8 @@ def torch_losses(
                 (loss / len(micro_batches)).backward()
                 total += loss.item() / len(micro_batches)
             losses.append(total)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
+            if optimizer.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
             adamw.step()
             schedule.step()
     return np.array(losses)

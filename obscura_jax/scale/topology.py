@@ -35,6 +35,7 @@ from obscura_jax.scale.mesh import (
 from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state
 
 Program = Literal["train", "prefill", "decode"]
@@ -221,15 +222,15 @@ def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
 
 
 def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = MeshPlacement(mesh=mesh, cfg=cfg, scan=True)
+    placement = MeshPlacement(mesh, cfg, scan=True)
     config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
     model = GPTModel(cfg)
     init = partial(init_train_state, config)
-    state = placement.shapes(jax.eval_shape(init, init_shapes(cfg)))
+    state = placement.abstract(jax.eval_shape(init, init_shapes(cfg)))
     shape = (1, batch, cfg.context_length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    how = {"compute_dtype": "bfloat16", "remat": "blocks", "logits_chunk": 128}
-    return placement.jitted_step.trace(model, config, state, ids, ids, **how)
+    options = StepOptions(compute_dtype="bfloat16", remat="blocks", logits_chunk=128)
+    return placement.train_step_jit.trace(model, config, state, ids, ids, options=options)
 
 
 def _request(mesh: Mesh, rows: int) -> Request:

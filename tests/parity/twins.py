@@ -91,7 +91,7 @@ class Twin:
 
 
 def module_apply(module: nn.Module, **changes: Any) -> Apply:
-    """Return `module.apply` as a function of parameters and inputs, with changed attributes."""
+    """Return `module.apply` of parameters and inputs, for the module with changed attributes."""
     return lambda params, *inputs: module.clone(**changes).apply({"params": params}, *inputs)
 
 
