@@ -207,7 +207,7 @@ def test_processes_that_see_different_folders_are_told(tmp_path):
 
 def test_damage_that_another_process_sees_counts(tmp_path):
     manager(tmp_path).save(state_after(3))
-    here = manager(tmp_path, placement=OneOfTwo(3, -3, 1, 0, 0))
+    here = manager(tmp_path, placement=OneOfTwo(3, -3, 1, -1, 1))
     with pytest.raises(ValueError, match=r"step 3 \(another process cannot read it\)"):
         here.restore()
 

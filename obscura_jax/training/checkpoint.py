@@ -96,7 +96,7 @@ class CheckpointManager:
                 of this package, if none can be read, or if the processes see different folders.
         """
         damaged: dict[int, str] = {}
-        for step in [*reversed(self.steps), 0]:
+        for step in [*reversed(self.steps), -1]:  # -1: there are no more
             newest = self._placement.max_over_processes(step)
             oldest = -self._placement.max_over_processes(-step)
             if newest != oldest:
@@ -104,7 +104,7 @@ class CheckpointManager:
                     f"the processes see checkpoints of different steps, {oldest} and {newest}; "
                     "give all the same run folder"
                 )
-            if step == 0:
+            if step == -1:
                 break
             try:
                 stored, reason = self._open(step), ""
