@@ -11,7 +11,7 @@ import torch
 from obscura_jax.interop import name_tables
 from obscura_jax.interop.checkpoint import load_model, read_checkpoint
 from obscura_jax.interop.names import COURSE, FLAX, GPT2, has_token_table, understood
-from obscura_jax.interop.tensor_files import read_safetensors
+from obscura_jax.safetensors_files import read_safetensors
 from tests.support.checkpoints import BIASED, IDS, LOGITS, bits, course_model, leaves, logits_of
 from tests.support.nanogpt import GPT
 from tests.test_name_tables import ARGS, TIED, hf_logits, hf_model, model_of, state_of

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.locate import is_exported
     from obscura_jax.interop.model_tokenizer import tokenizer_of
-    from obscura_jax.nn.model import count_parameters, parameter_bytes
+    from obscura_jax.nn.parameters import count_parameters, parameter_bytes
 
     if is_exported(args.source):
         cfg, tokens = _exported(args)

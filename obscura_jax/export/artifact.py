@@ -26,9 +26,10 @@ from obscura_jax.decoding.cache import KVCache
 from obscura_jax.decoding.programs import GenerationPrograms, Request, State
 from obscura_jax.decoding.sampling import Settings
 from obscura_jax.interop.locate import FORMATS, MANIFEST
-from obscura_jax.interop.tensor_files import header_digest, read, read_json, read_safetensors
+from obscura_jax.interop.tensor_files import read, read_json
 from obscura_jax.interop.tokens import CARRIED
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.safetensors_files import header_digest, read_safetensors
 
 FORMAT = f"{FORMATS} 2"
 WEIGHTS, NAMES = "model.safetensors", ("prefill", "decode")

@@ -31,10 +31,10 @@ from obscura_jax.export.artifact import (
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.locate import MANIFEST
-from obscura_jax.interop.tensor_files import header_digest, write_safetensors
 from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
+from obscura_jax.safetensors_files import header_digest, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -80,7 +80,7 @@ def export_model(
     programs: dict[str, bytes] = {}
     cache_dtypes = {}
     for platform in platforms:
-        with tracing_for(Target(platform, layouts=False)):
+        with tracing_for(Target(platform, allow_layouts=False)):
             cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():

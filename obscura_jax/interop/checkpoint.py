@@ -41,11 +41,11 @@ from obscura_jax.interop.locate import (
     resolve_weights,
     tensors_and_config,
 )
-from obscura_jax.interop.tensor_files import write_safetensors
 from obscura_jax.interop.tokens import NO_TOKENS, TOKENS_FILE, TokenRecord, copies, tokens_at
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.rng.torch_generator import torch_seed_init
+from obscura_jax.safetensors_files import write_safetensors
 
 
 @dataclass(frozen=True)

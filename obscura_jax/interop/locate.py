@@ -10,14 +10,9 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
 from obscura_jax.interop.hf_config import from_course_config, from_hf_config, from_model_args
-from obscura_jax.interop.tensor_files import (
-    read,
-    read_json,
-    read_msgpack,
-    read_safetensors,
-    read_shards,
-)
+from obscura_jax.interop.tensor_files import read, read_json, read_msgpack, read_shards
 from obscura_jax.interop.torch_files import read_torch
+from obscura_jax.safetensors_files import read_safetensors
 
 FORMAT, WEIGHTS, CONFIG = "obscura_jax", "model.safetensors", "config.json"
 MANIFEST, FORMATS = "manifest.json", "obscura_jax artifact"  # of exports, see scale.artifact

@@ -1,7 +1,7 @@
 """A training run as one value."""
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax
 from obscura_jax.checks import check_size
 from obscura_jax.config import GENERATOR
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.parameters import init_shapes
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.options import DEFAULT_OPTIONS, StepOptions
@@ -67,9 +68,5 @@ class TrainRun:
 
     def abstract_state(self) -> TrainState:
         """Return the shapes and types of the training state, under the course's names."""
-        init = self.model.init
-        return jax.eval_shape(
-            lambda: init_train_state(
-                self.optimizer_config, init(jax.random.key(0), [[0]])["params"]
-            )
-        )
+        init = partial(init_train_state, self.optimizer_config)
+        return jax.eval_shape(init, init_shapes(self.model.cfg))
