@@ -59,6 +59,14 @@ _KINDS: dict[str, Any] = {
 _SAMPLE_TOKENS = 32
 
 
+class _Distributed(argparse.Action):
+    """Store an option's value, and turn --distributed on."""
+
+    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
+        setattr(args, self.dest, value)
+        args.distributed = True
+
+
 def add_parser(commands: Any) -> None:
     """Declare the command's words."""
     parser = commands.add_parser("train", help="train a model on text")
@@ -104,10 +112,25 @@ def add_parser(commands: Any) -> None:
     add("--recompute", help="rather than keep it, for less memory", choices=_RECOMPUTE)
     add("--scan", help="compile one block, for a deep model", action="store_true")
     add("--mesh", "SIZES", "split over all devices, such as data=4,fsdp=1,model=2")
-    add("--coordinator", "HOST:PORT", "of many processes, where process 0 runs")
-    add("--processes", "N", "how many there are", type=size)
-    add("--process-id", "I", "which one this is, from 0", type=seed)
-    add("--join-timeout", "S", "to wait for all of them; default: 60", type=size, default=60)
+    add(
+        "--distributed",
+        help="run as one of several processes; what the next three options leave out is detected "
+        "(SLURM, Open MPI, TPU pods)",
+        action="store_true",
+    )
+    for name, metavar, help, kind in (  # each implies --distributed
+        ("--coordinator", "HOST:PORT", "address of process 0", str),
+        ("--processes", "N", "number of processes", size),
+        ("--process-id", "I", "number of this process, from 0", seed),
+    ):
+        add(name, metavar, help, type=kind, action=_Distributed)
+    add(
+        "--join-timeout",
+        "S",
+        "seconds to wait for all processes; default: 60",
+        type=size,
+        default=60,
+    )
     parser.set_defaults(run=run)
 
 
@@ -125,10 +148,8 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{one} and --{other} cannot both be given")
     if args.max_seconds is not None and not args.max_seconds > 0:
         raise ValueError(f"--max-seconds must be above 0, got {args.max_seconds}")
-    many = {args.coordinator, args.processes, args.process_id} != {None}
-    if many and None in (args.coordinator, args.processes, args.process_id):
-        raise ValueError("--coordinator, --processes and --process-id belong together")
-    with _joined(args) if many else nullcontext(), warnings.catch_warnings():
+    session = _session(args) if args.distributed else nullcontext(0)
+    with session as args.process_id, warnings.catch_warnings():
         warnings.showwarning = _warn
         if args.process_id:
             warnings.simplefilter("ignore")  # process 0 tells of it
@@ -140,17 +161,17 @@ def run(args: argparse.Namespace) -> None:
                 prepared = _prepared(args, folder, settings)
                 if args.resume:
                     remember(folder, settings)  # the new ones, for other processes and next time
-                if many:
+                if args.distributed:
                     _meet("prepared")
                 _train(args, folder, settings, *prepared)
 
 
-def _joined(args: argparse.Namespace) -> AbstractContextManager[None]:
-    from obscura_jax.scale.processes import joined
+def _session(args: argparse.Namespace) -> AbstractContextManager[int]:
+    from obscura_jax.scale.processes import distributed_session
 
     same = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
     options = {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}
-    return joined(
+    return distributed_session(
         args.coordinator,
         args.processes,
         args.process_id,
@@ -176,7 +197,7 @@ def _meet(where: str) -> None:
 
 def _spread(args: argparse.Namespace) -> bool:
     """Whether the state lies over a mesh; in many processes always."""
-    return args.mesh is not None or args.coordinator is not None
+    return args.mesh is not None or args.distributed
 
 
 def _prepared(
