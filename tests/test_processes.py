@@ -15,7 +15,7 @@ from obscura_jax.cli.main import main
 from obscura_jax.runs.fit import read_metrics
 from obscura_jax.scale.processes import distributed_session, parse_address
 from obscura_jax.text import sample_text
-from tests.support.processes import OBSCURA, PIPE, ended
+from tests.support.processes import OBSCURA, ended
 from tests.support.processes import devices as cpu_devices
 from tests.support.processes import start as start_process
 
@@ -262,7 +262,7 @@ def test_two_processes_with_one_number_are_refused():
     address = f"localhost:{free_port()}"
     others = [start_process(*SESSION, "rows", address, 3, 1) for _ in range(2)]
     with (
-        pytest.raises(ValueError, match="two processes connected to .* as number 1"),
+        pytest.raises(ValueError, match=r"two processes connected to .* as number 1"),
         distributed_session(address, 3, 0, timeout=100000),
     ):
         pass

@@ -33,7 +33,7 @@ def distributed_session(
     timeout: float = 60,
     options: Mapping[str, Any] | None = None,
     complain: Callable[[str], object] = _print_error,
-) -> Iterator[int]:
+) -> Iterator[None]:
     """Context manager: join all processes, so that `jax.devices()` lists the devices of all.
 
     Enter it before JAX is used. If a process dies, every other one reports which and exits with
@@ -47,9 +47,6 @@ def distributed_session(
         timeout: seconds to wait until all processes have connected.
         options: JSON values that must be equal in all processes, by option name.
         complain: called with the report; by default prints it to standard error.
-
-    Yields:
-        The number of this process.
 
     Raises:
         ValueError: if the address or a number is invalid or cannot be detected, if not all
@@ -73,7 +70,7 @@ def distributed_session(
     same = {"--processes": count, **(options or {})}
     rendezvous = Rendezvous(address, number, same, timeout, end)
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
-    agreed = None
+    agreed = None  # SystemExit
     try:
         jax.distributed.initialize(
             f"127.0.0.1:{rendezvous.jax_port}",
@@ -85,7 +82,7 @@ def distributed_session(
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
         )
         try:
-            yield number
+            yield
         except SystemExit as exit_:  # all processes exit
             agreed = exit_
         jax.distributed.shutdown()  # waits for all

@@ -33,8 +33,8 @@ def rows():
 
 
 def main(mode, *where):
-    with distributed_session(*where, timeout=100000) as number:
-        show([number, jax.process_count(), jax.device_count()])
+    with distributed_session(*where, timeout=100000):
+        show([jax.process_index(), jax.process_count(), jax.device_count()])
         if mode == "rows":
             show(rows())
         while mode == "computing":
