@@ -420,7 +420,9 @@ def test_destinations_of_the_wrong_kind_are_one_line(fails, course, native, tmp_
     load_model(course, n_heads=3)
 
 
-def test_without_torch_the_error_names_what_to_install(fails, course, native, monkeypatch, tmp_path):
+def test_without_torch_the_error_names_what_to_install(
+    fails, course, native, monkeypatch, tmp_path
+):
     monkeypatch.setitem(sys.modules, "torch", None)
     needed = "needs torch: run pip install -e '.[torch]' in the clone of obscura_jax"
     assert needed in fails("info", course, "--n-heads", 3)

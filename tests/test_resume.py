@@ -84,7 +84,9 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--out", str(out), "--resume"])
     assert "another process is training in" in capsys.readouterr().err
-    wait_for_step(process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100)  # the first one continues
+    wait_for_step(
+        process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100
+    )  # the first one continues
 
 
 def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path):
@@ -176,7 +178,9 @@ def test_a_resume_with_wrong_settings_or_files_is_refused(tmp_path, capsys):
             (out / "metrics.jsonl").write_bytes(metrics + wrong + b"\n" + after)
             message = f"metrics.jsonl is damaged: line {number} is not a row; delete that line"
             refused(message, "--resume")
-    (out / "metrics.jsonl").write_bytes(metrics + b'{"st')  # a killed process left an incomplete line
+    (out / "metrics.jsonl").write_bytes(
+        metrics + b'{"st'
+    )  # a killed process left an incomplete line
     main(["train", "--out", str(out), "--resume"])  # nothing is left to do
     assert what_was_computed(out) == before
 
@@ -220,7 +224,9 @@ def fail(error):
         ("training.placement.train_step_jit", ValueError("no such step")),
     ],
 )
-def test_a_run_that_fails_before_its_first_step_leaves_no_files(place, error, tmp_path, capsys, monkeypatch):
+def test_a_run_that_fails_before_its_first_step_leaves_no_files(
+    place, error, tmp_path, capsys, monkeypatch
+):
     text, out = tmp_path / "text.txt", tmp_path / "new" / "deep" / "run"
     text.write_text(sample_text(), encoding="utf-8")
     monkeypatch.setattr(f"obscura_jax.{place}", fail(error))

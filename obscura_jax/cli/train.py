@@ -18,6 +18,14 @@ from obscura_jax.runs.display import Display, print_line, show_tokenizing
 from obscura_jax.runs.settings import DEFAULT_SIZES, TrainSettings, setting_of
 
 
+class _ImpliesDistributed(argparse.Action):
+    """Store the value of an option, and turn on --distributed."""
+
+    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
+        setattr(args, self.dest, value)
+        args.distributed = True
+
+
 def add_parser(commands: Any) -> None:
     """Declare the command's options."""
     parser = commands.add_parser("train", help="train a model on text")
@@ -46,9 +54,15 @@ def add_parser(commands: Any) -> None:
 
     add = partial(add_option, parser.add_argument_group("devices"))
     add("--mesh", "mesh over all devices, such as data=4,fsdp=1,model=2", "SIZES")
-    add("--coordinator", "address of process 0 of several processes", "HOST:PORT")
-    add("--processes", "number of processes", "N", positive_int)
-    add("--process-id", "number of this process, from 0", "I", nonnegative_int)
+    distributed = (
+        "join the other processes of this job, which SLURM, Open MPI or a TPU pod describes; "
+        "elsewhere, give the next three options, which imply this one"
+    )
+    add("--distributed", distributed, action="store_true")
+    joins: Any = {"action": _ImpliesDistributed}
+    add("--coordinator", "address of process 0", "HOST:PORT", str, **joins)
+    add("--processes", "number of processes", "N", positive_int, **joins)
+    add("--process-id", "number of this process, from 0", "I", nonnegative_int, **joins)
     add("--join-timeout", "seconds to wait for all processes", "S", positive_int, default=60)
 
     group = parser.add_argument_group("run folder")
@@ -106,16 +120,19 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return a context manager that joins all processes, or does nothing if there is only one."""
-    how = (args.coordinator, args.processes, args.process_id)
-    if how == (None, None, None):
+    if not args.distributed:
         return nullcontext()
-    if None in how:
-        raise ValueError("--coordinator, --processes and --process-id belong together; give all")
-    from obscura_jax.scale.processes import joined
+    from obscura_jax.scale.processes import distributed_session
 
     equal = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
-    options = {_option(name): getattr(args, name) for name in equal}
-    return joined(*how, timeout=args.join_timeout, options=options, complain=_warn)
+    return distributed_session(
+        args.coordinator,
+        args.processes,
+        args.process_id,
+        timeout=args.join_timeout,
+        options={_option(name): getattr(args, name) for name in equal},
+        complain=_warn,
+    )
 
 
 @contextmanager
