@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from obscura_jax.arguments import add_hidden_alias, add_option, nonnegative_int, positive_int
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.interrupts import deferred
+from obscura_jax.runs.arguments import add_settings_arguments, given_settings, option_name
 from obscura_jax.runs.display import Display, print_line, show_tokenizing
-from obscura_jax.runs.settings import DEFAULT_SIZES, TrainSettings, setting_of
 
 
 class _ImpliesDistributed(argparse.Action):
@@ -29,26 +28,7 @@ class _ImpliesDistributed(argparse.Action):
 def add_parser(commands: Any) -> None:
     """Declare the command's options."""
     parser = commands.add_parser("train", help="train a model on text")
-    groups: dict[str, Any] = {}
-    for f in fields(TrainSettings):
-        setting = setting_of(f.name)
-        if setting.group not in groups:
-            groups[setting.group] = parser.add_argument_group(setting.group)
-        group = groups[setting.group]
-        action = add_option(
-            group,
-            _option(f.name),
-            setting.help,
-            setting.metavar,
-            setting.kind.parse,
-            default=DEFAULT_SIZES.get(f.name, f.default),
-            choices=setting.kind.choices,
-            nargs="+" if f.name == "text" else None,
-        )
-        action.default = None  # to tell the options that were given
-        if setting.old:
-            add_hidden_alias(group, _option(setting.old), action)
-
+    groups = add_settings_arguments(parser)
     scan = "compile one block and run it in a loop"
     add_option(groups["memory"], "--scan", scan, action="store_true")
 
@@ -75,10 +55,6 @@ def add_parser(commands: Any) -> None:
     kept = add("--max-checkpoints", "number of checkpoints to keep", "N", positive_int, default=2)
     add_hidden_alias(group, "--keep", kept)
     parser.set_defaults(run=run)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -112,12 +88,6 @@ def run(args: argparse.Namespace) -> None:
             sys.exit(128 + result.stopped_by)
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given as options."""
-    values = {f.name: getattr(args, f.name) for f in fields(TrainSettings)}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return a context manager that joins all processes, or does nothing if there is only one."""
     if not args.distributed:
@@ -130,7 +100,7 @@ def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
         args.processes,
         args.process_id,
         timeout=args.join_timeout,
-        options={_option(name): getattr(args, name) for name in equal},
+        options={option_name(name): getattr(args, name) for name in equal},
         complain=_warn,
     )
 
