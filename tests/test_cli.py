@@ -20,7 +20,6 @@ import torch
 
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
-from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.generate import _prompts
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
@@ -210,9 +209,9 @@ def test_help_and_version(capsys):
 def test_every_argument_has_a_help_text():
     """A phrase that can be read alone: it does not continue the option's name."""
     commands = argparse.ArgumentParser().add_subparsers()
-    for command in (bench, compile, convert, export, generate_command, info, parity, train):
+    for command in (bench, compile, convert, export, info, parity, train):
         command.add_parser(commands)
-    assert len(commands.choices) == 8
+    assert len(commands.choices) == 7
     for name, parser in commands.choices.items():
         for action in parser._actions:
             words = (action.help or "").split()
@@ -464,7 +463,6 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 from obscura_jax.cli.main import main
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
-from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.generate import _prompts
 main(sys.argv[1:])
 """
