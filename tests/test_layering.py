@@ -205,7 +205,7 @@ def test_every_public_name_exists():
         "MultiHeadAttention",
         "LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel",
         "DummyGPTModel", "DummyTransformerBlock", "DummyLayerNorm", "ExampleDeepNeuralNetwork",
-        "generate_text_simple", "generate", "load_model", "save_model",
+        "generate_text_simple", "generate", "load_model", "save_model", "train", "TrainSettings",
     }  # fmt: skip
     for name in obscura_jax.__all__:
         value = getattr(obscura_jax, name)
