@@ -15,8 +15,7 @@ from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.mistakes import mistakes
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
-from tests.support.checkpoints import BIASED
-from tests.test_name_tables import model_of
+from tests.support.models import BIASED, model_of
 from tests.test_parity_guests import GUESTS
 
 # Heads of width 4 and as many: several wrong scales are one number.

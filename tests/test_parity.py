@@ -11,15 +11,21 @@ import torch
 
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import save_hf, save_model
-from obscura_jax.interop.course_state import from_course, named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.parity.compare import PrecisionPair, findings
 from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.page import as_html
 from obscura_jax.parity.prompts import stress_prompts
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import as_json, as_text, verdict
-from tests.support.checkpoints import BIASED, course_model
-from tests.test_name_tables import TIED, model_of, transformers
+from tests.support.models import (
+    BIASED,
+    TIED,
+    course_model,
+    model_of,
+    params_of,
+    transformers,
+)
 
 ONLY_HERE = "(here, but not earlier in the model)"
 FAULTS = Path(__file__).with_name("faults.py")
@@ -193,7 +199,7 @@ def test_a_near_tie_is_called_one(tmp_path, native, capsys):
     head = state["out_head.weight"]
     head[3] = head[5] = 3 * state["final_norm.shift"]
     head[3, 0] = np.nextafter(head[3, 0], np.float32(9))
-    params, _ = from_course(state, BIASED)
+    params = params_of(state, BIASED)
     save_model(tmp_path / "m", BIASED, params)
     code, out, _ = against("TurnedTie", capsys, tmp_path / "m", "--steps", 1)
     parted = [line for line in out.splitlines() if "part at token" in line]

@@ -1,4 +1,4 @@
-"""The shipped model: small, of its own recipe, better than xz, and there without a download."""
+"""The shipped model is small, needs no download, and predicts text better than xz."""
 
 import jax
 import pytest
@@ -18,7 +18,7 @@ def texts():
     return split(documents())
 
 
-def test_it_is_small_and_named(tmp_path, monkeypatch):
+def test_the_shipped_model_is_small_and_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, params = load_model("tiny")
     assert model.cfg == PRESETS["tiny"]
@@ -34,7 +34,7 @@ def test_it_is_small_and_named(tmp_path, monkeypatch):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
 
 
-def test_generate_runs_it_by_default(capsys):
+def test_generate_runs_the_shipped_model_by_default(capsys):
     main(["generate", "The for statement", "--max-new-tokens", "12", "--no-compile-cache"])
     said = capsys.readouterr().out
     main(["generate", "The for statement", "--max-new-tokens", "12", "--model", "tiny"])
@@ -43,7 +43,7 @@ def test_generate_runs_it_by_default(capsys):
     assert said.isascii()  # as the documentation is; random tokens would not be
 
 
-def test_no_paragraph_is_in_both_parts(texts):
+def test_no_paragraph_is_in_both_training_and_validation_text(texts):
     train, held_out = texts
     assert 0.02 < len(held_out) / len(train) < 0.05
     words = " ".join(train.split())
@@ -53,12 +53,12 @@ def test_no_paragraph_is_in_both_parts(texts):
     assert " ".join(train.split("\n\n")[40].split()) in words
 
 
-def test_it_needs_fewer_bits_than_xz(texts):
+def test_the_shipped_model_needs_fewer_bits_than_xz(texts):
     train, held_out = texts
     model, params = load_model("tiny")
-    part = held_out[:20000]  # a third, for time; the card has the whole
+    part = held_out[:20000]  # a third, for speed; the model card has the figure for all of it
     ours, theirs = model_bits(model, params, part), xz_bits(train, part)
     assert 0.8 < ours < theirs < 3
     fresh = gpt2_init(model.cfg, jax.random.key(0))
-    # Untrained, it guesses evenly: 12 bits a token of about 3.5 bytes.
+    # An untrained model guesses evenly: 12 bits per token of about 3.5 bytes.
     assert model_bits(GPTModel(model.cfg), fresh, part[:2000]) > 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from obscura_jax import GPTConfig, GPTModel
-from obscura_jax.interop.course_state import from_course
+from obscura_jax.interop.build import build
 from obscura_jax.parity import torch_reference
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
@@ -86,7 +86,8 @@ def torch_losses(dtype, config=OPTIMIZER):
 
 
 def jax_losses(dtype=jnp.float32, config=OPTIMIZER, **kwargs):
-    params, _ = from_course({k: v.numpy() for k, v in torch_model().state_dict().items()}, CFG)
+    state = {k: v.numpy() for k, v in torch_model().state_dict().items()}
+    params = build(state, CFG.to_dict()).params
     state = init_train_state(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
     losses = []
     for ids in batches():
