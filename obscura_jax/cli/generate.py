@@ -10,7 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments, refuse_for_exported, seed, size, utf8
+from obscura_jax.arguments import (
+    add_model_arguments,
+    positive_int,
+    refuse_for_exported,
+    seed_value,
+    utf8,
+)
 from obscura_jax.compile_cache import enable_compilation_cache
 from obscura_jax.config import GENERATOR
 from obscura_jax.interrupts import last_words
@@ -25,15 +31,15 @@ def add_parser(commands: Any) -> None:
     add_model_arguments(parser)
     add(
         "--max-new-tokens",
-        type=size,
+        type=positive_int,
         metavar="N",
         help="largest number of new tokens; default: what fits in the context, up to 64",
     )
     add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
-    add("--top-k", type=size, metavar="K", help="draw from the K most probable tokens")
+    add("--top-k", type=positive_int, metavar="K", help="draw from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
     add("--min-p", type=float, metavar="P", help="draw from those at P of the most probable one")
-    add("--seed", type=seed, default=0, metavar="S", help="of what is drawn; default: 0")
+    add("--seed", type=seed_value, default=0, metavar="S", help="of what is drawn; default: 0")
     add(
         "--stop",
         type=utf8,

@@ -25,7 +25,8 @@ from obscura_jax.decoding.programs import (
     initial_state,
 )
 from obscura_jax.decoding.sampling import settings
-from obscura_jax.nn.model import GPTModel, validate_sequences
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.token_ids import validate_sequences
 
 _MOST_BY_DEFAULT = 64  # new tokens, if the caller gives no number
 PerRow = float | None | Sequence[float | None]

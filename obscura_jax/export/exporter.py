@@ -80,7 +80,7 @@ def export_model(
     programs: dict[str, bytes] = {}
     cache_dtypes = {}
     for platform in platforms:
-        with tracing_for(Target(platform, layouts=False)):
+        with tracing_for(Target(platform, allow_layouts=False)):
             cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
             cache_dtypes[platform] = str(cache.keys[0].dtype)
             for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():

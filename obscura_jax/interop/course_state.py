@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop.name_tables import COURSE, summarize_names, to_dialect
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.parameters import init_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,9 +29,7 @@ def parameter_shapes(cfg: GPTConfig) -> Shapes:
 
 @lru_cache(maxsize=16)
 def _block_shapes(cfg: GPTConfig) -> Shapes:
-    ids = np.zeros((1, 1), np.int32)
-    variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), ids))
-    return {name: leaf.shape for name, leaf in flatten_dict(variables["params"], sep=".").items()}
+    return {name: leaf.shape for name, leaf in flatten_dict(init_shapes(cfg), sep=".").items()}
 
 
 def named_tensors(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
