@@ -38,7 +38,7 @@ def utf8(word: str) -> str:
         raise argparse.ArgumentTypeError("is not UTF-8 text") from None
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare what a model's file may leave open: its heads, and the entry that is the model."""
     parser.add_argument(
         "--n-heads", type=size, metavar="H", help="number of heads, if the model does not state it"

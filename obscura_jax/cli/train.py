@@ -263,7 +263,7 @@ def _sampler(model: Any, key: Any) -> Any:
     is only shown, so an error in it is reported and does not end the run.
     """
     from obscura_jax.decoding.generate import generate
-    from obscura_jax.decoding.stream import decode_until_stop
+    from obscura_jax.decoding.text import decode_until_stop
     from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
 
     cfg = model.cfg

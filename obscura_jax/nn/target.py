@@ -1,12 +1,21 @@
 """The target that a program is traced for.
 
-A few operations are written differently for CPU, GPU and TPU, and for several devices.
+A few operations are written differently for CPU, GPU and TPU, and for several devices. The target
+is a hidden input of these functions, which call `target` or `on_one_cpu` while they are traced:
+
+    nn.linear                   the order of a product, and layouts of 16-bit operands
+    decoding.cache              the shape, dtype and memory layout of the cache
+    decoding.cached_forward     a barrier after the attention of one token
+    decoding.filters            the search for the k-th largest logit
+    decoding.programs           a barrier in the loops
+
+`jax.jit` traces again for another target, because the target is one of JAX's user contexts.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -28,12 +37,12 @@ class Target:
     layouts: bool = True
 
 
-_target: ContextVar[Target | None] = ContextVar("target", default=None)
+_target: Any = jax.make_user_context(default_value=None)  # part of the key of jit's caches
 
 
 def target() -> Target:
     """Return the target of the traced program; by default one device of JAX's default backend."""
-    return _target.get() or Target(jax.default_backend())
+    return _target.value or Target(jax.default_backend())
 
 
 def on_one_cpu() -> bool:
@@ -43,12 +52,6 @@ def on_one_cpu() -> bool:
 
 @contextmanager
 def tracing_for(target: Target) -> Iterator[None]:
-    """Context manager: trace programs for `target` instead of the local backend.
-
-    `jax.jit` reuses existing traces, so pass it a new function object.
-    """
-    token = _target.set(target)
-    try:
+    """Context manager: trace programs for `target` instead of the local backend."""
+    with _target(target):
         yield
-    finally:
-        _target.reset(token)
