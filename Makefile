@@ -52,13 +52,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 notebooks: $(VENV)/.test
-	$(BIN)/python tools/run_notebooks.py
+	$(BIN)/python -m tests.support.notebooks
 
 notebooks-write: $(VENV)/.test
-	$(BIN)/python tools/run_notebooks.py --write
+	$(BIN)/python -m tests.support.notebooks --write
 
 parity-table: $(VENV)/.test
-	@$(BIN)/python tools/parity_table.py
+	@$(BIN)/python -m tests.parity.table
 
 tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_text.py build/tiny/text

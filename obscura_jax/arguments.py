@@ -6,21 +6,32 @@ from collections.abc import Iterable
 
 from obscura_jax.checks import check_size
 
+MODEL_HELP = "folder, file, tiny, gpt2 (-medium, -large, -xl) or torch-seed:N[:PRESET]"
 
-def size(text: str) -> int:
+
+def positive_int(text: str) -> int:
     """Parse an integer of at least 1."""
+    return _int(text, least=1)
+
+
+def nonnegative_int(text: str) -> int:
+    """Parse an integer of at least 0."""
+    return _int(text, least=0)
+
+
+def _int(text: str, least: int) -> int:
     try:
         value: int | str = int(text)
     except ValueError:
         value = text
     try:
-        return check_size("it", value)
+        return check_size("it", value, least)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from None
 
 
-def seed(text: str) -> int:
-    """Parse an integer from 0 to 2147483647 (31 bits)."""
+def seed_value(text: str) -> int:
+    """Parse a random seed: an integer from 0 to 2147483647 (31 bits)."""
     try:
         return check_size("it", int(text), least=0)
     except ValueError:
@@ -38,19 +49,39 @@ def utf8(word: str) -> str:
         raise argparse.ArgumentTypeError("is not UTF-8 text") from None
 
 
-def add_model_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare what a model's file may leave open: its heads, and the entry that is the model."""
+def add_hidden_alias(
+    parser: argparse._ActionsContainer, old_name: str, action: argparse.Action
+) -> None:
+    """Let `old_name`, an earlier spelling of an option, work without being shown in the help."""
     parser.add_argument(
-        "--n-heads", type=size, metavar="H", help="number of heads, if the model does not state it"
+        old_name,
+        dest=action.dest,
+        type=action.type,
+        choices=action.choices,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "--entry", metavar="NAME", help="which entry of a file is the model, such as ema"
+
+
+def add_model_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare options for what a model's file may leave open: its heads and its entry."""
+    add = parser.add_argument
+    add(
+        "--n-heads",
+        type=positive_int,
+        metavar="H",
+        help="number of attention heads, if the model's files do not give it",
+    )
+    add(
+        "--entry",
+        metavar="NAME",
+        help="entry of the file that contains the model's weights, such as ema",
     )
 
 
 def refuse_for_exported(args: argparse.Namespace, source: str, names: Iterable[str]) -> None:
-    """Raise ValueError if an argument was given that has no effect on an exported model."""
+    """Raise ValueError if one of the named options was given: they need the model's weights."""
     for name in names:
         if getattr(args, name):
             option = name.replace("_", "-")
-            raise ValueError(f"{source} is exported: --{option} has no effect on it")
+            raise ValueError(f"{source} is an exported model; leave out --{option}")

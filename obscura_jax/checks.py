@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable, Collection
 from numbers import Real
 
 _LARGEST_SIZE = 2**31 - 1  # every index in this package is an int32
@@ -28,16 +29,22 @@ def check_sizes(owner: object, *names: str, least: int = 1) -> None:
 
 def check_drop_rate(name: str, value: object) -> float:
     """Return `value` as a float; ValueError unless it is a probability in [0, 1)."""
-    if not 0 <= (rate := real_number(value)) < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
-    return rate
+    return check_number(name, value, lambda rate: 0 <= rate < 1, "in [0, 1)")
 
 
 def check_eps(name: str, value: object) -> float:
     """Return `value` as a float; ValueError unless it is in (0, 1)."""
-    if not 0 < (eps := real_number(value)) < 1:
-        raise ValueError(f"{name} must be a number in (0, 1), got {value!r}")
-    return eps
+    return check_number(name, value, lambda eps: 0 < eps < 1, "in (0, 1)")
+
+
+def check_number(name: str, value: object, holds: Callable[[float], bool], interval: str) -> float:
+    """Return `value` as a float; ValueError unless it is a real number for which `holds` is true.
+
+    `interval` describes these numbers in the message, such as "in (0, 1)" or "above 0".
+    """
+    if not holds(number := real_number(value)):
+        raise ValueError(f"{name} must be a number {interval}, got {value!r}")
+    return number
 
 
 def real_number(value: object) -> float:
@@ -54,3 +61,10 @@ def check_heads(width_name: str, width: int, heads_name: str, heads: int) -> Non
     """Raise ValueError unless `width` is divisible by `heads`."""
     if width % heads:
         raise ValueError(f"{width_name}={width} is not divisible by {heads_name}={heads}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """Return `value`; ValueError unless it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value

@@ -20,6 +20,9 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # PyTorch's threads spend more time waiting than computing on tensors as small as those of the
+    # tests. A second one makes 100 training steps 10 times slower on a busy machine.
+    "OMP_NUM_THREADS": "1",
 }
 
 # A shell ignores Ctrl-C for what it runs in the background, and processes inherit that: but those

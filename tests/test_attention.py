@@ -1,4 +1,4 @@
-"""Attention's steps as properties: masks, rows that sum to 1, causality, heads, dropout."""
+"""Properties of attention: masks, rows that sum to 1, causality, heads, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -52,17 +52,17 @@ def test_both_masks_give_the_same_weights():
     after = renormalize_masked(attention_weights(scores, 5), causal_mask(T))
     np.testing.assert_allclose(before, after, atol=3e-7)  # measured 6e-8 to 1.2e-7
     np.testing.assert_allclose(before.sum(-1), 1, atol=5e-7)
-    assert not np.triu(before, k=1).any(), "exactly nothing of the future"
+    assert not np.triu(before, k=1).any(), "future keys have weight exactly 0"
     assert np.abs(before - attention_weights(scores, 5)).max() > 0.1
 
 
 def test_softmax_does_not_overflow():
     x = jnp.asarray([[1000.0, 1001.0, -1000.0]])
     np.testing.assert_allclose(softmax(x), jax.nn.softmax(x), atol=1e-7)
-    assert jnp.isnan(softmax_naive(x)).any(), "which is why the maximum is subtracted"
+    assert jnp.isnan(softmax_naive(x)).any(), "so the maximum must be subtracted"
 
 
-def test_a_wholly_masked_row_is_not_nan():
+def test_a_row_without_visible_keys_is_not_nan():
     scores = mask_scores(normal(3, 2, 4), jnp.zeros((2, 4), bool))
     np.testing.assert_allclose(softmax(scores), 0.25)
 
@@ -77,14 +77,14 @@ def test_heads_split_and_merge():
 
 @every_module
 def test_causal_by_gradient(module):
-    """The output at t depends on every position up to t and on none after it."""
+    """The output at t depends on every position up to t, and on no later one."""
     variables = module.init(jax.random.key(1), X)
     jacobian = jax.jacobian(lambda x: module.apply(variables, x).sum(axis=(0, -1)))(X)
     depends = np.abs(jacobian).sum(axis=(1, 3)) > 0  # (T of the output, T of the input)
     np.testing.assert_array_equal(depends, np.tril(np.ones((T, T), bool)))
 
 
-def test_without_a_mask_the_future_is_seen():
+def test_without_a_mask_the_output_depends_on_the_future():
     """The negative control of the test above."""
     jacobian = jax.jacobian(lambda x: scaled_dot_product_attention(x, x, x).sum(axis=(0, -1)))(X)
     assert np.triu(np.abs(jacobian).sum(axis=(1, 3)), k=1).any()
@@ -126,7 +126,7 @@ def test_dropout_off_is_evaluation_and_a_key_fixes_the_mask(module):
 
 @every_module
 def test_dropout_on_the_weights_is_unbiased(module):
-    """Before `out_proj`, the mean over many masks is the evaluation, by the central limit."""
+    """The mean over many masks equals the evaluation, by the central limit theorem."""
     variables = module.init(jax.random.key(1), X)
     keys = jax.random.split(jax.random.key(2), 2000)
 
@@ -159,7 +159,7 @@ def test_a_sequence_beyond_the_context_is_an_error(module):
 
 
 def test_the_wrapper_equals_split_heads():
-    """Heads side by side are slices of one projection: the step from 3.6.1 to 3.6.2."""
+    """Separate heads equal slices of one projection: the step from chapter 3.6.1 to 3.6.2."""
     head_width = D_OUT // HEADS
     wrapper = MultiHeadAttentionWrapper(D_IN, head_width, T, 0.0, HEADS, True)
     params = wrapper.init(jax.random.key(1), X)["params"]["heads"]
@@ -199,6 +199,6 @@ def test_the_wrapper_equals_split_heads():
         (lambda: SelfAttention_v2(0, 3), "d_in must be"),
     ],
 )
-def test_impossible_sizes(make, message):
+def test_impossible_sizes_are_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -29,7 +29,7 @@ CFG = GPTConfig(
     [
         (Target("cpu"), "bfloat16", (6, 7, 4), "float32"),
         (Target("cpu"), "float32", (6, 7, 4), "float32"),
-        (Target("cpu", many=True), "bfloat16", (2, 3, 7, 4), "bfloat16"),
+        (Target("cpu", multi_device=True), "bfloat16", (2, 3, 7, 4), "bfloat16"),
         (Target("cuda"), "bfloat16", (2, 3, 7, 4), "bfloat16"),
         (Target("tpu"), "float32", (2, 3, 7, 4), "float32"),
     ],

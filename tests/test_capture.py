@@ -1,4 +1,4 @@
-"""Intermediates of both frameworks under the same names; and patching."""
+"""Intermediates of both frameworks have the same names and values, and can be replaced."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from obscura_jax.interop.course_state import from_course
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import (
-    apply,
+    apply_with_patches,
     capture,
     capture_torch,
     course_taps,
@@ -40,7 +40,7 @@ def differences(ours, theirs):
     }
 
 
-def test_the_same_names_and_numbers_as_torch(x64):
+def test_names_and_values_are_those_of_torch(x64):
     reference = course_model()
     ours = capture(MODEL, params_of(reference, jnp.float64), IDS)
     assert list(ours) == names(BIASED)
@@ -54,7 +54,7 @@ def test_the_same_names_and_numbers_as_torch(x64):
     assert differing[-1] == "logits"
 
 
-def test_shapes():
+def test_intermediates_have_the_documented_shapes():
     found = capture(MODEL, params_of(course_model()), IDS)
     shapes = {name.replace("trf_blocks.1.", ""): x.shape for name, x in found.items()}
     assert shapes["pos_emb"] == (11, 12)
@@ -65,7 +65,7 @@ def test_shapes():
     assert shapes["logits"] == (3, 11, 17)
 
 
-def test_the_logits_are_the_models():
+def test_captured_logits_are_those_of_apply():
     params = params_of(course_model())
     plain = MODEL.apply({"params": params}, IDS)
     np.testing.assert_array_equal(capture(MODEL, params, IDS)["logits"], plain)
@@ -74,14 +74,14 @@ def test_the_logits_are_the_models():
     assert np.abs(jitted["logits"] - plain).max() <= 4 * 2.4e-7  # measured: 2.4e-7, another fusion
 
 
-def test_what_is_kept_can_be_less():
+def test_captured_values_can_be_reduced():
     found = capture(MODEL, params_of(course_model()), IDS, lambda name, x: x[..., -1, :])
     assert found["logits"].shape == (3, 17)
 
 
 @pytest.mark.parametrize("attention", [faults.InPlace, faults.Plain])
-def test_a_module_of_the_users(attention):
-    """One masks its scores in place; the other has neither dropout nor scores nor weights."""
+def test_a_users_module_is_captured(attention):
+    """One masks its scores in place; the other has no dropout, scores or weights."""
     reference = course_model()
     module = attention(BIASED.to_dict())
     module.load_state_dict(reference.state_dict())
@@ -95,7 +95,7 @@ def test_a_module_of_the_users(attention):
 
 
 class OtherStyle(torch.nn.Module):
-    """A feed-forward part whose activation is no module."""
+    """Feed-forward layers whose activation is a function instead of a module."""
 
     def __init__(self, ff):
         super().__init__()
@@ -111,8 +111,8 @@ def block_by_keyword(block, x):
     return x + block.ff(x=block.norm2(x=x))
 
 
-def test_a_module_written_in_another_style():
-    """It calls its parts by keyword, has functions for modules, and writes into its input."""
+def test_a_module_in_another_style_is_captured():
+    """It calls its parts by keyword, uses functions as layers, and overwrites its input."""
     module = course_model()
     expected = capture_torch(module, IDS, course_taps(2))
     for block in module.trf_blocks:
@@ -126,15 +126,15 @@ def test_a_module_written_in_another_style():
     assert max(differences(found, expected).values()) <= 4 * 2.1e-7  # measured: 2.1e-7
 
 
-def test_a_module_in_bfloat16():
-    """NumPy has no such type: its values are shown as float32."""
+def test_bfloat16_values_are_returned_as_float32():
+    """NumPy has no bfloat16."""
     module = course_model().bfloat16()
     found = capture_torch(module, IDS, course_taps(2))
     assert {x.dtype for x in found.values()} == {np.dtype("float32")}
     assert found["logits"].shape == (3, 11, 17)
 
 
-def test_logits_of_other_width_are_refused_where_it_is_known():
+def test_logits_of_the_wrong_width_are_errors():
     module = course_model()
     assert "logits" in capture_torch(module, IDS, course_taps(2), vocab_size=17)
     with pytest.raises(ValueError, match=r"return logits \(3, 11, 18\)"):
@@ -158,7 +158,7 @@ def test_transformers():
     )
 
 
-def test_the_module_is_left_as_it_was():
+def test_capturing_restores_the_module():
     module = course_model().train()
     module.trf_blocks[1].eval()
     modes = [part.training for part in module.modules()]
@@ -171,7 +171,7 @@ def test_the_module_is_left_as_it_was():
     assert torch.is_grad_enabled()
 
 
-def test_a_module_that_stands_in_two_places():
+def test_a_module_used_in_two_places_has_two_outputs():
     module = course_model()
     apart = capture_torch(module, IDS, course_taps(2))
     module.trf_blocks[1].ff.layers[1] = module.trf_blocks[0].ff.layers[1]
@@ -183,36 +183,38 @@ def test_a_module_that_stands_in_two_places():
     assert np.abs(shared[places[0]] - shared[places[1]]).max() > 0.1
 
 
-def test_patching_by_itself_changes_nothing():
+def test_patching_with_the_same_values_changes_nothing():
     params = params_of(course_model())
     found = capture(MODEL, params, IDS)
     for name in ("embeddings", "trf_blocks.0.att.weights", "trf_blocks.1", "logits"):
-        np.testing.assert_array_equal(apply(MODEL, params, IDS, found), found["logits"], name)
+        np.testing.assert_array_equal(
+            apply_with_patches(MODEL, params, IDS, found), found["logits"], name
+        )
 
 
-def test_patching_a_block_makes_the_other_prompts_logits():
+def test_patching_a_block_gives_the_logits_of_the_other_prompt():
     params = params_of(course_model())
     here, there = (capture(MODEL, params, ids) for ids in (IDS, (IDS + 1) % 17))
     streams = ("trf_blocks.0", "trf_blocks.1.residual", "trf_blocks.1")
     for name in ("embeddings", "trf_blocks.0.residual", *streams, "final_norm"):
-        patched = apply(MODEL, params, IDS, {name: there[name]})
+        patched = apply_with_patches(MODEL, params, IDS, {name: there[name]})
         np.testing.assert_array_equal(patched, there["logits"])
         assert np.abs(patched - here["logits"]).max() > 0.1
     key = "trf_blocks.1.att.context"
-    partly = apply(MODEL, params, IDS, {key: there[key]})
+    partly = apply_with_patches(MODEL, params, IDS, {key: there[key]})
     for logits in (here["logits"], there["logits"]):
         assert np.abs(partly - logits).max() > 1e-3
 
 
 @pytest.mark.parametrize("part", ["scores", "weights", "context", "W_query", "out_proj"])
-def test_patching_reaches_what_follows_only(part):
-    """By the gradient: of what comes before the place it is 0, of the place itself it is not."""
+def test_patching_affects_only_later_values(part):
+    """The gradient is 0 for parameters before the patched value, and not for the value itself."""
     params = params_of(course_model())
     name = f"trf_blocks.0.att.{part}"
     value = capture(MODEL, params, IDS)[name]
 
     def score(params, value):
-        return apply(MODEL, params, IDS, {name: value}).sum()
+        return apply_with_patches(MODEL, params, IDS, {name: value}).sum()
 
     of_params, of_value = jax.grad(score, argnums=(0, 1))(params, value)
     assert np.abs(of_value).max() > 0
@@ -221,9 +223,11 @@ def test_patching_reaches_what_follows_only(part):
     assert np.any(flat["trf_blocks.0.ff.layers.0.weight"])
 
 
-def test_bad_replacements():
+def test_bad_replacements_are_errors():
     params = params_of(course_model())
-    with pytest.raises(ValueError, match=r"called 'trf_blocks\.0\.att\.score'; near it: .*scores"):
-        apply(MODEL, params, IDS, {"trf_blocks.0.att.score": 1})
-    with pytest.raises(ValueError, match=r"norm2 has shape \(3, 11, 12\), its replacement \(2,\)"):
-        apply(MODEL, params, IDS, {"trf_blocks.0.norm2": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"called 'trf_blocks\.0\.att\.score'; use .*scores"):
+        apply_with_patches(MODEL, params, IDS, {"trf_blocks.0.att.score": 1})
+    with pytest.raises(
+        ValueError, match=r"norm2 has shape \(3, 11, 12\), but its replacement has shape \(2,\)"
+    ):
+        apply_with_patches(MODEL, params, IDS, {"trf_blocks.0.norm2": np.zeros(2)})

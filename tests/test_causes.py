@@ -1,4 +1,4 @@
-"""A cause must explain the place, and must not be contradicted by the places before it."""
+"""A reported cause explains the difference, and no earlier block contradicts it."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ import pytest
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import capture
-from obscura_jax.parity.causes import cause
+from obscura_jax.parity.causes import diagnose
 from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.mistakes import mistakes
 from obscura_jax.parity.references import reference
@@ -19,7 +19,7 @@ from tests.support.checkpoints import BIASED
 from tests.test_name_tables import model_of
 from tests.test_parity_guests import GUESTS
 
-# Heads of width 4 and as many: several wrong scales are one number.
+# Four heads of width 4, so several wrong scales are the same number.
 CFG = replace(BIASED, n_heads=4, emb_dim=16, n_layers=3)
 IN_BLOCK = (
     *("norm1", "att.W_query", "att.W_key", "att.W_value", "att.scores", "att.weights"),
@@ -43,28 +43,28 @@ def place(n, part):
     return f"trf_blocks.{n}.{part}".rstrip(".")
 
 
-def apart(x, y):
-    same = x.shape == y.shape and np.isfinite(x).all() and np.isfinite(y).all()
-    return np.abs(x - y).max() / np.abs(y).max() if same else np.inf
+def difference(x, y):
+    comparable = x.shape == y.shape and np.isfinite(x).all() and np.isfinite(y).all()
+    return np.abs(x - y).max() / np.abs(y).max() if comparable else np.inf
 
 
 @pytest.mark.parametrize("part", IN_BLOCK)
-def test_a_mistake_of_every_block_is_named(ours, part):
+def test_a_mistake_in_every_block_is_named(ours, part):
     values, flat = ours
     name = place(0, part)
     tried = list(mistakes(name, values, CFG, flat))
     assert tried
     for mistake in tried:
-        if apart(mistake.values, values[name]) > 1e-9:
-            said = cause(name, values, values | {name: mistake.values}, CFG, flat)
-            assert mistake.words in said
-            if "norm2" not in part:  # before which norm1 is
-                assert ONLY_HERE not in said
+        if difference(mistake.values, values[name]) > 1e-9:
+            found = diagnose(name, values, values | {name: mistake.values}, CFG, flat)
+            assert mistake.words in found
+            if "norm2" not in part:  # norm1 runs the same code before it
+                assert ONLY_HERE not in found
 
 
 @pytest.mark.parametrize("part", IN_BLOCK)
-def test_a_mistake_that_equal_blocks_contradict_is_not_named_as_theirs(ours, part):
-    """One of the second block only; the first is equal, though the same code has run there."""
+def test_a_mistake_that_an_equal_block_contradicts_is_marked(ours, part):
+    """The mistake is in the second block only, and the first block ran the same code."""
     values, flat = ours
     first, name = place(0, part), place(1, part)
     in_first = {m.words: m.values for m in mistakes(first, values, CFG, flat)}
@@ -72,28 +72,28 @@ def test_a_mistake_that_equal_blocks_contradict_is_not_named_as_theirs(ours, par
     contradicted = 0
     for mistake in tried:
         words = mistake.words
-        if words not in in_first or apart(in_first[words], values[first]) <= 1e-6:
-            continue  # nothing to see of it in the first block
-        if apart(mistake.values, values[name]) <= 1e-9:
+        if words not in in_first or difference(in_first[words], values[first]) <= 1e-6:
+            continue  # it would not change the first block
+        if difference(mistake.values, values[name]) <= 1e-9:
             continue
-        said = cause(name, values, values | {name: mistake.values}, CFG, flat) or ""
-        others = [m.words for m in tried if apart(m.values, mistake.values) <= 1e-12]
+        found = diagnose(name, values, values | {name: mistake.values}, CFG, flat) or ""
+        others = [m.words for m in tried if difference(m.values, mistake.values) <= 1e-12]
         contradicted += 1
-        if mistake.factor and ONLY_HERE not in said:
-            assert words not in said
+        if mistake.factor and ONLY_HERE not in found:
+            assert words not in found
         elif not set(others) - in_first.keys():
-            assert said.endswith(ONLY_HERE)
+            assert found.endswith(ONLY_HERE)
     assert contradicted
 
 
 @pytest.mark.parametrize("part", IN_BLOCK)
-def test_a_mistake_of_one_block_that_shows_in_an_earlier_one_too(ours, part):
-    """Both blocks have it: a control for the test above. Its cause is named without a limit."""
+def test_a_mistake_in_two_blocks_is_named_without_a_limit(ours, part):
+    """This is the control of the test above: both blocks have the mistake."""
     values, flat = ours
     first, name = place(0, part), place(1, part)
     in_first = {m.words: m.values for m in mistakes(first, values, CFG, flat)}
     for mistake in mistakes(name, values, CFG, flat):
-        if mistake.words in in_first and apart(mistake.values, values[name]) > 1e-9:
+        if mistake.words in in_first and difference(mistake.values, values[name]) > 1e-9:
             theirs = values | {name: mistake.values, first: in_first[mistake.words]}
             if part in ("norm1", "norm2"):
                 for n, norm in ((0, "norm1"), (0, "norm2"), (1, "norm1")):
@@ -101,20 +101,20 @@ def test_a_mistake_of_one_block_that_shows_in_an_earlier_one_too(ours, part):
                     found = {m.words: m.values for m in made}
                     theirs[place(n, norm)] = found.get(mistake.words, theirs[place(n, norm)])
                 if mistake.words.startswith("swapped"):
-                    continue  # a norm is not swapped with itself
-            said = cause(name, values, theirs | {name: mistake.values}, CFG, flat)
-            assert mistake.words in said
-            assert ONLY_HERE not in said
+                    continue  # a norm cannot be swapped with itself
+            found = diagnose(name, values, theirs | {name: mistake.values}, CFG, flat)
+            assert mistake.words in found
+            assert ONLY_HERE not in found
 
 
 @pytest.mark.parametrize("name", ["embeddings", "final_norm", "logits"])
 def test_a_mistake_outside_the_blocks_is_named(ours, name):
     values, flat = ours
     for mistake in mistakes(name, values, CFG, flat):
-        if apart(mistake.values, values[name]) > 1e-9:
-            said = cause(name, values, values | {name: mistake.values}, CFG, flat)
-            assert mistake.words in said
-            assert (ONLY_HERE in said) == (name == "final_norm")  # other norms are equal
+        if difference(mistake.values, values[name]) > 1e-9:
+            found = diagnose(name, values, values | {name: mistake.values}, CFG, flat)
+            assert mistake.words in found
+            assert (ONLY_HERE in found) == (name == "final_norm")  # other norms are equal
 
 
 def weights(values, n, factor):
@@ -125,17 +125,17 @@ def weights(values, n, factor):
 
 
 def test_a_scale_that_fits_by_chance_is_not_named(ours):
-    """1/2 / 2 is the scale of the whole width, and that of the head width; block 0 has neither."""
+    """1/4 is the scale of the full width and of the head width, but block 0 has neither."""
     values, flat = ours
     name = place(1, "att.weights")
-    said = cause(name, values, values | {name: weights(values, 1, 1 / 4)}, CFG, flat)
-    assert said == "a scale for each block: scores are also scaled by 1/(layer + 1)"
+    found = diagnose(name, values, values | {name: weights(values, 1, 1 / 4)}, CFG, flat)
+    assert found == "a scale for each block: scores are also scaled by 1/(layer + 1)"
     everywhere = {place(n, "att.weights"): weights(values, n, 1 / 4) for n in range(2)}
-    said = cause(place(0, "att.weights"), values, values | everywhere, CFG, flat)
-    assert said.startswith("a wrong scale: the root of the whole width 16, or a wrong scale: ")
-    assert "layer" not in said
-    said = cause(name, values, values | {name: weights(values, 1, 0.3)}, CFG, flat)
-    assert said == f"a scale: scores are divided by 3.33333, ours by 2 {ONLY_HERE}"
+    found = diagnose(place(0, "att.weights"), values, values | everywhere, CFG, flat)
+    assert found.startswith("a wrong scale: the root of the full width 16, or a wrong scale: ")
+    assert "layer" not in found
+    found = diagnose(name, values, values | {name: weights(values, 1, 0.3)}, CFG, flat)
+    assert found == f"a scale: scores are divided by 3.33333, ours by 2 {ONLY_HERE}"
 
 
 def test_noise_has_no_cause(ours):
@@ -143,8 +143,8 @@ def test_noise_has_no_cause(ours):
     rng = np.random.default_rng(0)
     for name in values:
         noisy = values[name] * (1 + 1e-5 * rng.normal(size=values[name].shape))
-        assert cause(name, values, values | {name: noisy}, CFG, flat) is None
-        assert cause(name, values, values, CFG, flat) is None
+        assert diagnose(name, values, values | {name: noisy}, CFG, flat) is None
+        assert diagnose(name, values, values, CFG, flat) is None
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_noise_has_no_cause(ours):
     [
         ("PerLayer", 1, "a scale for each block: scores are also scaled by 1/(layer + 1)"),
         ("PerLayerRoot", 1, f"a scale: scores are divided by 2.82843, ours by 2 {ONLY_HERE}"),
-        ("WholeWidth", 0, "a wrong scale: the root of the whole width 16, or "),
+        ("WholeWidth", 0, "a wrong scale: the root of the full width 16, or "),
     ],
 )
-def test_modules_with_other_scales(name, first, why):
+def test_modules_with_wrong_scales_are_named(name, first, why):
     params = model_of(CFG)
-    beside = reference(f"{GUESTS}:{name}", CFG, named_tensors(CFG, params))
-    sentence = verdict(compare_implementations("x", CFG, params, beside, steps=0, new_tokens=0))
+    theirs = reference(f"{GUESTS}:{name}", CFG, named_tensors(CFG, params))
+    sentence = verdict(compare_implementations("x", CFG, params, theirs, steps=0, new_tokens=0))
     assert sentence.startswith(f"differs, first at trf_blocks.{first}.att.weights, by ")
     assert f"in float64: {why}" in sentence

@@ -1,4 +1,4 @@
-"""Constants that a module rounds to float32 are no difference; all else that it rounds is one."""
+"""Constants rounded to float32 are not a difference; any other rounding to float32 is."""
 
 import numpy as np
 import pytest
@@ -6,33 +6,33 @@ import torch
 
 from obscura_jax.parity.constants import Constants
 from obscura_jax.parity.report import verdict
-from tests.test_parity_guests import examined
+from tests.test_parity_guests import compare_guest
 
 
 # Measured without exact constants: the GELU differs by 1.1e-8 of its largest entry.
 @pytest.mark.parametrize("name", ["RoundedGelu", "KeptGelu", "IntegerGelu"])
-def test_a_rounded_constant_is_no_difference_and_is_noted(name):
-    report = examined(name)
+def test_a_rounded_constant_is_noted_and_is_not_a_difference(name):
+    report = compare_guest(name)
     assert verdict(report) == "equal up to rounding"
     (note,) = (note for note in report.notes if "constant" in note)
     place = "Kept.__init__" if name == "KeptGelu" else f"{note.split('.')[0]}.root"
     assert note.startswith(f"{place} (guests.py:")
-    moved = float(note.partition("moves the float64 logits by ")[2].split()[0])
-    assert 1e-10 < moved < 1e-7  # measured: 1.5e-9 to 1.5e-8
+    change = float(note.partition("changes the float64 logits by ")[2].split()[0])
+    assert 1e-10 < change < 1e-7  # measured: 1.5e-9 to 1.5e-8
 
 
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("NearlyPiGelu", ""),  # by 3.5e-9, less than the rounding of the constant
+        ("NearlyPiGelu", ""),  # wrong by 3.5e-9, less than the rounding of the constant
         ("OtherCubeGelu", ""),
         ("Float32Gelu", "as if computed in float32 there"),
         ("DigitsGelu", "the root of 2/pi cut to 0.79788456"),
         ("ExactFormGelu", "the exact GELU, by the error function"),
     ],
 )
-def test_a_rounded_constant_hides_no_mistake(name, why):
-    sentence = verdict(examined(name))
+def test_a_rounded_constant_does_not_hide_a_mistake(name, why):
+    sentence = verdict(compare_guest(name))
     assert "differs, first at trf_blocks.0.ff.layers.1" in sentence
     assert f"in float64: {why}" in sentence
 
@@ -75,24 +75,24 @@ def test_a_constant_has_all_its_digits(program, exact):
 @pytest.mark.parametrize(
     "program",
     [
-        lambda: torch.tensor([1 / 3]),  # with an axis it takes part in the choice of a type
+        lambda: torch.tensor([1 / 3]),  # a tensor with an axis affects the type of results
         lambda: torch.ones(3, dtype=torch.float64).float().mean() / 3,
         lambda: torch.full((2,), 1 / 3).sum(),
         lambda: torch.einsum("i,i->", [torch.full((2,), 1 / 3), torch.ones(2)]),
-        lambda: torch.tensor(1e-46),  # 0 in float32: no matter of digits
+        lambda: torch.tensor(1e-46),  # 0 in float32, so the error is not rounding
         lambda: torch.rand(()),
-        lambda: torch.tensor(1 / 3) - torch.tensor(0.33333334),  # nothing but what was rounded
+        lambda: torch.tensor(1 / 3) - torch.tensor(0.33333334),  # rounding error only
         lambda: torch.stack([torch.tensor(1 / 3)]),
         lambda: torch.tensor(1 / 3).expand(2) * torch.ones(2),
     ],
 )
-def test_what_is_computed_in_float32_stays_so(program):
+def test_other_float32_values_stay_float32(program):
     (x, _), y = run(program), program()
     assert x.dtype == torch.float32
-    assert torch.equal(x, y) or program().item() != y.item()  # but for random numbers
+    assert torch.equal(x, y) or program().item() != y.item()  # except random numbers
 
 
-def test_a_number_taken_out_of_a_constant_has_all_its_digits():
+def test_a_number_read_from_a_constant_has_all_its_digits():
     assert run(lambda: torch.tensor(1 / 3).item())[0] == THIRD
     assert run(lambda: float(torch.tensor(1 / 3)))[0] == THIRD
     assert run(lambda: torch.tensor(1 / 3).to(torch.float64).item())[0] == THIRD

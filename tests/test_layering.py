@@ -131,6 +131,45 @@ def test_what_the_rules_allow(path, source):
     assert not broken_rules(Path(path), source)
 
 
+def wrong_direction(path: Path, source: str) -> list[str]:
+    """Return the imports of a file in the repository that only another folder may have."""
+    folder = path.parts[0]
+    forbidden = {
+        "obscura_jax": ("tests", "tools"),
+        "tools": ("tests", "obscura_jax.cli"),
+        "tests": ("tools",),
+    }[folder]
+    return [
+        f"{path} imports {name}"
+        for name, _ in imports_of(source)
+        if any(f"{name}.".startswith(f"{other}.") for other in forbidden)
+    ]
+
+
+def test_only_tests_import_tests_and_nothing_imports_tools():
+    folders = (PACKAGE, PACKAGE.parent / "tools", PACKAGE.parent / "tests")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert len(files) > 150
+    wrong = [wrong_direction(path.relative_to(PACKAGE.parent), path.read_text()) for path in files]
+    assert [line for lines in wrong for line in lines] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("tools/trajectory.py", "from tests.test_trajectory import jax_losses"),
+        ("tools/trajectory.py", "def f():\n    import tests"),
+        ("tools/trajectory.py", "from obscura_jax.cli.main import main"),
+        ("tools/trajectory.py", "from obscura_jax import cli"),
+        ("tests/test_tiny.py", "from tools.tiny_text import split"),
+        ("obscura_jax/parity/lab.py", "from tests.support import faults"),
+    ],
+)
+def test_an_import_in_the_wrong_direction_is_noticed(path, source):
+    assert wrong_direction(Path(path), source)
+    assert not wrong_direction(Path(path), "from obscura_jax.parity import trajectory")
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(*sys.modules)"
     out = processes.run(sys.executable, "-c", code)

@@ -1,4 +1,4 @@
-"""Layers as properties: what each must do whatever the numbers."""
+"""Properties of layers that hold for any numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ ONES, ZEROS = jnp.ones(13), jnp.zeros(13)
 def test_layer_norm_gives_mean_0_and_variance_1():
     y = layer_norm(3 * X + 7, ONES, ZEROS, 1e-5)
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
-    np.testing.assert_allclose(y.var(-1), 1, atol=1e-4)  # eps takes about 1e-5 / variance away
+    np.testing.assert_allclose(y.var(-1), 1, atol=1e-4)  # eps subtracts about 1e-5 / variance
     assert np.abs(y.var(-1, ddof=1) - 1).min() > 0.05, "the variance is the biased one"
 
 
 def test_layer_norm_far_from_zero():
-    """Subtracting the mean first keeps the digits that E[x^2] - E[x]^2 loses."""
+    """Subtracting the mean first keeps digits that E[x^2] - E[x]^2 would lose."""
     far = layer_norm(X + 4096, ONES, ZEROS, 1e-5)
     np.testing.assert_allclose(far, layer_norm(X, ONES, ZEROS, 1e-5), atol=4e-3)  # measured 1e-3
     z = X + 4096
@@ -31,7 +31,7 @@ def test_layer_norm_far_from_zero():
 
 
 @pytest.mark.parametrize("function", [gelu, lambda x: layer_norm(x, x[0, 0], x[0, 0], 1e-5)])
-def test_types_are_kept(function):
+def test_the_type_of_the_input_is_returned(function):
     assert function(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
@@ -54,7 +54,7 @@ def test_gelu_is_the_tanh_form():
     assert np.abs(gelu(x) - jax.nn.gelu(x, approximate=False)).max() > 1e-4
 
 
-def test_an_id_outside_the_table_is_nan_never_another_row():
+def test_an_id_outside_the_table_gives_nan():
     weight = jnp.arange(12.0).reshape(4, 3)
     rows = jax.jit(embed)(weight, jnp.asarray([3, 4, -1]))
     np.testing.assert_array_equal(rows[0], weight[3])
@@ -62,8 +62,8 @@ def test_an_id_outside_the_table_is_nan_never_another_row():
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
-def test_a_64_bit_id_is_not_narrowed_to_another_row(dtype):
-    """2**32 + 1 kept in 32 bits is 1: in NumPy as it stands, in JAX where 64 bits are enabled."""
+def test_a_64_bit_id_does_not_select_another_row(dtype):
+    """In 32 bits, 2**32 + 1 is 1: in NumPy, and in JAX with x64 enabled."""
     weight, ids = jnp.arange(12.0).reshape(4, 3), np.array([2**32 + 1, 1], dtype)
     with jax.enable_x64(True):
         traced = jax.jit(embed)(weight, jnp.asarray(ids))
@@ -71,10 +71,10 @@ def test_a_64_bit_id_is_not_narrowed_to_another_row(dtype):
         assert jnp.isnan(rows[0]).all()
         np.testing.assert_array_equal(rows[1], weight[1])
     narrowed = embed(weight, ids.astype(np.int32))
-    np.testing.assert_array_equal(narrowed[0], weight[1], "which is why it is looked at before")
+    np.testing.assert_array_equal(narrowed[0], weight[1], "so the range is checked first")
 
 
-def test_an_embedding_takes_ids_of_any_shape_and_refuses_those_outside(unchecked):
+def test_an_embedding_accepts_ids_of_any_shape_within_the_table(unchecked):
     module = Embedding(5, 3)
     variables = module.init(jax.random.key(0), [1])
     weight = variables["params"]["weight"]
@@ -89,7 +89,7 @@ def test_an_embedding_takes_ids_of_any_shape_and_refuses_those_outside(unchecked
             module.apply(variables, ids)
 
 
-def test_numpy_parameters_will_do(unchecked):
+def test_numpy_parameters_are_accepted(unchecked):
     weight = np.arange(12.0, dtype=np.float32).reshape(4, 3)
     np.testing.assert_array_equal(embed(weight, jnp.asarray([2, 0])), weight[[2, 0]])
 
@@ -103,7 +103,7 @@ def test_numpy_parameters_will_do(unchecked):
         lambda x: SelfAttention_v1(13, 2).init_with_output(jax.random.key(0), x),
     ],
 )
-def test_integers_are_refused_not_truncated(unchecked, function):
+def test_integer_inputs_are_errors(unchecked, function):
     function(X)
     with pytest.raises(ValueError, match="must be of a floating-point type, got int32"):
         function(X.astype(jnp.int32))
@@ -116,7 +116,9 @@ def test_dropout_is_unbiased(rate):
     assert set(np.unique(y)) == {0.0, np.float64(np.float32(1) / np.float32(1 - rate))}
     standard_error = np.sqrt(rate / (1 - rate) / n)
     assert abs(y.mean() - 1) < 5 * standard_error
-    assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, "unscaled, it is not"
+    assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, (
+        "without scaling the mean is biased"
+    )
 
 
 def test_dropout_keys():
@@ -134,7 +136,7 @@ def test_dropout_keys():
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.5, -0.1, float("nan")])
-def test_impossible_drop_rates(rate):
+def test_impossible_drop_rates_are_errors(rate):
     with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\)"):
         Dropout(rate)
     for key in (None, jax.random.key(0)):
@@ -174,14 +176,14 @@ def test_fresh_matrices_of_self_attention_v1_are_uniform_in_0_1():
     assert not np.array_equal(params["W_query"], params["W_key"])
 
 
-def test_fresh_layer_norm_is_plain():
+def test_fresh_layer_norm_has_scale_1_and_shift_0():
     params = LayerNorm(13).init(jax.random.key(0), X)["params"]
     np.testing.assert_array_equal(params["scale"], ONES)
     np.testing.assert_array_equal(params["shift"], ZEROS)
 
 
 @pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2), (3, 1.5)])
-def test_impossible_networks(unchecked, sizes):
+def test_impossible_networks_are_errors(unchecked, sizes):
     with pytest.raises(ValueError, match="layer_sizes"):
         ExampleDeepNeuralNetwork(sizes, True)
 
@@ -198,19 +200,19 @@ def test_impossible_networks(unchecked, sizes):
         (lambda: DummyLayerNorm(0), "normalized_shape"),
     ],
 )
-def test_impossible_sizes(unchecked, make, name):
+def test_impossible_sizes_are_errors(unchecked, make, name):
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1"):
         make()
 
 
 @pytest.mark.parametrize("make", [LayerNorm, DummyLayerNorm])
 @pytest.mark.parametrize("eps", [0, -1e-5, 1.0, float("nan"), "1e-5"])
-def test_impossible_eps(unchecked, make, eps):
+def test_impossible_eps_are_errors(unchecked, make, eps):
     with pytest.raises(ValueError, match=r"eps must be a number in \(0, 1\)"):
         make(3, eps)
 
 
-def test_sizes_become_plain_numbers(unchecked):
+def test_sizes_are_stored_as_python_numbers(unchecked):
     module = Linear(np.int64(3), jnp.asarray(2))
     assert module == Linear(3, 2)
     assert module != Linear(3, 3)
@@ -220,8 +222,8 @@ def test_sizes_become_plain_numbers(unchecked):
 
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_gradients_of_a_16_bit_product(rows, dtype):
-    """Against float32: the error is that of rounding gradients to the type, and no more."""
+def test_gradients_of_16_bit_products_are_as_precise_as_their_type(rows, dtype):
+    """The error relative to float32 is only that of rounding the gradients to the type."""
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (rows, 7), dtype)
     weight, bias = jax.random.normal(keys[1], (5, 7), dtype), jnp.ones(5, dtype)
@@ -235,6 +237,6 @@ def test_gradients_of_a_16_bit_product(rows, dtype):
     for a, b in zip(ours, exact, strict=True):
         assert a.dtype == dtype
         error = jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()
-        assert error <= jnp.finfo(dtype).eps  # half of it where one rounding is made
+        assert error <= jnp.finfo(dtype).eps  # half of it for a single rounding
     per_row = jax.vmap(jax.grad(lambda x, w: linear(x[None], w).sum(), 1), (0, None))(x, weight)
     assert per_row.shape == (rows, 5, 7)

@@ -13,6 +13,7 @@ from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step
 
 CFG = GPTConfig(
@@ -38,10 +39,11 @@ def half():
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params())
 
 
-def step(change=lambda state: state, **how):
+def step(change=lambda state: state, **options):
     def program():
         state = change(init_train_state(CONFIG, params()))
-        return train_step(MODEL, CONFIG, state, IDS, IDS, jax.random.key(1), **how)
+        how = StepOptions(grad_accum_steps=2, **options)
+        return train_step(MODEL, CONFIG, state, IDS, IDS, jax.random.key(1), options=how)
 
     return program
 

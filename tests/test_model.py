@@ -1,4 +1,4 @@
-"""The whole model as properties: causality, purity, transformations, dropout, counting."""
+"""Properties of the model: causality, purity, transformations, dropout, parameter count."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from obscura_jax import (
     TransformerBlock,
 )
 from obscura_jax.nn.layers import layer_norm
-from obscura_jax.nn.model import count_parameters, parameter_bytes
+from obscura_jax.nn.parameters import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
 
 CFG = GPTConfig(
@@ -40,14 +40,14 @@ every_model = pytest.mark.parametrize(
 )
 
 
-def test_a_dictionary_will_do():
+def test_a_dictionary_is_accepted_as_config():
     assert GPTModel(CFG.to_dict()) == MODEL
     assert GPTModel(GPT_CONFIG_124M).cfg == GPTConfig(**GPT_CONFIG_124M)
     assert GPTModel(CFG.to_dict() | {"n_layers": 1}) != MODEL
 
 
 def test_causal_by_gradient():
-    """The logits at t depend on the position embeddings up to t and on none after it."""
+    """The logits at t depend on the position embeddings up to t, and on no later ones."""
 
     def logits(table):
         params = PARAMS | {"pos_emb": {"weight": table}}
@@ -67,14 +67,14 @@ def test_vmap_over_prompts_and_over_models():
     mapped = jax.jit(jax.vmap(apply, (None, 0)))(PARAMS, IDS)
     np.testing.assert_allclose(mapped, apply(PARAMS, IDS), atol=4e-6)
     other = jax.tree.map(lambda x: x * 1.1, PARAMS)
-    stack_blocks = jax.tree.map(lambda *x: jnp.stack(x), PARAMS, other)
-    both = jax.jit(jax.vmap(apply, (0, None)))(stack_blocks, IDS)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), PARAMS, other)
+    both = jax.jit(jax.vmap(apply, (0, None)))(stacked, IDS)
     np.testing.assert_allclose(both[0], apply(PARAMS, IDS), atol=4e-6)
     assert np.abs(both[1] - both[0]).max() > 0.1
 
 
 def test_every_parameter_has_a_gradient():
-    """Only the bias of the keys may have none: softmax ignores a shift of all scores."""
+    """The bias of the keys is the exception: softmax ignores a shift of all scores."""
 
     def loss(params):
         return -jax.nn.log_softmax(MODEL.apply({"params": params}, IDS))[..., 0].mean()
@@ -109,7 +109,7 @@ def test_dropout():
 
 
 def test_dropout_of_the_embeddings_is_unbiased():
-    """In the dummy model all behind the dropout is linear, so the mean of the logits is theirs."""
+    """In the dummy model everything after dropout is linear, so the mean logits are unbiased."""
     model = DummyGPTModel(CFG)
     params = model.init(jax.random.key(1), IDS)["params"]
     keys = jax.random.split(jax.random.key(2), 2000)
@@ -123,7 +123,7 @@ def test_dropout_of_the_embeddings_is_unbiased():
 
 
 def without_mixing(params, attention_bias, feed_forward_bias):
-    """The parameters of a block, changed so that each of its halves adds a constant."""
+    """Return the parameters of a block, changed so that each half adds a constant."""
     att, layers = params["att"], params["ff"]["layers"]
     return params | {
         "att": att | {"out_proj": constant(att["out_proj"], attention_bias)},
@@ -137,7 +137,7 @@ def constant(params, value):
 
 
 def test_dropout_of_the_shortcuts():
-    """Of two halves that add 1 and 100, the output minus x says what each mask kept."""
+    """The halves add 1 and 100, so the output minus x shows what each mask kept."""
     block, x = TransformerBlock(CFG), jnp.zeros((50, T, CFG.emb_dim))
     params = without_mixing(block.init(jax.random.key(1), x)["params"], 1.0, 100.0)
     rngs = {"dropout": jax.random.key(2)}
@@ -153,9 +153,9 @@ def test_dropout_of_the_shortcuts():
 
 
 def test_dropout_of_the_embeddings():
-    """Embeddings of ones, blocks that add nothing, an identity for a head: the mask in the logits.
+    """With embeddings of 1, blocks that add 0 and an identity as head, logits show the mask.
 
-    With an eps this large the final layer norm also shows by how much the kept values were scaled.
+    With this large eps, the final layer norm also shows the scale of the kept values.
     """
     cfg = replace(CFG, vocab_size=CFG.emb_dim, n_layers=1, ln_eps=0.5)
     model, ids = GPTModel(cfg), IDS % cfg.vocab_size
@@ -177,7 +177,7 @@ def test_dropout_of_the_embeddings():
         return layer_norm(x, jnp.ones(cfg.emb_dim), jnp.zeros(cfg.emb_dim), cfg.ln_eps)
 
     np.testing.assert_allclose(logits, expected(1 / keep), atol=1e-6)  # measured 0
-    assert np.abs(logits - expected(1.0)).max() > 0.1, "unscaled, they are other logits"
+    assert np.abs(logits - expected(1.0)).max() > 0.1, "unscaled values would give other logits"
     np.testing.assert_array_equal(model.apply({"params": params}, ids), 0)
 
 
@@ -193,7 +193,7 @@ def test_tied_weights():
     assert not np.array_equal(ours, MODEL.apply({"params": PARAMS}, IDS))
 
 
-def test_counts():
+def test_parameters_and_bytes_are_counted():
     d, v, c, f = 21, 29, 11, 84
     block = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
     total = v * d + c * d + 2 * block + 2 * d + v * d
@@ -202,7 +202,9 @@ def test_counts():
     assert count_parameters({"params": PARAMS}) == total
     assert count_parameters({"params": PARAMS}, weight_tying=True) == total - v * d
     elsewhere = {"params": {"teacher": PARAMS}}
-    assert count_parameters(elsewhere, weight_tying=True) == total, "only the head of the model"
+    assert count_parameters(elsewhere, weight_tying=True) == total, (
+        "only the model's own head is left out"
+    )
     assert parameter_bytes(PARAMS) == 4 * total
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     assert parameter_bytes(half) == 2 * total
@@ -220,7 +222,7 @@ def test_bfloat16_parameters_give_float32_logits(model):
 
 
 def test_float64_is_float64_throughout(x64):
-    """A float32 island would leave an error of 1e-7 between a float64 run and a nudged one."""
+    """No operation is in float32."""
     params = jax.tree.map(lambda x: x.astype(jnp.float64), PARAMS)
     logits = MODEL.apply({"params": params}, IDS)
     assert logits.dtype == jnp.float64
@@ -247,7 +249,7 @@ def test_float64_is_float64_throughout(x64):
     ],
 )
 @every_model
-def test_bad_ids(unchecked, model, ids, message):
+def test_bad_ids_are_errors(unchecked, model, ids, message):
     params = model.init(jax.random.key(1), IDS)["params"]
     with pytest.raises(ValueError, match=message):
         model.apply({"params": params}, ids)
@@ -261,14 +263,14 @@ def test_bad_ids(unchecked, model, ids, message):
         (jnp.array([0.0, 1.0, 2.0]), "positions must be integers, got float"),
     ],
 )
-def test_bad_positions(unchecked, positions, message):
+def test_bad_positions_are_errors(unchecked, positions, message):
     with pytest.raises(ValueError, match=message):
         MODEL.apply({"params": PARAMS}, IDS[:, :3], positions=positions)
 
 
 @every_model
 @pytest.mark.parametrize("ids", [np.asarray(IDS, np.int64), IDS.tolist(), np.asarray(IDS, "u1")])
-def test_ids_of_any_form(model, ids):
+def test_ids_of_any_type_are_accepted(model, ids):
     variables = model.init(jax.random.key(1), ids)
     expected = model.apply(variables, IDS)
     np.testing.assert_array_equal(model.apply(variables, ids), expected)
@@ -278,7 +280,7 @@ def test_ids_of_any_form(model, ids):
     assert np.abs(expected[1] - expected[0]).max() > 0.1
 
 
-def test_numpy_parameters_will_do(unchecked):
+def test_numpy_parameters_are_accepted(unchecked):
     params = jax.tree.map(np.asarray, PARAMS)
     ours = MODEL.apply({"params": params}, IDS)
     np.testing.assert_array_equal(ours, MODEL.apply({"params": PARAMS}, IDS))
@@ -289,14 +291,14 @@ def test_numpy_parameters_will_do(unchecked):
     [MODEL, DummyGPTModel(CFG), SelfAttention_v1(3, 2), ExampleDeepNeuralNetwork((3, 3, 1), True)],
     ids=lambda module: type(module).__name__,
 )
-def test_fresh_parameters_are_float32_in_64_bits_too(module, x64):
+def test_fresh_parameters_are_float32_under_x64(module, x64):
     x = IDS if hasattr(module, "cfg") else jnp.ones((4, 3), jnp.float32)
     params = module.init(jax.random.key(1), x)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
-def test_the_target_of_the_gradient_experiment_has_the_shape_of_the_output(unchecked):
-    """(3,) against (3, 1) would be broadcast to nine differences."""
+def test_a_target_of_another_shape_is_an_error(unchecked):
+    """Targets (3,) and outputs (3, 1) would be broadcast to nine differences."""
     model, x = ExampleDeepNeuralNetwork((4, 4, 1), True), jnp.ones((3, 4))
     params = model.init(jax.random.key(0), x)["params"]
     assert len(mean_abs_gradients(model, params, x, jnp.ones((3, 1)))) == 2
@@ -304,13 +306,13 @@ def test_the_target_of_the_gradient_experiment_has_the_shape_of_the_output(unche
         mean_abs_gradients(model, params, x, jnp.ones(3))
 
 
-def test_ids_out_of_range_inside_jit_are_nan_not_wrong():
+def test_ids_out_of_range_inside_jit_give_nan():
     assert jnp.isnan(apply(PARAMS, jnp.full((1, 3), 29))).all()
     assert jnp.isnan(apply(PARAMS, jnp.full((1, 3), -1))).all()
 
 
 def test_it_runs_as_an_nnx_module():
-    """If Linen ever goes: the same parameters through Flax's bridge give the same logits."""
+    """With Flax's bridge the same parameters give the same logits in NNX."""
     module = nnx.bridge.ToNNX(MODEL, rngs=nnx.Rngs(0)).lazy_init(IDS)
     state = nnx.state(module)
     nnx.update(module, nnx.State({"params": PARAMS}) if "params" in state else PARAMS)

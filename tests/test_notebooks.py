@@ -1,6 +1,6 @@
-"""The notebooks: committed whole, with the course's figures, mapped; and the check that runs them.
+"""The committed notebooks show the course's figures, the map is correct, and the check can fail.
 
-`make notebooks` executes them; here is what can be seen without that, and that the check can fail.
+`make notebooks` executes the notebooks; these tests read the committed files.
 """
 
 import ast
@@ -9,7 +9,6 @@ import importlib
 import io
 import json
 import re
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -18,13 +17,10 @@ import nbformat
 import pytest
 from matplotlib.figure import Figure
 
-from obscura_jax.parity.course import beside
+from obscura_jax.parity.course import compare_with_course
+from tests.support import notebooks as runner
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import run_notebooks as runner  # noqa: E402 - a script beside the package
-
 FILES = [runner.NOTEBOOKS / f"{name}.ipynb" for name in runner.ORDER]
 COURSE = json.loads((ROOT / "tests" / "golden" / "course.json").read_text())
 TEXT = {file.stem: file.read_text("utf-8") for file in FILES}
@@ -40,7 +36,7 @@ def test_every_notebook_is_run():
 
 
 @pytest.mark.parametrize("name", runner.ORDER)
-def test_it_is_committed_as_one_run_left_it(name):
+def test_a_notebook_is_committed_as_one_run_left_it(name):
     assert len(TEXT[name].encode()) < runner.LARGEST
     assert [cell.execution_count for cell in code(name)] == list(range(1, len(code(name)) + 1))
     outputs = [output for cell in code(name) for output in cell.outputs]
@@ -52,28 +48,31 @@ def test_it_is_committed_as_one_run_left_it(name):
 
 
 @pytest.mark.parametrize("name", runner.ORDER)
-def test_it_names_one_functional_idea(name):
+def test_a_notebook_names_one_functional_idea(name):
     first = READ[name].cells[0].source
     assert first.count("**The functional idea of this notebook: ") == 1
 
 
 @pytest.mark.parametrize("name", runner.ORDER[1:])
-def test_it_draws(name):
+def test_a_notebook_draws(name):
     pictures = [o for cell in code(name) for o in cell.outputs if "image/png" in o.get("data", {})]
     assert pictures
 
 
-# --- beside each result, what the course prints
+# --- comparisons with the figures that the course prints
 
 
 def figures_shown():
-    """The second argument of every call of `beside` in the notebooks, as JSON would give it."""
+    """Return the second argument of every `compare_with_course` in the notebooks, through JSON."""
     shown = []
     for name in runner.ORDER:
         for cell in code(name):
             source = re.sub(r"(?m)^%.*$", "", cell.source)
             for node in ast.walk(ast.parse(source)):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "beside":
+                if (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "id", "") == "compare_with_course"
+                ):
                     shown.append(json.loads(json.dumps(ast.literal_eval(node.args[1]))))
     return shown
 
@@ -105,33 +104,33 @@ def figures_of_the_course():
 
 
 @pytest.mark.parametrize("figure", figures_of_the_course())
-def test_the_figure_stands_in_a_notebook(figure):
+def test_a_figure_of_the_course_is_in_a_notebook(figure):
     assert figures_of_the_course()[figure] in figures_shown()
 
 
-def test_a_figure_that_is_not_the_courses_is_noticed():
+def test_a_wrong_figure_is_noticed():
     wrong = deepcopy(figures_of_the_course()["heads"])
     wrong[3][1] += 1e-4
     assert wrong not in figures_shown()
-    assert len(figures_shown()) == len(figures_of_the_course())  # and none besides
+    assert len(figures_shown()) == len(figures_of_the_course())  # and no others
 
 
-def test_beside():
+def test_compare_with_course():
     row = jnp.array([0.44194, 0.6515])
-    assert beside(row, [0.4419, 0.6515]).equal
-    assert repr(beside(row, [0.4419, 0.6515])).endswith(
+    assert compare_with_course(row, [0.4419, 0.6515]).equal
+    assert repr(compare_with_course(row, [0.4419, 0.6515])).endswith(
         "largest difference 4.0e-05: the same to the last digit printed"
     )
-    wrong = beside(row, [0.4418, 0.6515])
+    wrong = compare_with_course(row, [0.4418, 0.6515])
     assert not wrong.equal
     assert repr(wrong).endswith("largest difference 1.4e-04: DIFFERENT, 5.1e-05 is rounding")
-    assert beside("tea", "tea").equal
-    assert "DIFFERENT" in repr(beside("tea", "coffee"))
-    assert not beside([1, 2], [1, 3]).equal
-    assert beside([2e-4], [2.0000001e-4], decimals=None).equal
-    assert not beside([2e-4], [2.00001e-4], decimals=None).equal
+    assert compare_with_course("tea", "tea").equal
+    assert "DIFFERENT" in repr(compare_with_course("tea", "coffee"))
+    assert not compare_with_course([1, 2], [1, 3]).equal
+    assert compare_with_course([2e-4], [2.0000001e-4], decimals=None).equal
+    assert not compare_with_course([2e-4], [2.00001e-4], decimals=None).equal
     with pytest.raises(ValueError, match=r"ours has shape \(2,\), but course has \(3,\)"):
-        beside(row, [0.1, 0.2, 0.3])
+        compare_with_course(row, [0.1, 0.2, 0.3])
 
 
 # --- the check
@@ -146,7 +145,7 @@ def test_beside():
         ("1000.01", "1000.05"),
     ],
 )
-def test_what_rounding_explains_is_the_same(old, new):
+def test_differences_from_rounding_are_ignored(old, new):
     assert runner.text_difference(old, new) == ""
 
 
@@ -187,7 +186,7 @@ def test_a_definition_that_the_package_has_is_noticed(source):
 
 @pytest.fixture(scope="module")
 def executed():
-    """A notebook that prints, draws, tells the time, and what one run of it leaves."""
+    """Return the result of running a notebook that prints, draws and shows the time."""
     drawn = notebook(
         "%matplotlib inline\nprint('three', 1 / 3)",
         "from matplotlib.figure import Figure\nfigure = Figure(figsize=(2, 2))\n"
@@ -281,7 +280,7 @@ def rows():
 
 
 def broken(row):
-    """What a row of the map names and the project has not."""
+    """Return what a row of the map names but the project lacks."""
     found = []
     for name, anchor in re.findall(r"\]\((\w+)\.ipynb#(.*?)\)(?=;| \||$)", " | ".join(row)):
         cells = (cell.source for cell in READ[name].cells if cell.cell_type == "markdown")
@@ -303,7 +302,7 @@ def broken(row):
     return found
 
 
-def test_the_map_is_true():
+def test_the_map_is_correct():
     assert [found for row in rows() if (found := broken(row))] == []
     linked = [row for row in rows() if ".ipynb#" in " ".join(row)]
     assert len(linked) > 60

@@ -1,9 +1,8 @@
-"""`obscura parity`: equal models are called equal, and each planted fault is found and named."""
+"""`obscura parity` reports equal models as equal, and finds and names each planted fault."""
 
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +11,20 @@ import torch
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import save_hf, save_model
 from obscura_jax.interop.course_state import from_course, named_tensors
-from obscura_jax.parity.compare import PrecisionPair, findings
-from obscura_jax.parity.lab import compare_implementations
+from obscura_jax.parity.compare import Outputs, PrecisionPair, findings
+from obscura_jax.parity.lab import compare_implementations, default_precision_note
 from obscura_jax.parity.page import as_html
+from obscura_jax.parity.paired_runs import PairedRuns
 from obscura_jax.parity.prompts import stress_prompts
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import as_json, as_text, verdict
+from obscura_jax.parity.verdict import Report
+from tests.support import faults
 from tests.support.checkpoints import BIASED, course_model
 from tests.test_name_tables import TIED, model_of, transformers
 
 ONLY_HERE = "(here, but not earlier in the model)"
-FAULTS = Path(__file__).with_name("faults.py")
+FAULTS = faults.__file__
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def against(name, capsys, source, *more):
     return code, out, err
 
 
-def test_our_reference(native, tmp_path, capsys):
+def test_our_reference_is_equal(native, tmp_path, capsys):
     files = ("--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert call("parity", native, *files) == 0
     out, err = capsys.readouterr()
@@ -70,20 +72,20 @@ def test_our_reference(native, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["InPlace", "Plain"])
-def test_a_sound_module_of_the_users(native, capsys, name):
-    code, out, _ = against(name, capsys, native, "--steps", 1, "--tokens", 4)
+def test_a_correct_module_of_a_user_is_equal(native, capsys, name):
+    code, out, _ = against(name, capsys, native, "--steps", 1, "--new-tokens", 4)
     assert (code, out.splitlines()[-1]) == (0, "verdict: equal up to rounding")
-    seen = "not seen in the PyTorch module: att.scores, att.weights"
-    assert (seen in out) == (name == "Plain")
+    note = "not found in the PyTorch module: att.scores, att.weights"
+    assert (note in out) == (name == "Plain")
 
 
-def test_a_trained_model(capsys):
-    """Its gradients are small, and its activations are not those of random weights."""
-    assert call("parity", "tiny", "--tokens", 4) == 0
+def test_a_trained_model_is_equal(capsys):
+    """Gradients of a trained model are small, and its activations are unlike random ones."""
+    assert call("parity", "tiny", "--new-tokens", 4) == 0
     assert capsys.readouterr().out.endswith("verdict: equal up to rounding\n")
 
 
-# The smallest difference of all, 1e-7 in float64, is that of the norm in float32.
+# Float32Norm has the smallest difference, 1e-7 in float64.
 @pytest.mark.parametrize(
     ("name", "where", "why"),
     [
@@ -110,7 +112,7 @@ def test_a_trained_model(capsys):
 )
 def test_a_planted_fault_is_found_and_named(native, capsys, tmp_path, name, where, why):
     path = tmp_path / "r.json"
-    code, out, err = against(name, capsys, native, "--steps", 1, "--tokens", 4, "--json", path)
+    code, out, err = against(name, capsys, native, "--steps", 1, "--new-tokens", 4, "--json", path)
     assert (code, err) == (1, "")
     last = out.splitlines()[-1]
     assert last.startswith(f"verdict: differs, first at {where}, by ")
@@ -121,7 +123,7 @@ def test_a_planted_fault_is_found_and_named(native, capsys, tmp_path, name, wher
 
 
 def swapped_heads(params):
-    """Rows ordered by width, then head, as a wrong split of fused weights leaves them."""
+    """Order rows by width, then head, as a wrong split of fused weights does."""
     att = params["trf_blocks"]["1"]["att"]
     order = np.arange(12).reshape(3, 4).T.reshape(-1)
     att["W_value"] = {name: x[order] for name, x in att["W_value"].items()}
@@ -155,8 +157,8 @@ def swapped_weights(params):
         (swapped_weights, "trf_blocks.0.att.W_key", "swapped projections: W_key has the weights"),
     ],
 )
-def test_weights_that_went_astray(change, where, why):
-    """The reference holds weights that a conversion has put into the wrong places."""
+def test_weights_in_the_wrong_place_are_named(change, where, why):
+    """The reference has the weights of a wrong conversion."""
     wrong = named_tensors(BIASED, change(model_of(BIASED)))
     report = compare_implementations(
         "x", BIASED, model_of(BIASED), reference("course", BIASED, wrong), steps=1
@@ -167,28 +169,27 @@ def test_weights_that_went_astray(change, where, why):
     assert where in verdict(report)
 
 
-def test_transformers(tmp_path, capsys):
-    """On files of its own it reads them itself, so that our reading is under test too."""
+def test_transformers_is_equal(tmp_path, capsys):
+    """Transformers reads Hugging Face files itself, which tests our reading too."""
     transformers()
     save_hf(tmp_path, TIED, model_of(TIED))
     assert call("parity", tmp_path, "--against", "hf", "--steps", 1) == 0
     out, _ = capsys.readouterr()
-    assert "beside transformers 5" in out
+    assert "compared with transformers 5" in out
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace("1e-05", "2e-05"))
-    assert call("parity", tmp_path, "--against", "hf", "--steps", 1) == 0
+    assert call("parity", tmp_path, "--against", "hf", "--steps", 1, "--new-tokens", 1) == 0
     capsys.readouterr()
     params = named_tensors(TIED, model_of(TIED, seed=1))
-    beside = reference("hf", TIED, params, str(tmp_path))
-    report = compare_implementations(
-        "x", TIED, model_of(TIED, seed=1), beside, steps=1, new_tokens=0
-    )
+    theirs = reference("hf", TIED, params, str(tmp_path))
+    other = model_of(TIED, seed=1)
+    report = compare_implementations("x", TIED, other, theirs, steps=0, new_tokens=0)
     assert report.first[1].name == "tok_emb"
 
 
-def test_a_near_tie_is_called_one(tmp_path, native, capsys):
+def test_a_near_tie_is_reported_as_one(tmp_path, native, capsys):
     state = {name: x.numpy() for name, x in course_model().state_dict().items()}
-    # Every hidden state is nearly the shift, and two rows of the head, nearly one, point along it.
+    # Hidden states are nearly the shift; two rows of the head are nearly equal and parallel to it.
     state["final_norm.scale"] *= 0.01
     head = state["out_head.weight"]
     head[3] = head[5] = 3 * state["final_norm.shift"]
@@ -196,17 +197,22 @@ def test_a_near_tie_is_called_one(tmp_path, native, capsys):
     params, _ = from_course(state, BIASED)
     save_model(tmp_path / "m", BIASED, params)
     code, out, _ = against("TurnedTie", capsys, tmp_path / "m", "--steps", 1)
-    parted = [line for line in out.splitlines() if "part at token" in line]
-    assert parted
-    assert all(line.endswith("a near-tie") for line in parted)
+    different = [line for line in out.splitlines() if "differ at token" in line]
+    assert different
+    assert all(line.endswith(", a near-tie") for line in different)
     assert (code, out.splitlines()[-1]) == (0, "verdict: equal up to rounding")
     code, out, _ = against("Nudged", capsys, native, "--steps", 1)
     assert code == 1
-    assert any(line.endswith("no near-tie") for line in out.splitlines() if "part at" in line)
+    assert any(line.endswith(", not a near-tie") for line in out.splitlines())
 
 
-def test_rounding_and_bugs_are_told_apart():
-    """One tensor: a difference of any size that does not fall with the precision is a bug."""
+def finding(float32, float64):
+    """Return the finding on one tensor, given as (ours, theirs) in both precisions."""
+    runs = (Outputs(*({"x": x} for x in pair)) for pair in (float32, float64))
+    return findings(PrecisionPair(*runs))[0]
+
+
+def test_a_difference_that_does_not_shrink_with_precision_is_a_bug():
     rng = np.random.default_rng(0)
     exact = rng.normal(size=(3, 5))
 
@@ -214,30 +220,22 @@ def test_rounding_and_bugs_are_told_apart():
         return (exact + scale * size * rng.normal(size=exact.shape)).astype(dtype)
 
     def equal(bug, noise=1.0):
-        runs = PrecisionPair(
-            {"x": off(1, 1e-7 * noise, np.float32)},
-            {"x": off(1, 1e-7 * noise, np.float32) + np.float32(bug)},
-            {"x": off(1, 2e-16 * noise, np.float64)},
-            {"x": off(1, 2e-16 * noise, np.float64) + bug},
-        )
-        return findings(runs)[0].equal
+        low, high = 1e-7 * noise, 2e-16 * noise
+        float32 = off(1, low, np.float32), off(1, low, np.float32) + np.float32(bug)
+        float64 = off(1, high, np.float64), off(1, high, np.float64) + bug
+        return finding(float32, float64).equal
 
     assert equal(0)
-    assert equal(0, noise=1e4)  # a badly conditioned tensor is no bug
+    assert equal(0, noise=1e4)  # a badly conditioned tensor is not a bug
     for bug in (1e-1, 1e-4, 1e-7, 1e-10, 1e-12):
         assert not equal(bug), bug
     nan = np.full((2, 2), np.nan)
     x = np.ones((2, 2))
-    assert findings(PrecisionPair({"x": x}, {"x": nan}, {"x": x}, {"x": nan}))[0].note == (
-        "NaN or infinite in theirs, in float64"
-    )
-    assert (
-        "shape (2,)"
-        in findings(PrecisionPair({"x": x}, {"x": x[0]}, {"x": x}, {"x": x[0]}))[0].note
-    )
+    assert finding((x, nan), (x, nan)).note == "NaN or infinite in theirs, in float64"
+    assert "shape (2,)" in finding((x, x[0]), (x, x[0])).note
 
 
-def test_prompts_are_hard():
+def test_stress_prompts_have_few_shapes_and_rare_tokens():
     prompts = stress_prompts(BIASED)
     assert prompts["full context"].shape == (1, 11)
     assert prompts["batch of 3"].shape == (3, 11)
@@ -249,14 +247,14 @@ def test_prompts_are_hard():
     assert all(np.array_equal(again[name], prompts[name]) for name in prompts)
 
 
-def test_the_default_precision_is_reported(native):
+def test_notes_are_in_every_format():
     flat = named_tensors(BIASED, model_of(BIASED))
-    report = compare_implementations(
-        "x", BIASED, model_of(BIASED), reference("course", BIASED, flat), steps=1, new_tokens=0,
-        default_precision_too=True,
-    )  # fmt: skip
-    assert any("default matrix products of cpu" in note for note in report.notes)
-    assert "default matrix" in as_text(report) + as_html(report)
+    runs = PairedRuns(BIASED, flat, reference("course", BIASED, flat))
+    note = default_precision_note(runs, stress_prompts(BIASED)["batch of 3"])
+    assert note.startswith("with the default matrix products of cpu the float32 logits would")
+    report = Report("x", "y", BIASED, [], [], [note])
+    for text in (as_text(report), as_html(report), as_json(report)):
+        assert note in text
     assert json.loads(as_json(report))["tokens"] == []
 
 
@@ -264,7 +262,7 @@ def test_the_default_precision_is_reported(native):
     ("what", "words"),
     [
         ("Extra", "has parameters that the weights lack: extra"),
-        ("Wide", r"tok_emb\.weight has shape \(18, 12\), weights \(17, 12\)"),
+        ("Wide", r"tok_emb\.weight has shape \(18, 12\), but the weights have \(17, 12\)"),
         ("Unbuildable", "Unbuildable does not build: KeyError: 'n_embd'"),
         ("Failing", "Failing fails on a prompt: RuntimeError: shapes do not fit"),
         ("NoGradient", "NoGradient fails on a prompt: RuntimeError: element 0 of tensors does not"),
@@ -272,7 +270,7 @@ def test_the_default_precision_is_reported(native):
         ("Nothing", r"faults\.py has no Nothing; it has Attention and \d+ more"),
     ],
 )
-def test_modules_that_do_not_serve(native, capsys, what, words):
+def test_unusable_modules_are_one_line_and_exit_code_2(native, capsys, what, words):
     code, out, err = against(what, capsys, native)
     assert (code, out) == (2, "")
     assert re.search(words, err)
@@ -287,7 +285,7 @@ def test_modules_that_do_not_serve(native, capsys, what, words):
         ("BROKEN:Model", "does not run: SyntaxError"),
     ],
 )
-def test_specs_that_are_none(native, capsys, tmp_path, spec, words):
+def test_bad_names_of_the_pytorch_side_are_one_line(native, capsys, tmp_path, spec, words):
     (tmp_path / "broken.py").write_text("class Model(:\n")
     spec = spec.replace("BROKEN", str(tmp_path / "broken.py"))
     assert call("parity", native, "--against", spec) == 2
@@ -297,7 +295,7 @@ def test_specs_that_are_none(native, capsys, tmp_path, spec, words):
 
 
 @pytest.mark.parametrize(("package", "kind"), [("torch", "course"), ("transformers", "hf")])
-def test_without_the_packages(native, capsys, monkeypatch, package, kind):
+def test_missing_packages_are_named(native, capsys, monkeypatch, package, kind):
     monkeypatch.setitem(sys.modules, package, None)
     assert call("parity", native, "--against", kind) == 2
     err = capsys.readouterr().err

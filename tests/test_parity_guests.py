@@ -1,8 +1,7 @@
-"""`obscura parity` on a user's file: an exit is an error, chance is noticed, logits are found."""
+"""`obscura parity` on a user's file: exits are errors, random numbers and logits are found."""
 
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,12 +12,12 @@ from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.outputs import OutputError, logits_in
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
-from tests.support import processes
+from tests.support import guests, processes
 from tests.support.checkpoints import BIASED
 from tests.test_name_tables import model_of
 from tests.test_parity import call
 
-GUESTS = Path(__file__).with_name("guests.py")
+GUESTS = guests.__file__
 
 
 @pytest.fixture
@@ -27,10 +26,11 @@ def native(tmp_path):
     return str(tmp_path / "native")
 
 
-def examined(name, **options):
+def compare_guest(name, **options):
+    """Return the report on a module of guests.py."""
     params = model_of(BIASED)
-    beside = reference(f"{GUESTS}:{name}", BIASED, named_tensors(BIASED, params))
-    return compare_implementations("x", BIASED, params, beside, steps=0, new_tokens=0, **options)
+    theirs = reference(f"{GUESTS}:{name}", BIASED, named_tensors(BIASED, params))
+    return compare_implementations("x", BIASED, params, theirs, steps=0, new_tokens=0, **options)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def examined(name, **options):
         ("Drifts", "keeps something from one call to the next: two runs on the same input differ"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line_and_exit_code_2(native, capsys, name, words):
+def test_a_module_that_cannot_be_compared_is_one_line_and_exit_code_2(native, capsys, name, words):
     code = call("parity", native, "--against", f"{GUESTS}:{name}")
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
@@ -59,28 +59,28 @@ def test_what_cannot_be_compared_is_one_line_and_exit_code_2(native, capsys, nam
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("how", ["sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt"])
-def test_a_file_that_exits_on_import(native, tmp_path, how):
-    """In a process of its own, as its exit code is what a script sees."""
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt"])
+def test_a_file_that_exits_on_import_is_an_error(native, tmp_path, ending):
+    """The command runs in its own process, because a script sees its exit code."""
     file = tmp_path / "mine.py"
-    file.write_text(f"import sys\nprint('hello')\n{how}\n")
+    file.write_text(f"import sys\nprint('hello')\n{ending}\n")
     words = ["parity", native, "--against", f"{file}:GPTModel"]
     ran = processes.run(*processes.OBSCURA, *words)
     assert (ran.returncode, ran.stdout) == (2, "")
     hello, line = ran.stderr.splitlines()
     assert hello == "hello"
     assert f"{file} " in line
-    if "Keyboard" in how:
+    if "Keyboard" in ending:
         assert line.endswith("does not run: KeyboardInterrupt")
     else:
         assert "exits on import; put what it runs under `if __name__ == '__main__':`" in line
 
 
-def test_an_interrupt_of_the_keyboard_is_no_error_of_the_file():
-    """Python raises KeyboardInterrupt on Ctrl-C; the command, which ends at once, does not."""
+def test_ctrl_c_is_not_an_error_of_the_file():
+    """Python raises KeyboardInterrupt on Ctrl-C; the command ends at once instead."""
     with pytest.raises(KeyboardInterrupt), Guest("x")("fails"):
         raise KeyboardInterrupt
-    usual = signal.signal(signal.SIGINT, lambda *_: None)  # as `interrupts.install` leaves it
+    usual = signal.signal(signal.SIGINT, lambda *_: None)  # like `interrupts.install`
     try:
         with pytest.raises(GuestError, match="x fails: KeyboardInterrupt"), Guest("x")("fails"):
             raise KeyboardInterrupt
@@ -88,12 +88,12 @@ def test_an_interrupt_of_the_keyboard_is_no_error_of_the_file():
         signal.signal(signal.SIGINT, usual)
 
 
-def test_the_settings_of_a_file_stay_its_own(tmp_path, native, capsys, monkeypatch):
-    """It prints, sets PyTorch's default type, moves to another folder; its neighbours are found."""
+def test_settings_of_a_file_do_not_leak(tmp_path, native, capsys, monkeypatch):
+    """The file prints, changes global settings and the folder, and imports a file next to it."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "theirs"
     folder.mkdir()
-    (folder / "beside.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
+    (folder / "neighbor.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
     (folder / "mine.py").write_text(
         "import os, sys, torch\n"
         "print('hello')\n"
@@ -101,11 +101,11 @@ def test_the_settings_of_a_file_stay_its_own(tmp_path, native, capsys, monkeypat
         "torch.set_grad_enabled(False)\n"
         "os.chdir('/')\n"
         "sys.path.append('/theirs')\n"
-        "from beside import GPTModel\n"
+        "from neighbor import GPTModel\n"
     )
     import torch
 
-    words = ("--against", "theirs/mine.py:GPTModel", "--steps", 1, "--tokens", 1)
+    words = ("--against", "theirs/mine.py:GPTModel", "--steps", 1, "--new-tokens", 1)
     try:
         assert call("parity", native, *words, "--json", "r.json") == 0
         assert torch.get_default_dtype() == torch.float32
@@ -119,51 +119,51 @@ def test_the_settings_of_a_file_stay_its_own(tmp_path, native, capsys, monkeypat
     assert "/theirs" not in sys.path
 
 
-def test_an_error_is_named_once():
+def test_a_nested_error_is_reported_once():
     guest = Guest("mine.py")
     with pytest.raises(GuestError) as caught, guest("outside"), guest("inside"):
         raise RuntimeError("why")
     assert str(caught.value) == "mine.py inside: RuntimeError: why"
 
 
-def test_a_file_in_a_package_may_import_its_neighbours(tmp_path, native, capsys):
+def test_a_file_in_a_package_can_import_its_neighbors(tmp_path, native, capsys):
     package = tmp_path / "books" / "gpt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "parts.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
     (package / "model.py").write_text("from .parts import GPTModel\n")
-    words = ("--against", f"{package / 'model.py'}:GPTModel", "--steps", 1, "--tokens", 1)
+    words = ("--against", f"{package / 'model.py'}:GPTModel", "--steps", 1, "--new-tokens", 1)
     assert call("parity", native, *words) == 0
     assert capsys.readouterr().out.endswith("verdict: equal up to rounding\n")
     assert str(tmp_path / "books") not in sys.path
 
 
 @pytest.mark.parametrize("name", ["WithLoss", "AsDictionary", "AsObject"])
-def test_logits_are_found_in_what_a_module_returns(name):
-    assert verdict(examined(name)) == "equal up to rounding"
+def test_logits_are_found_in_the_returned_value(name):
+    assert verdict(compare_guest(name)) == "equal up to rounding"
 
 
-def test_draws_that_change_nothing_are_noted():
-    report = examined("DrawsInVain")
+def test_draws_without_effect_are_noted():
+    report = compare_guest("DrawsInVain")
     assert verdict(report) == "equal up to rounding"
     assert "the module draws random numbers; in two runs they changed nothing" in report.notes
 
 
-def test_a_program_may_scale_its_queries():
-    report = examined("QueriesScaled")
+def test_scaling_queries_instead_of_scores_is_equal():
+    report = compare_guest("QueriesScaled")
     assert verdict(report) == "equal up to rounding"
     assert any("att.scores, which it scales elsewhere" in note for note in report.notes)
     assert not any("att.scores" in row.name for row in report.sections[0].findings)
-    assert "first at trf_blocks.0.att.weights" in verdict(examined("WholeWidth"))
+    assert "first at trf_blocks.0.att.weights" in verdict(compare_guest("WholeWidth"))
 
 
-def test_nan_in_float32_alone_is_no_equality():
-    report = examined("NotANumber")
+def test_nan_in_float32_alone_is_different():
+    report = compare_guest("NotANumber")
     assert "first at logits, NaN or infinite in theirs, in float32" in verdict(report)
-    assert "known" in verdict(report)
+    assert "the cause is unknown" in verdict(report)
 
 
-def test_logits_have_the_shape_of_the_ids():
+def test_logits_must_have_the_shape_of_the_ids():
     import torch
 
     logits = torch.zeros(2, 3, 5)

@@ -1,4 +1,4 @@
-"""The report's files: refused before the work, lost by no error after it; and a page to be read."""
+"""Report files are checked first and survive later errors; the HTML page shows the report."""
 
 import os
 import re
@@ -40,18 +40,24 @@ TOKENS = [
 REPORT = Report("<script>x</script>", "mine.py:A&B", BIASED, [FORWARD], TOKENS, ["a <note>"])
 
 
+def replace_lab(monkeypatch, function):
+    monkeypatch.setattr(obscura_jax.parity.lab, "compare_implementations", function)
+
+
 @pytest.fixture
 def no_work(monkeypatch):
     def work(*words, **more):
-        raise AssertionError("the work has begun")
+        raise AssertionError("the comparison has started")
 
-    monkeypatch.setattr(obscura_jax.parity.lab, "examine", work)
+    replace_lab(monkeypatch, work)
 
 
 @pytest.fixture
 def small_work(monkeypatch):
     def of(report):
-        monkeypatch.setattr(obscura_jax.parity.lab, "examine", lambda *words, **more: report)
+        monkeypatch.setattr(
+            obscura_jax.parity.lab, "compare_implementations", lambda *words, **more: report
+        )
 
     return of
 
@@ -69,11 +75,11 @@ def native(tmp_path):
         ("none/r", "none/r cannot be written: there is no folder "),
         ("file/r", "file/r cannot be written: there is no folder "),
         ("folder", "folder cannot be written: it is a folder; name a file"),
-        ("/proc/r", "/proc/r cannot be written: "),  # a folder that takes no files, not even root's
+        ("/proc/r", "/proc/r cannot be written: "),  # not even root can create files there
         ("", "the destination is empty"),
     ],
 )
-def test_a_report_that_cannot_be_written_is_known_first(
+def test_a_report_that_cannot_be_written_is_an_error_before_the_comparison(
     tmp_path, capsys, no_work, native, option, name, words
 ):
     (tmp_path / "folder").mkdir()
@@ -87,19 +93,21 @@ def test_a_report_that_cannot_be_written_is_known_first(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_two_reports_are_two_files(tmp_path, capsys, no_work, native):
+def test_two_reports_need_two_files(tmp_path, capsys, no_work, native):
     words = ("--json", tmp_path / "r", "--html", tmp_path / "native" / ".." / "r")
     assert call("parity", native, *words) == 2
-    assert "two reports cannot be one file" in capsys.readouterr().err
+    assert "both reports would be written to " in capsys.readouterr().err
 
 
-def test_jinja_is_missed_before_the_work(tmp_path, capsys, no_work, native, monkeypatch):
+def test_missing_jinja_is_an_error_before_the_comparison(
+    tmp_path, capsys, no_work, native, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert call("parity", native, "--html", tmp_path / "r.html") == 2
     assert "--html needs jinja2: run pip install -e '.[parity]'" in capsys.readouterr().err
 
 
-def test_what_can_be_written_passes(tmp_path):
+def test_files_that_can_be_written_pass_the_check(tmp_path):
     (tmp_path / "old").write_text("old")
     check_writable(str(tmp_path / "new"), str(tmp_path / "old"), "/dev/full")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
@@ -107,13 +115,13 @@ def test_what_can_be_written_passes(tmp_path):
     assert (tmp_path / "old").read_text() == "new"
     with pytest.raises(ValueError, match="/dev/full cannot be written: No space left on device"):
         write("/dev/full", lambda: "x")
-    assert Path("/dev/full").is_char_device()  # and not replaced by a file
+    assert Path("/dev/full").is_char_device()  # it was not replaced by a file
 
 
 def test_a_full_disk_loses_neither_the_table_nor_the_other_file(
     tmp_path, capsys, native, small_work
 ):
-    """The first of the two files fails; the second is written, and the table is printed before."""
+    """Writing the first file fails; the table is still printed and the second file written."""
     small_work(REPORT)
     code = call("parity", native, "--json", "/dev/full", "--html", tmp_path / "r.html")
     out, err = capsys.readouterr()
@@ -123,7 +131,7 @@ def test_a_full_disk_loses_neither_the_table_nor_the_other_file(
     assert (tmp_path / "r.html").read_text() == as_html(REPORT)
 
 
-def test_a_folder_that_goes_while_the_work_is_done(tmp_path, capsys, native, monkeypatch):
+def test_a_folder_that_disappears_during_the_comparison(tmp_path, capsys, native, monkeypatch):
     (tmp_path / "out").mkdir()
 
     def work(*words, **more):
@@ -131,7 +139,7 @@ def test_a_folder_that_goes_while_the_work_is_done(tmp_path, capsys, native, mon
         (tmp_path / "out").write_text("a file now")
         return REPORT
 
-    monkeypatch.setattr(obscura_jax.parity.lab, "examine", work)
+    replace_lab(monkeypatch, work)
     assert call("parity", native, "--json", tmp_path / "out" / "r") == 2
     out, err = capsys.readouterr()
     assert out.endswith("rounding\n") or "verdict: differs" in out
@@ -139,11 +147,11 @@ def test_a_folder_that_goes_while_the_work_is_done(tmp_path, capsys, native, mon
     assert "out/r cannot be written: " in err
 
 
-def test_a_reader_who_leaves_changes_no_verdict(native):
-    """Exit code 0 of a pipe whose reader left would say "equal"."""
+def test_a_closed_pipe_does_not_change_the_exit_code(native):
+    """Exit code 0 would mean "equal"."""
     program = (
         "import sys; import obscura_jax.parity.lab as lab; from tests import test_parity_page as t;"
-        "lab.examine = lambda *words, **more: t.REPORT;"
+        "lab.compare_implementations = lambda *words, **more: t.REPORT;"
         "from obscura_jax.cli.main import main; main(['parity', sys.argv[1]])"
     )
     reader, writer = os.pipe()
@@ -154,7 +162,7 @@ def test_a_reader_who_leaves_changes_no_verdict(native):
 
 
 class Reader(HTMLParser):
-    """All elements with their attributes, and the text of each table by row and cell."""
+    """The elements of a page with their attributes, and the text of each table by row and cell."""
 
     def __init__(self, page):
         super().__init__()
@@ -179,24 +187,24 @@ class Reader(HTMLParser):
             self.tables[-1][-1][-1] += text
 
 
-def test_the_page_has_what_the_report_has():
+def test_the_page_shows_the_report():
     tensors, tokens = Reader(as_html(REPORT)).tables
     assert tensors[0] == [
-        "tensor", "verdict", "float32", "float64", "rounding explains", "worst prompt", "note"
+        "tensor", "verdict", "float32", "float64", "expected rounding", "worst prompt", "note"
     ]  # fmt: skip
     for row, cells in zip(FORWARD.findings, tensors[1:], strict=True):
         numbers = [f"{x:.1e}" for x in (row.float32, row.float64, row.expected64)]
-        said = "equal" if row.equal else "differs"
-        assert cells == [row.name, said, *numbers, row.prompt, row.note]
+        result = "equal" if row.equal else "differs"
+        assert cells == [row.name, result, *numbers, row.prompt, row.note]
     assert tokens == [
-        ["after", "verdict", "tokens", "part at", "margin"],
+        ["after", "verdict", "tokens", "first difference", "margin"],
         ["<|endoftext|> inside", "equal", "16", "", ""],
         ["random ids", "near-tie", "15", "3", "1.5e-09"],
         ["rare tokens", "differs", "14", "2", "2.5e-01"],
     ]
 
 
-def test_the_page_is_one_file_and_text_stays_text():
+def test_the_page_is_one_file_and_escapes_text():
     page = as_html(REPORT)
     reader = Reader(page)
     names = {name for _, attributes in reader.elements for name in attributes}
@@ -208,12 +216,12 @@ def test_the_page_is_one_file_and_text_stays_text():
         assert text in page
 
 
-def test_the_page_is_made_for_phones():
+def test_the_page_is_readable_on_phones():
     elements = Reader(as_html(REPORT)).elements
     metas = [attributes for tag, attributes in elements if tag == "meta"]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
     assert {"name": "color-scheme", "content": "light dark"} in metas
-    # A drawing in pixels is not shrunk with its text, as one with a viewBox would be.
+    # A drawing in pixels keeps its text size; one with a viewBox would shrink.
     drawings = [attributes for tag, attributes in elements if tag == "svg"]
     assert drawings
     assert all("width" in of and "viewbox" not in of for of in drawings)
@@ -222,12 +230,12 @@ def test_the_page_is_made_for_phones():
     assert min(map(int, sizes)) >= 11
 
 
-def test_the_chart_names_every_tensor_and_separates_lines():
+def test_the_chart_names_every_tensor_and_its_lines_differ():
     page = as_html(REPORT)
     assert re.findall(r'text-anchor="end">([^<]*)</text></g>', page) == [
         row.name for row in FORWARD.findings
     ]
-    assert page.count('<path class="line ') == 3 + 3  # in the legend, and in the chart
+    assert page.count('<path class="line ') == 3 + 3  # legend and chart
     styles = dict(re.findall(r"\.line\.(\w+) \{ ([^}]*) \}", page))
     assert "dasharray" in styles["float64"]
     assert "dasharray" not in styles["float32"] + styles["rounding"]
@@ -237,7 +245,7 @@ def test_the_chart_names_every_tensor_and_separates_lines():
 
 
 def test_heights_are_in_the_order_of_the_numbers():
-    """From the top: NaN, large, small, too small to tell from 0, and 0."""
+    """From the top: NaN, large, small, almost 0, and 0."""
     values = [NAN, 1e9, 1.0, 1e-3, 1e-7, 1e-16, 0.0]
     rows = [Finding("x", v, v, v, False) for v in values]
     drawn = chart(Section("s", rows))
@@ -264,9 +272,9 @@ def contrast(a, b):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_contrast_is_that_of_wcag_aa_in_light_and_dark():
+def test_contrast_meets_wcag_aa_in_light_and_dark_mode():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#868e96", "#ffffff") < 4.5  # a control: that grey is for lines only
+    assert contrast("#868e96", "#ffffff") < 4.5  # a control: this gray is used for lines only
     page = files("obscura_jax.parity").joinpath("page.html").read_text("utf-8")
     themes = [dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in page.split("@media")[:2]]
     assert themes[0].keys() == themes[1].keys()
@@ -281,8 +289,8 @@ def test_contrast_is_that_of_wcag_aa_in_light_and_dark():
         assert contrast(colors["text"], colors["panel"]) >= 4.5
 
 
-def test_the_page_comes_with_the_package():
-    """In a wheel, too: the build takes whatever is in the package's folder and not ignored."""
+def test_the_page_template_is_in_the_package():
+    """The wheel also contains it, because the build packs every file that git does not ignore."""
     assert files("obscura_jax.parity").joinpath("page.html").is_file()
     root = Path(__file__).parents[1]
     assert "html" not in (root / ".gitignore").read_text()

@@ -1,4 +1,4 @@
-"""Pictures show the numbers that they are given, and refuse names that do not fit."""
+"""Figures show the given numbers, and wrong numbers of names are errors."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ WORDS = ["a", " b", "$x$", "\n", "é"]
 
 
 def drawn(figure):
-    """The arrays of the images, panel by panel; drawing must not warn."""
+    """Draw a figure without warnings, and return the arrays of its images, panel by panel."""
     figure.canvas.draw()
     return [np.asarray(image.get_array()) for panel in figure.axes for image in panel.images]
 
@@ -33,7 +33,7 @@ def test_attention_map():
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 4), (5, 4), (2, 3, 5, 5)])
-def test_weights_that_do_not_fit_the_tokens(shape):
+def test_weights_of_another_shape_than_the_tokens_are_errors(shape):
     with pytest.raises(ValueError, match="for 5 tokens"):
         plots.attention_map(np.ones(shape), WORDS)
 
@@ -45,7 +45,7 @@ def test_heat_map():
     np.testing.assert_array_equal(drawn(figure)[0], table)
     panel = figure.axes[0]
     assert [text.get_text() for text in panel.texts] == ["a", "b", "$", "d", "e", "f"]
-    assert not panel.yaxis_inverted()  # the first row at the bottom
+    assert not panel.yaxis_inverted()  # the first row is at the bottom
     signed = plots.heat_map(-table, ["low", "high"], ["x", "y", "z"]).axes[0].images[0]
     assert signed.get_clim() == (-0.9, 0.9)
     with pytest.raises(ValueError, match=r"have shape \(2, 3\), .* 2 row names and 2 column"):

@@ -79,7 +79,7 @@ from obscura_jax.scale.placement import MeshPlacement
 with joined(sys.argv[1], 2, int(sys.argv[2]), timeout=100000):
     cfg = GPTConfig(**GPT_CONFIG_124M)
     meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
-    print(json.dumps([MeshPlacement(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]))
+    print(json.dumps([MeshPlacement(mesh=mesh, cfg=cfg).local_rows(8, 2) for mesh in meshes]))
 """
 
 

@@ -13,7 +13,7 @@ from obscura_jax.nn.scan import hidden_states, stack_blocks, unstack_blocks
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.step import JIT, init_train_state, train_step
+from obscura_jax.training.step import init_train_state, make_train_step
 
 CFG = GPTConfig(
     vocab_size=53,
@@ -139,7 +139,7 @@ def step(blocks, scan):
     cfg = replace(CFG, n_layers=blocks)
     state = jax.eval_shape(lambda: init_train_state(CONFIG, gpt2_init(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, 3, 11), jnp.int32)
-    program = jax.jit(partial(train_step), **JIT)  # of its own, so that nothing is traced already
+    program = make_train_step()  # not traced yet
     return partial(
         program.lower, GPTModel(cfg), CONFIG, stack_blocks(state) if scan else state, ids, ids
     )

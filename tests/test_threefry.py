@@ -1,13 +1,12 @@
-"""The random numbers of `jax.random`, made by NumPy: every bit the same."""
+"""NumPy draws the random numbers of `jax.random`, bit for bit."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from obscura_jax.rng import threefry
 
-SHAPE = (1009, 997)  # a million draws, and no round number
+SHAPE = (1009, 997)  # a million draws, odd sizes
 
 
 @pytest.fixture(params=[0, 123, 2**31, 2**32 - 1])
@@ -34,20 +33,13 @@ def test_fold_in(keys, data):
     assert not same(theirs, threefry.fold_in(keys[1], data ^ 1))
 
 
-@pytest.mark.parametrize("num", [1, 2, 7])
-def test_split(keys, num):
-    theirs = jax.random.key_data(jax.random.split(jax.random.clone(keys[0]), num))
-    assert same(theirs, threefry.split(keys[1], num))
-    assert not same(theirs, threefry.split(threefry.fold_in(keys[1], 0), num))
-
-
 @pytest.mark.parametrize("shape", [(), (1,), (5, 0), SHAPE])
 def test_bits_and_uniform(keys, shape):
     assert same(jax.random.bits(jax.random.clone(keys[0]), shape), threefry.bits(keys[1], shape))
     theirs = jax.random.uniform(jax.random.clone(keys[0]), shape)
     ours = threefry.uniform(keys[1], shape)
     assert same(theirs, ours)
-    if ours.size:  # the last bit of one number is seen
+    if ours.size:  # a difference in the last bit is noticed
         assert not same(theirs, np.nextafter(ours, np.float32(2)))
 
 
@@ -58,16 +50,12 @@ def test_bernoulli(keys, p):
     assert not same(theirs, threefry.bernoulli(keys[1], p + 1e-5, SHAPE))
 
 
-def test_gumbel_and_categorical(keys):
+def test_gumbel(keys):
     theirs = jax.random.gumbel(jax.random.clone(keys[0]), SHAPE)
     ours = threefry.gumbel(keys[1], SHAPE)
     assert same(theirs, ours)
     u = threefry.uniform(keys[1], SHAPE, minval=float(np.finfo(np.float32).tiny))
-    assert not same(theirs, -np.log(-np.log(u)))  # another logarithm is seen
-    logits = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    theirs = np.asarray(jax.random.categorical(jax.random.clone(keys[0]), jnp.asarray(logits)))
-    np.testing.assert_array_equal(theirs, threefry.categorical(keys[1], logits))
-    assert (theirs != logits.argmax(axis=-1)).any()
+    assert not same(theirs, -np.log(-np.log(u)))  # another logarithm is noticed
 
 
 def test_float64(keys, x64):
@@ -83,7 +71,7 @@ def test_float64(keys, x64):
     np.testing.assert_allclose(threefry.gumbel(keys[1], SHAPE, np.float64), noise, 0, 1e-14)
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_bad_arguments_are_errors():
     with pytest.raises(ValueError, match="seed must be in"):
         threefry.key(-1)
     with pytest.raises(ValueError, match="32 or 64, got 16"):

@@ -1,4 +1,4 @@
-"""torch's CPU generator, reproduced: against torch itself, draw for draw."""
+"""Our copy of PyTorch's CPU generator equals it draw for draw."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ SMALL = {
 
 
 def ulps(ours: np.ndarray, theirs: np.ndarray, scale: float) -> float:
-    """The largest difference in units in the last place of numbers of size `scale`."""
+    """Return the largest difference in units in the last place of numbers of size `scale`."""
     return float(np.abs(ours - theirs).max() / np.spacing(np.float32(scale)))
 
 
@@ -50,7 +50,7 @@ def test_normal(size):
 
 
 def test_a_mixed_sequence_of_draws():
-    """The stream and the spare normal that an odd draw leaves are carried from draw to draw."""
+    """The stream, and the spare normal after an odd number of draws, continue in the next draw."""
     rng = np.random.default_rng(0)
     torch.manual_seed(9)
     ours = TorchGenerator(9)
@@ -72,13 +72,13 @@ def test_seeds(seed):
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "1", np.float64(3), np.array([1, 2])])
-def test_impossible_seeds(seed):
+def test_impossible_seeds_are_errors(seed):
     with pytest.raises(ValueError, match="a torch seed must be a 64-bit integer"):
         TorchGenerator(seed)
 
 
 def worst_difference(cfg: dict, seed: int) -> float:
-    """Between our initial parameters for 123 and those of the reference built after `seed`."""
+    """Return the largest difference of our initial parameters for 123 from torch's for `seed`."""
     torch.manual_seed(seed)
     theirs = dict(reference.GPTModel(cfg).named_parameters())
     ours = flatten_dict(torch_seed_init(cfg, 123), sep=".")

@@ -23,6 +23,8 @@ from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
+from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import init_train_state, train_step_jit
 
 SMALL = ["--emb-dim", "8", "--n-heads", "2", "--n-layers", "1", "--context-length", "16"]
@@ -223,8 +225,9 @@ def test_a_batch_in_parts_is_the_batch():
 
     def losses(grad_accum_steps, steps=5):
         state = init_train_state(config, gpt2_init(CFG, jax.random.key(0)))
-        states = train(model, config, state, loader, steps=steps, grad_accum_steps=grad_accum_steps)
-        return [row["loss"] for _, row in states]
+        options = StepOptions(grad_accum_steps=grad_accum_steps)
+        run = TrainRun(model, config, loader, steps, options=options)
+        return [row["loss"] for _, row in train(run, state)]
 
     assert (
         np.abs(np.subtract(losses(1), losses(3))).max() < 4 * 1.2e-6
@@ -240,9 +243,9 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
     config = OptimizerConfig(learning_rate=1e30)
     state = init_train_state(config, gpt2_init(CFG, jax.random.key(0)))
-    states = train(GPTModel(CFG), config, state, loader, steps=20)
+    run = TrainRun(GPTModel(CFG), config, loader, 20)
     with pytest.raises(ValueError, match=r"training diverged at step \d+ \(loss"):
-        list(states)
+        list(train(run, state))
 
 
 def test_gpt2_parameters():

@@ -1,4 +1,4 @@
-"""Training follows PyTorch, step by step: the same losses from the same weights and batches."""
+"""The loss, its gradients and the training step."""
 
 import math
 from dataclasses import replace
@@ -9,121 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax import GPTConfig, GPTModel
-from obscura_jax.interop.course_state import from_course
-from obscura_jax.parity import torch_reference
+from obscura_jax import GPTModel
+from obscura_jax.parity.trajectory import CFG, OPTIMIZER, batches
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step_jit
-from tests.support.tolerances import BUDGETS
 
-CFG = GPTConfig(
-    vocab_size=53,
-    context_length=11,
-    emb_dim=12,
-    n_heads=3,
-    n_layers=2,
-    drop_rate=0.0,
-    qkv_bias=True,
-)
 MODEL = GPTModel(CFG)
-STEPS = 100
-OPTIMIZER = OptimizerConfig(
-    learning_rate=3e-3,
-    warmup_steps=10,
-    decay_steps=80,
-    weight_decay=0.1,
-    decay_1d_params=False,
-    clip_norm=0.5,
-)
-
-
-def batches(steps=STEPS, grad_accum_steps=2, seed=0):
-    """(steps, A, B, T + 1) ids with something to learn: each row counts up in its own stride."""
-    rng = np.random.default_rng(seed)
-    start, stride = rng.integers(0, 53, (2, steps, grad_accum_steps, 3, 1))
-    return ((start + (stride % 3 + 1) * np.arange(CFG.context_length + 1)) % 53).astype(np.int32)
-
-
-def torch_model(dtype=torch.float32):
-    torch.manual_seed(3)
-    return torch_reference.GPTModel(CFG.to_dict()).to(dtype)
-
-
-def torch_losses(dtype, config=OPTIMIZER):
-    model = torch_model(dtype).train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": config.weight_decay * config.decay_1d_params},
-    ]
-    betas = (config.beta1, config.beta2)
-    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon)
-
-    def factor(step):
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        through = min((step - config.warmup_steps) / config.decay_steps, 1)
-        low = config.end_lr_fraction
-        return low + (1 - low) * (1 + math.cos(math.pi * through)) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, factor)
-    losses = []
-    for step in torch.tensor(batches(), dtype=torch.long):
-        adamw.zero_grad()
-        total = 0.0
-        for ids in step:
-            logits = model(ids[:, :-1])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            (loss / len(step)).backward()
-            total += loss.item() / len(step)
-        losses.append(total)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        adamw.step()
-        schedule.step()
-    return np.array(losses)
-
-
-def jax_losses(dtype=jnp.float32, config=OPTIMIZER, **kwargs):
-    params, _ = from_course({k: v.numpy() for k, v in torch_model().state_dict().items()}, CFG)
-    state = init_train_state(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-    losses = []
-    for ids in batches():
-        state, report = train_step_jit(MODEL, config, state, ids[..., :-1], ids[..., 1:], **kwargs)
-        losses.append(float(report.loss))
-    return np.array(losses)
-
-
-def relative(ours, theirs):
-    return np.abs(ours / theirs - 1).max()
-
-
-def test_100_steps_beside_torch():
-    theirs = torch_losses(torch.float32)
-    assert theirs[-1] < 0.9 * theirs[0]  # there is something to follow
-    allowed = BUDGETS["losses of 100 steps", "float32"].allowed
-    assert relative(jax_losses(), theirs) <= allowed
-    for wrong in (
-        replace(OPTIMIZER, decay_1d_params=True),
-        replace(OPTIMIZER, clip_norm=0.51),
-        replace(OPTIMIZER, warmup_steps=11),
-        replace(OPTIMIZER, weight_decay=0.0),
-    ):
-        assert relative(jax_losses(config=wrong), theirs) > allowed, wrong
-
-
-def test_100_steps_in_float64(x64):
-    theirs = torch_losses(torch.float64)
-    allowed = BUDGETS["losses of 100 steps", "float64"].allowed
-    assert relative(jax_losses(jnp.float64), theirs) <= allowed
-    assert relative(jax_losses(jnp.float32), theirs) > allowed
-    assert relative(jax_losses(jnp.float64, replace(OPTIMIZER, epsilon=2e-8)), theirs) > allowed
 
 
 def test_one_compilation_for_a_run():
+    state = init_train_state(OPTIMIZER, MODEL.init(jax.random.key(0), [[0]])["params"])
     before = train_step_jit._cache_size()
-    jax_losses(logits_chunk=5)
+    for ids in batches(5):
+        args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
+        state, _ = train_step_jit(*args, logits_chunk=5)
     assert train_step_jit._cache_size() == before + 1
 
 
@@ -196,8 +97,8 @@ def test_dropout_is_a_function_of_key_and_step():
         state = init_train_state(OPTIMIZER, params)
         for _ in range(steps):
             args = (model, OPTIMIZER, state, ids[..., :-1], ids[..., 1:], jax.random.key(seed))
-            state, report = train_step_jit(*args)
-        return float(report.loss)
+            state, metrics = train_step_jit(*args, options=StepOptions(grad_accum_steps=2))
+        return float(metrics.loss)
 
     assert loss(1) == loss(1) != loss(2)
     assert loss(1, 3) == loss(1, 3)
@@ -207,11 +108,12 @@ def test_bfloat16_computes_and_float32_keeps():
     params = MODEL.init(jax.random.key(0), [[0]])["params"]
     ids = batches(1)[0]
     found = []
-    for dtype in (None, jnp.bfloat16):
+    for dtype in (None, "bfloat16"):
         state = init_train_state(OPTIMIZER, params)
         args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
-        state, report = train_step_jit(*args, compute_dtype=dtype)
-        found.append(float(report.loss))
+        options = StepOptions(grad_accum_steps=2, compute_dtype=dtype)
+        state, metrics = train_step_jit(*args, options=options)
+        found.append(float(metrics.loss))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert 1e-5 < abs(found[0] - found[1]) < 0.02
 
@@ -235,3 +137,37 @@ def test_bfloat16_computes_and_float32_keeps():
 def test_bad_numbers_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         OptimizerConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("grad_accum_steps", 0),
+        ("grad_accum_steps", 1.5),
+        ("compute_dtype", "int32"),
+        ("compute_dtype", "fast"),
+        ("logits_chunk", 0),
+        ("remat", "all"),
+    ],
+)
+def test_bad_step_options_are_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        StepOptions(**{field: value})
+
+
+def test_step_options_are_one_static_argument():
+    options = StepOptions(compute_dtype=jnp.bfloat16)
+    assert options == StepOptions(compute_dtype="bfloat16")
+    assert hash(options) == hash(StepOptions(compute_dtype="bfloat16"))
+    assert StepOptions(grad_accum_steps=3).micro_batch_size(6) == 2
+    with pytest.raises(ValueError, match="6 windows does not split into 4"):
+        StepOptions(grad_accum_steps=4).micro_batch_size(6)
+
+
+def test_a_step_refuses_another_number_of_micro_batches():
+    state = jax.eval_shape(
+        lambda: init_train_state(OPTIMIZER, MODEL.init(jax.random.key(0), [[0]])["params"])
+    )
+    ids = batches(1)[0]
+    with pytest.raises(ValueError, match="inputs have 2 micro-batches, but grad_accum_steps=1"):
+        train_step_jit.trace(MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])

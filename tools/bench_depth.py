@@ -16,13 +16,14 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.bench.training import time_training, training_step
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.scan import stack_blocks
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step_jit
 
 BLOCKS = (12, 24, 48)
@@ -48,7 +49,7 @@ def compiling(blocks: int, scan: bool) -> float:
 def main() -> None:
     """Print one row per form of the model and depth, then one for the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=size, default=3, help="rounds; default: 3")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="rounds; default: 3")
     rounds = parser.parse_args().repeats
     compiling(BLOCKS[0], scan=True)  # work that is done once per process
     for way, scan in WAYS.items():
@@ -57,7 +58,9 @@ def main() -> None:
             middle = statistics.median(row[place] for row in found)
             ratio = statistics.median(row[place] / row[0] for row in found)
             print(f"{way:<20} {blocks:>3} blocks {middle:6.1f} s {ratio:6.2f}x", flush=True)
-    steps = {way: training_step(CFG, ROWS, LENGTH, "float32", scan=s) for way, s in WAYS.items()}
+    steps = {
+        way: training_step(CFG, ROWS, LENGTH, StepOptions(), scan=s) for way, s in WAYS.items()
+    }
     loop, unrolled = time_training("steps", steps, ROWS * LENGTH, rounds)
     ratio = statistics.median(b / a for a, b in zip(loop.values, unrolled.values, strict=True))
     print(f"a step in a loop takes {ratio:.2f}x as long as an unrolled step")

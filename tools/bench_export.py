@@ -13,7 +13,7 @@ import tempfile
 
 import jax
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.bench.processes import cold_start_command, time_cold_start
 from obscura_jax.export.exporter import export_model
 from obscura_jax.interop.checkpoint import load_model, save_model
@@ -23,7 +23,7 @@ def main() -> None:
     """Export a model, time both processes, and print the measurements and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="torch-seed:0:gpt2", help="default: torch-seed:0:gpt2")
-    parser.add_argument("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--repeats", type=positive_int, default=5, metavar="N", help="default: 5")
     args = parser.parse_args()
     model, params = load_model(args.model)
     params = jax.device_get(params)

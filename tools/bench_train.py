@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.bench.measurements import BenchReport, environment
 from obscura_jax.bench.processes import peak_mebibytes
 from obscura_jax.bench.training import TimedStep, time_training, token_batch, training_step
 from obscura_jax.config import PRESETS
+from obscura_jax.training.options import StepOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -33,23 +34,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2 (124M)")
-    add("--batch-size", type=size, default=4, metavar="B", help="default: 4")
-    add("--length", type=size, default=256, metavar="T", help="default: 256")
-    add("--chunk", type=size, metavar="N", help="compute logits for N positions at a time (ours)")
+    add("--batch-size", type=positive_int, default=4, metavar="B", help="default: 4")
+    add("--length", type=positive_int, default=256, metavar="T", help="default: 256")
+    add(
+        "--chunk",
+        type=positive_int,
+        metavar="N",
+        help="compute logits for N positions at a time (ours)",
+    )
     add("--recompute", choices=("elementwise", "blocks"), help="recompute to save memory (ours)")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
-    add("--repeats", type=size, default=5, metavar="N", help="default: 5")
+    add("--repeats", type=positive_int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
-    how = {"logits_chunk": args.chunk, "remat": args.recompute}
     threads = int(environment()["threads"])
     report, found = BenchReport(args.json), []
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
+        options = StepOptions(compute_dtype=dtype, logits_chunk=args.chunk, remat=args.recompute)
         with contextlib.ExitStack() as processes:
             makers: dict[str, tuple[Any, ...]] = {
-                dtype: (_ours, cfg, *shape, dtype, how),
+                dtype: (training_step, cfg, *shape, options),
                 f"torch eager {dtype}": (_torch, cfg, *shape, dtype, False, threads),
             }
             if not args.eager:
@@ -64,10 +70,6 @@ def main() -> None:
     report.end(args.preset, ratios=found)
     if not args.json:
         show(found)
-
-
-def _ours(cfg: Any, rows: int, length: int, dtype: str, how: dict[str, Any]) -> TimedStep:
-    return training_step(cfg, rows, length, dtype, **how)
 
 
 def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> TimedStep:

@@ -1,8 +1,8 @@
-"""`obscura convert` as a script: python tools/convert_weights.py SRC DST [--to native|course]."""
+"""Run `obscura convert`: python tools/convert_weights.py SRC DST [--to DIALECT]."""
 
+import runpy
 import sys
 
-from obscura_jax.cli.main import main
-
 if __name__ == "__main__":
-    main(["convert", *sys.argv[1:]])
+    sys.argv.insert(1, "convert")
+    runpy.run_module("obscura_jax", run_name="__main__")

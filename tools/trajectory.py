@@ -1,45 +1,81 @@
-"""The README's figure: the losses of 100 steps in PyTorch and in JAX, and their difference.
+"""The README's two figures: the losses of 100 training steps in PyTorch and in JAX.
 
     python tools/trajectory.py
 
-The run is that of tests/test_training.py: the same seeded weights, batches, warmup, cosine decay,
-clipping, weight decay and gradient accumulation, in float32 and in float64.
+Writes tools/trajectory.png, without dropout, and tools/same_draws.png, with dropout, where PyTorch
+drops the values that JAX drops. In the second figure a third curve, with PyTorch's own dropout,
+shows the effect of the random draws alone. The runs are those of obscura_jax/parity/trajectory.py.
 """
 
-import sys
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from obscura_jax.parity.trajectory import Dtype, Losses, jax_losses, torch_losses
 
-from tests.test_training import jax_losses, torch_losses
+_DTYPES: tuple[Dtype, ...] = ("float32", "float64")
+_DROP_RATE = 0.1
+
+
+def draw_trajectory() -> Figure:
+    """Draw the runs without dropout, and print their largest differences."""
+    figure, left, right = _panels("the two curves coincide")
+    for dtype in _DTYPES:
+        ours, theirs = jax_losses(dtype), torch_losses(dtype)
+        if dtype == "float32":
+            left.plot(theirs, label="PyTorch", linewidth=4, alpha=0.35)
+            left.plot(ours, label="JAX", linewidth=1)
+        _draw_difference(right, dtype, ours, theirs)
+    return _finished(figure)
+
+
+def draw_same_draws() -> Figure:
+    """Draw the runs with dropout, and print their largest differences."""
+    figure, left, right = _panels("training with dropout 0.1")
+    own = torch_losses("float32", drop_rate=_DROP_RATE, jax_draws=False)
+    for dtype in _DTYPES:
+        ours = jax_losses(dtype, drop_rate=_DROP_RATE)
+        theirs = torch_losses(dtype, drop_rate=_DROP_RATE)
+        if dtype == "float32":
+            left.plot(theirs, label="PyTorch, JAX's draws", linewidth=4, alpha=0.35)
+            left.plot(ours, label="JAX", linewidth=1)
+            left.plot(own, ":", label="PyTorch, its own draws", linewidth=1, color="gray")
+            _draw_difference(right, "PyTorch's own draws", ours, own, color="gray")
+        _draw_difference(right, dtype, ours, theirs)
+    return _finished(figure)
+
+
+def _panels(title: str) -> tuple[Figure, Any, Any]:
+    """Return a figure with a panel for the losses and a panel for their difference."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.set(xlabel="step", ylabel="loss", title=title)
+    right.set(xlabel="step", title="relative difference (0 drawn at 1e-17)")
+    return figure, left, right
+
+
+def _draw_difference(
+    panel: Any, label: str, ours: Losses, theirs: Losses, color: str | None = None
+) -> None:
+    difference = np.abs(ours / theirs - 1)
+    print(f"{label}: {difference.max():.1e}")
+    panel.semilogy(np.maximum(difference, 1e-17), ".", label=label, markersize=4, color=color)
+
+
+def _finished(figure: Figure) -> Figure:
+    for panel in figure.axes:
+        panel.grid(alpha=0.3)
+        panel.legend()
+    return figure
 
 
 def main() -> None:
-    """Run all four trainings, draw the figure, and print the largest differences."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in ("float32", "float64"):
-        theirs = torch_losses(getattr(torch, name))
-        with jax.enable_x64(name == "float64"):
-            ours = jax_losses(getattr(jnp, name))
-        error = np.abs(ours / theirs - 1)
-        print(f"{name}: {error.max():.1e}")
-        right.semilogy(np.maximum(error, 1e-17), ".", label=name, markersize=4)
-        if name == "float32":
-            left.plot(theirs, label="PyTorch", linewidth=4, alpha=0.35)
-            left.plot(ours, label="JAX", linewidth=1)
-    left.set(xlabel="step", ylabel="loss", title="one curve on the other")
-    right.set(xlabel="step", title="relative difference (0 drawn at 1e-17)")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=80)
+    """Write both figures."""
+    folder = Path(__file__).parent
+    draw_trajectory().savefig(folder / "trajectory.png", dpi=80)
+    draw_same_draws().savefig(folder / "same_draws.png", dpi=80)
 
 
 if __name__ == "__main__":

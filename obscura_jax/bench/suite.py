@@ -47,10 +47,12 @@ def bench_model(
 
 
 def _time_training(cfg: GPTConfig, dtypes: Sequence[str], repeats: int) -> list[Measurement]:
+    from obscura_jax.training.options import StepOptions
+
     rows, length = 4, min(256, cfg.context_length)
 
     def without_memory(dtype: str) -> TimedStep:
-        step = training_step(cfg, rows, length, dtype)
+        step = training_step(cfg, rows, length, StepOptions(compute_dtype=dtype))
         return lambda: (step()[0], None)  # this process's memory is not the step's
 
     steps = {dtype: without_memory(dtype) for dtype in dtypes}

@@ -1,8 +1,10 @@
 """Timing of training steps."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,17 +12,19 @@ from obscura_jax.bench.measurements import Measurement
 from obscura_jax.bench.processes import peak_mebibytes
 from obscura_jax.config import GPTConfig
 
+if TYPE_CHECKING:
+    from obscura_jax.training.options import StepOptions
+
 # Takes one step. Returns its seconds, and the peak memory of the process so far in MiB.
 TimedStep = Callable[[], tuple[float, float | None]]
 
 
 def training_step(
-    cfg: GPTConfig, rows: int, length: int, dtype: str, *, scan: bool = False, **options: Any
+    cfg: GPTConfig, rows: int, length: int, options: StepOptions, *, scan: bool = False
 ) -> TimedStep:
-    """Return a function that takes a training step on random tokens, computing in `dtype`.
+    """Return a function that takes a training step on random tokens.
 
-    Parameters are float32. With `scan` the blocks run as one in a loop; `options` are keyword
-    arguments of `train_step_jit`.
+    Parameters are float32. With `scan` the blocks run as one in a loop.
     """
     import jax
 
@@ -40,10 +44,8 @@ def training_step(
     def step() -> tuple[float, float | None]:
         nonlocal state
         begin = time.perf_counter()
-        state, report = train_step_jit(
-            model, config, state, inputs, targets, compute_dtype=dtype, **options
-        )
-        jax.block_until_ready((state, report))
+        state, metrics = train_step_jit(model, config, state, inputs, targets, options=options)
+        jax.block_until_ready((state, metrics))
         return time.perf_counter() - begin, peak_mebibytes()
 
     return step

@@ -1,1 +1,1 @@
-"""The command `obscura`: each file parses one command's words, calls one function, prints."""
+"""The command `obscura`. Each file parses one command's arguments, calls a function and prints."""

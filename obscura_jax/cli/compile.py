@@ -4,34 +4,39 @@ import argparse
 import json
 from typing import Any
 
-from obscura_jax.arguments import size
+from obscura_jax.arguments import positive_int
 from obscura_jax.config import PRESETS
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command and its options."""
-    parser = commands.add_parser("compile", help="compile for a TPU slice, without a TPU")
+    """Declare the command's arguments."""
+    parser = commands.add_parser("compile", help="compile a program for a TPU slice, without a TPU")
     add = parser.add_argument
-    add("--topology", required=True, metavar="T", help="chips to compile for, such as v5e:4x4")
-    add("--preset", choices=PRESETS, default="gpt2", help="default: gpt2")
-    add("--program", choices=("train", "prefill", "decode"), default="train")
+    add("--topology", required=True, metavar="T", help="TPU slice to compile for, such as v5e:4x4")
+    add("--preset", choices=PRESETS, default="gpt2", help="model to compile; default: gpt2")
+    add(
+        "--program",
+        choices=("train", "prefill", "decode"),
+        default="train",
+        help="training step, reading of prompts, or generation of a token; default: train",
+    )
     add(
         "--mesh",
         metavar="SIZES",
-        help="such as data=8,model=2; default: fsdp for training, data for generation",
+        help="mesh axes, such as data=8,model=2; default: fsdp for training, data for generation",
     )
     add(
         "--batch-size",
-        type=size,
+        type=positive_int,
         metavar="B",
-        help="total rows over all chips; default: one per shard of the batch",
+        help="rows of a batch over all chips; default: one row per shard",
     )
-    add("--json", action="store_true", help="print a JSON object")
+    add("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compile the program, and print what it needs."""
+    """Compile the program, and print its memory, work and communication."""
     from obscura_jax.scale.mesh import batch_shards, format_mesh, parse_mesh
     from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
 

@@ -1,24 +1,30 @@
-"""`obscura convert`: a model from one form into another."""
+"""`obscura convert`: convert a model from one file format to another."""
 
 import argparse
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments
+from obscura_jax.arguments import MODEL_HELP, add_model_arguments
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the command's words."""
+    """Declare the command's arguments."""
     parser = commands.add_parser("convert", help="convert a model between PyTorch and JAX")
-    parser.add_argument("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
-    parser.add_argument("destination", help="native, hf: the folder; course, nanogpt: the file")
-    parser.add_argument("--to", choices=("native", "course", "hf", "nanogpt"), default="native")
+    add = parser.add_argument
+    add("source", help=f"model to convert: {MODEL_HELP}")
+    add("destination", help="folder (native, hf) or file (course, nanogpt) to write")
+    add(
+        "--to",
+        choices=("native", "course", "hf", "nanogpt"),
+        default="native",
+        help="format to write; default: native",
+    )
     add_model_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace what the destination has")
+    add("--overwrite", action="store_true", help="replace an existing model at the destination")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert, then print what each tensor became."""
+    """Convert the model, and print the source and target of each tensor."""
     from obscura_jax.interop.checkpoint import (
         read_checkpoint,
         save_course,
@@ -43,4 +49,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.source} ({loaded.dialect}) -> {args.destination} ({args.to})")
     print(loaded.cfg)
     if "nanogpt" in (loaded.dialect, args.to):
-        print("nanoGPT since 2023 computes the exact GELU, this model the tanh form it had before")
+        print("nanoGPT has used the exact GELU since 2023; this model uses its earlier tanh form")

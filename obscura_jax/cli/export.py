@@ -1,28 +1,40 @@
-"""`obscura export`: a model as programs that run without this package."""
+"""`obscura export`: write a model as programs that run without this package."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments
+from obscura_jax.arguments import MODEL_HELP, add_model_arguments
 from obscura_jax.cli.suggestions import generate_command
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the command's words."""
-    parser = commands.add_parser("export", help="write programs that run without this package")
+    """Declare the command's arguments."""
+    parser = commands.add_parser(
+        "export", help="write a model as programs that run without this package"
+    )
     add = parser.add_argument
-    add("source", help="a folder or file of any dialect, gpt2, tiny, torch-seed:N")
-    add("destination", help="the folder")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    add("--platforms", default="cpu,cuda,tpu", metavar="P,...", help="default: cpu,cuda,tpu")
+    add("source", help=f"model to export: {MODEL_HELP}")
+    add("destination", help="folder to write")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="dtype of the weights and the computation; default: float32",
+    )
+    add(
+        "--platforms",
+        default="cpu,cuda,tpu",
+        metavar="P,...",
+        help="platforms that can run the programs; default: cpu,cuda,tpu",
+    )
     add_model_arguments(parser)
-    add("--overwrite", action="store_true", help="replace a model that is in the folder")
+    add("--overwrite", action="store_true", help="replace an existing model in the folder")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, then print the files."""
+    """Export the model, and print the size of each file."""
     from obscura_jax.export.exporter import export_model
     from obscura_jax.interop.checkpoint import read_checkpoint
 
@@ -38,5 +50,5 @@ def run(args: argparse.Namespace) -> None:
     )
     for name, count in files.items():
         print(f"{count:>13,}  {name}")
-    if checkpoint.cfg.context_length > 1:  # an exported model does not slide
+    if checkpoint.cfg.context_length > 1:  # exported models cannot slide the window
         print(generate_command(Path(args.destination), checkpoint.cfg))

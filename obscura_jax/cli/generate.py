@@ -5,7 +5,13 @@ import json
 import sys
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments, refuse_for_exported, seed, size, utf8
+from obscura_jax.arguments import (
+    add_model_arguments,
+    positive_int,
+    refuse_for_exported,
+    seed_value,
+    utf8,
+)
 from obscura_jax.compile_cache import enable_compilation_cache
 from obscura_jax.config import GENERATOR
 from obscura_jax.interrupts import last_words
@@ -25,14 +31,20 @@ def add_parser(commands: Any) -> None:
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=float, default=0.0, metavar="T", help="sample if above 0; default: 0")
-    add("--top-k", type=size, metavar="K", help="keep the K most probable tokens")
+    add("--top-k", type=positive_int, metavar="K", help="keep the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="keep the best tokens of total probability P")
     add("--min-p", type=float, metavar="P", help="keep tokens P times as probable as the best one")
-    add("--seed", type=seed, default=0, metavar="S", help="random seed for sampling; default: 0")
+    add(
+        "--seed",
+        type=seed_value,
+        default=0,
+        metavar="S",
+        help="random seed for sampling; default: 0",
+    )
 
     add = parser.add_argument_group("output").add_argument
     most = "maximum number of new tokens; default: what fits in the context, up to 64"
-    add("--max-new-tokens", type=size, metavar="N", help=most)
+    add("--max-new-tokens", type=positive_int, metavar="N", help=most)
     stop = {"type": utf8, "action": "append", "default": [], "metavar": "TEXT"}
     add("--stop", **stop, help="end the output before TEXT; repeatable")
     add("--sliding", action="store_true", help="continue beyond the context on its last tokens")

@@ -1,28 +1,29 @@
-"""`obscura info`: what a model is and how much room it takes."""
+"""`obscura info`: print the size, memory, config and tokenizer of a model."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments, refuse_for_exported
+from obscura_jax.arguments import MODEL_HELP, add_model_arguments, refuse_for_exported
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the command's words."""
-    parser = commands.add_parser("info", help="parameter count, memory and config of a model")
-    source = "a folder or file of any dialect, exported too, gpt2, tiny, torch-seed:N"
-    parser.add_argument("source", help=source)
+    """Declare the command's arguments."""
+    parser = commands.add_parser(
+        "info", help="print the parameter count, memory and config of a model"
+    )
+    parser.add_argument("source", help=f"model: {MODEL_HELP}; also an exported model")
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the model and print its sizes and its tokenizer."""
+    """Read the model, and print its sizes and tokenizer."""
     from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.locate import is_exported
     from obscura_jax.interop.model_tokenizer import tokenizer_of
-    from obscura_jax.nn.model import count_parameters, parameter_bytes
+    from obscura_jax.nn.parameters import count_parameters, parameter_bytes
 
     if is_exported(args.source):
         cfg, tokens = _exported(args)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Print what only an exported model has; return its config and its tokens."""
+    """Print what an exported model records; return its config and token record."""
     from obscura_jax.export.file_format import read_manifest
     from obscura_jax.interop.course_state import parameter_shapes
     from obscura_jax.interop.tokens import tokens_at
@@ -53,7 +54,7 @@ def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     refuse_for_exported(args, args.source, ("n_heads", "entry"))
     manifest, cfg = read_manifest(args.source)
     count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
-    print("dialect              exported: obscura generate runs it")
+    print("dialect              exported; run it with obscura generate")
     print(f"platforms            {', '.join(manifest.get('cache_dtypes', {}))}")
     print(
         f"made by              obscura_jax {manifest.get('obscura_jax')}, jax {manifest.get('jax')}"

@@ -1,4 +1,4 @@
-"""`obscura COMMAND ...`: finds the command, and turns a user's mistakes into one line."""
+"""`obscura COMMAND ...`: run a command, and report a user's mistakes in one line."""
 
 import argparse
 import io
@@ -18,13 +18,13 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command; exits 0, or 2 after one line on standard error that says what was wrong."""
+    """Run one command. Exit with code 0, or with code 2 after one line on standard error."""
     # JAX and libtpu warn on standard error about missing accelerators; we keep it for errors.
     libtpu.silence_if_no_tpu()
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a result is printed even where only in escapes
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that it cannot encode are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    parser = _OneLineParser(prog="obscura", description="A from-scratch GPT in JAX.")
+    parser = _OneLineParser(prog="obscura", description="GPT-2 from scratch in JAX.")
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     for command in (generate, train, convert, export, compile, parity, info, bench):
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
                 _check_platforms()
             args.run(args)
         finally:
-            if sys.stdout is not None:  # it is None where the shell closed it
+            if sys.stdout is not None:  # it is None if the shell closed it
                 sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe left; that is not our error
+    except BrokenPipeError:  # the reader of a pipe closed it, which is not an error
         _drop_output()
         sys.exit(0)
     except KeyboardInterrupt:
@@ -53,14 +53,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _user_message(error: BaseException) -> str | None:
-    """Return what to tell the user of an error that is not a fault of this package, or None."""
+    """Return the message for an error that is not a fault of this package, or else None."""
     if isinstance(error, MemoryError):
         return str(error) or "not enough memory"
     if isinstance(error, ValueError | OSError):
         return str(error)
     if type(error).__module__ == "pyo3_runtime":  # a panic in Rust, such as a tokenizer's
         return f"a library failed on this input: {error}"
-    if isinstance(error, RuntimeError):  # JAX's own errors among them; it may not be imported
+    if isinstance(error, RuntimeError):  # includes JAX's own errors; JAX may not be imported
         text = str(error)
         if text.startswith("RESOURCE_EXHAUSTED"):
             return f"not enough memory: {text}"
@@ -76,7 +76,7 @@ def _check_platforms() -> None:
 
         try:
             jax.devices()
-        except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
+        except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without its plugin
             raise ValueError(
                 f"JAX finds no device for JAX_PLATFORMS={platforms}; unset it, or set it to cpu"
             ) from error
@@ -88,7 +88,7 @@ def _one_line(message: str) -> str:
 
 
 def _drop_output() -> None:
-    """Keep the interpreter from complaining at its end of a standard output that takes no more."""
+    """Avoid "Exception ignored" messages at exit if standard output is closed or full."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

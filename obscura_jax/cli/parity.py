@@ -1,4 +1,4 @@
-"""`obscura parity`: do PyTorch and JAX compute the same from these weights?"""
+"""`obscura parity`: compare PyTorch and JAX on the same weights."""
 
 import argparse
 import os
@@ -7,37 +7,62 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from obscura_jax.arguments import add_model_arguments, seed, size
+from obscura_jax.arguments import (
+    MODEL_HELP,
+    add_hidden_alias,
+    add_model_arguments,
+    positive_int,
+    seed_value,
+)
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the command's words."""
+    """Declare the command's arguments."""
     parser = commands.add_parser(
         "parity",
-        help="a verdict: equal up to rounding, or where not",
-        epilog="exit code: 0 equal up to rounding, 1 different, 2 not compared, for the reason "
-        "on standard error (a module that draws random numbers is not comparable)",
+        help="compare PyTorch and JAX on the same weights, component by component",
+        epilog="exit code: 0 if equal up to rounding, 1 if different, 2 if they cannot be "
+        "compared (such as a module that draws random numbers); standard error gives the reason",
     )
     add = parser.add_argument
-    add("source", help="a model of any dialect: a folder, a file, gpt2, tiny, torch-seed:N")
+    add("source", help=f"model: {MODEL_HELP}")
     add(
         "--against",
         default="course",
         metavar="WHAT",
-        help="course: our PyTorch reference (default); hf: transformers; or FILE.py:CLASS, a "
-        "course-shaped torch module of yours, built as CLASS(cfg), that returns logits",
+        help="PyTorch implementation: course, this package's own; hf, transformers; or "
+        "FILE.py:CLASS, your torch module, built as CLASS(cfg), with the course's parameter names, "
+        "that returns logits; default: course",
     )
-    add("--json", metavar="FILE", help="write the report as JSON")
-    add("--html", metavar="FILE", help="write it as a page with plots")
+    add("--json", metavar="FILE", help="file to write the report to as JSON")
+    add("--html", metavar="FILE", help="file to write the report to as a page with plots")
     add_model_arguments(parser)
-    add("--seed", type=seed, default=0, metavar="S", help="of the prompts; default: 0")
-    add("--steps", type=size, metavar="N", help="optimizer steps; default: 3, large models none")
-    add("--tokens", type=size, default=16, metavar="N", help="greedy tokens; default: 16")
+    add(
+        "--seed",
+        type=seed_value,
+        default=0,
+        metavar="S",
+        help="random seed for the prompts; default: 0",
+    )
+    add(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="optimizer steps to compare; default: 3, or none for a large model",
+    )
+    new_tokens = add(
+        "--new-tokens",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="tokens of greedy generation to compare; default: 16",
+    )
+    add_hidden_alias(parser, "--tokens", new_tokens)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Examine, print the table, write the files; exits 1 where the frameworks differ."""
+    """Compare, print the table and write the files; exit with code 1 if they differ."""
     from obscura_jax.extras import require
     from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.course_state import named_tensors
@@ -61,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,
-        new_tokens=args.tokens,
+        new_tokens=args.new_tokens,
     )
-    with ExitStack() as last:  # nothing of the work is lost: each is done even if another fails
+    with ExitStack() as last:  # each output is written even if another one fails
         for name, render in reversed(formats):
             if name is not None:
                 last.callback(report_files.write, name, partial(render, report))
@@ -73,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(text: str) -> None:
-    """Print a report; the exit code has the verdict even where nobody reads to the end."""
+    """Print a report; a closed pipe does not change the exit code, which gives the verdict."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

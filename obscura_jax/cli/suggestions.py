@@ -1,18 +1,18 @@
-"""Commands that another command prints at its end, ready to be pasted into a shell."""
+"""Commands that other commands print at the end, for pasting into a shell."""
 
 import shlex
 from pathlib import Path
 
 from obscura_jax.config import GPTConfig
 
-_PROMPTS = ("The", "A")  # the latter is one token for every byte-level tokenizer
+_PROMPTS = ("The", "A")  # every byte-level tokenizer has a token for the second one
 
 
 def generate_command(folder: Path, cfg: GPTConfig) -> str:
     """Return an `obscura generate` command that works for the model in `folder`.
 
-    Its prompt is text that leaves room in the context, or a token id if the model has no text
-    tokenizer that can be read here.
+    Its prompt is text that leaves room in the context, or a token id if no tokenizer of the model
+    can be read here.
     """
     from obscura_jax.interop.model_tokenizer import load_tokenizer
 

@@ -90,7 +90,7 @@ def add_parser(commands: Any) -> None:
     add("--accumulate", "A", "parts a batch is read in", type=size)
     add("--lr", "X", "largest learning rate", type=float)
     add("--warmup-steps", "N", type=size)
-    add("--final-fraction", "F", "of the learning rate, at the last step", type=float)
+    add("--final-fraction", "F", "of the learning rate", type=float, dest="end_lr_fraction")
     add("--weight-decay", "X", "of matrices", type=float)
     add("--beta2", "X", "how much of the mean squared gradient is kept", type=float)
     add("--clip-norm", "X", "of gradients", type=float)
@@ -184,9 +184,9 @@ def _prepared(
 ) -> tuple[Any, Any, Any]:
     """The run, the batches it is validated on, and where its state is to lie."""
     if not _spread(args):
-        from obscura_jax.training.placement import Placement
+        from obscura_jax.training.placement import SingleDevice
 
-        return *prepare(folder, settings, None), Placement(scan=args.scan)
+        return *prepare(folder, settings, None), SingleDevice(scan=args.scan)
     import jax
 
     from obscura_jax.scale.mesh import make_mesh, parse_mesh
@@ -198,7 +198,7 @@ def _prepared(
     return (
         run,
         validation,
-        MeshPlacement(scan=args.scan, writes=writes, mesh=mesh, cfg=run.model.cfg),
+        MeshPlacement(mesh, run.model.cfg, scan=args.scan, is_writer=writes),
     )
 
 
@@ -214,41 +214,36 @@ def _train(
 
     from obscura_jax.interop.checkpoint import save_model
     from obscura_jax.interop.tokens import NO_TOKENS, gpt2_record
-    from obscura_jax.runs.fit import METRICS, fit
+    from obscura_jax.runs.fit import METRICS, Callbacks, Schedule, fit
     from obscura_jax.training.initial import gpt2_init
     from obscura_jax.training.loop import DivergedError
 
     cfg, key = run.model.cfg, jax.random.key(settings["seed"], impl=GENERATOR)
     try:
         quiet = nullcontext(lambda row: None)
-        with deferred() as stop, Display(run.steps) if placement.writes else quiet as show:
+        with deferred() as stop, Display(run.steps) if placement.is_writer else quiet as show:
             state = fit(
                 run,
                 folder,
                 lambda: gpt2_init(cfg, key),
-                validation=validation,
-                validate_every=args.validate_every,
-                save_every=args.save_every,
-                keep=args.keep,
-                max_seconds=args.max_seconds,
-                stop=stop,
-                sample=None if _spread(args) else _sampler(run.model, key),
-                show=show,
-                placement=placement,
+                validation,
+                Schedule(args.validate_every, args.save_every, args.keep, args.max_seconds),
+                Callbacks(show, stop, None if _spread(args) else _sampler(run.model, key)),
+                placement,
             )
-            stopped_by = placement.agree(stop())
+            stopped_by = placement.max_over_processes(stop())
     except DivergedError:
-        if placement.writes:
+        if placement.is_writer:
             _draw(folder / METRICS, folder / "loss.png")
         raise
-    if placement.writes:
+    if placement.is_writer:
         _draw(folder / METRICS, folder / "loss.png")
     if number := stopped_by:
-        if placement.writes:
+        if placement.is_writer:
             again = f"obscura train --out {shlex.quote(args.out)} --resume"
             say(f"saved after step {int(state.step)}: {again}", sys.stdout)
         sys.exit(128 + number)
-    if not placement.writes:
+    if not placement.is_writer:
         return
     # The tokenizer of token files is unknown here.
     tokens = NO_TOKENS if settings["data"] else gpt2_record(cfg)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.nn.linear import at_least_float32
-from obscura_jax.nn.target import on_one_cpu, target
+from obscura_jax.nn.target import current_target, on_one_cpu
 
 
 class KVCache(NamedTuple):
@@ -133,6 +133,7 @@ def _tpu_layout(cache: Float[Array, "*bh t k"]) -> Float[Array, "*bh t k"]:
     cache on entry. Compiled for v5e, a step of the 124M model with 64 rows would then peak at
     8.5 GiB instead of 2.7, and take 53 million cycles instead of 18 by XLA's estimate.
     """
-    if target().platform == "tpu" and target().layouts and cache.shape[-1] % 128:
+    target = current_target()
+    if target.platform == "tpu" and target.allow_layouts and cache.shape[-1] % 128:
         cache = with_layout_constraint(cache, Layout((0, 1, 3, 2)))
     return cache

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32, Int32, UInt32
 
-from obscura_jax.nn.target import target
+from obscura_jax.nn.target import current_target
 
 Logits = Float32[Array, "b v"]
 RowFloats = Float32[Array, " b"]
@@ -43,7 +43,7 @@ def keep_top_k(logits: Logits, top_k: Int32[Array, " b"]) -> Logits:
         return _threshold(logits, ones, top_k.astype(jnp.uint32))
 
     def keep() -> Array:
-        if target().many:  # the partitioner would gather all logits for `lax.top_k`
+        if current_target().multi_device:  # the partitioner would gather all logits for `lax.top_k`
             return _drop_below(logits, jnp.where(top_k < vocab_size, kth_by_search(), -jnp.inf))
         short = jnp.all((top_k <= prefix) | (top_k >= vocab_size))
         kth = lax.cond(short, kth_of_prefix, kth_by_search)

@@ -19,7 +19,7 @@ from obscura_jax.decoding.cache import bucket_length
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
 from obscura_jax.decoding.sampling import GREEDY, Sampling
 from obscura_jax.decoding.state import Request
-from obscura_jax.nn.model import validate_sequences
+from obscura_jax.nn.token_ids import validate_sequences
 
 DEFAULT_NEW_TOKENS = 64
 

@@ -11,7 +11,8 @@ from jaxtyping import Array, Int
 from numpy.typing import ArrayLike
 
 from obscura_jax.checks import check_size
-from obscura_jax.nn.model import GPTModel, validate_sequences
+from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.token_ids import validate_sequences
 
 
 def generate_text_simple(

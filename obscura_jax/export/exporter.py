@@ -82,7 +82,7 @@ def export_model(
     contents = {name: source.read_bytes() for name, source in tokens.files.items()}
     cache_dtypes = {}
     for platform in platforms:
-        with tracing_for(Target(platform, layouts=False)):
+        with tracing_for(Target(platform, allow_layouts=False)):
             cache_dtypes[platform] = str(target_layout(cfg, dtype).dtype)
             for name, exported in _export_programs(cfg, tensors, platform).items():
                 contents[file_name(name, platform)] = bytes(exported.serialize())

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.config import GPT_CONFIG_124M, GPTConfig
 from obscura_jax.interop.name_tables import some
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.parameters import init_shapes
 
 Tensors = Mapping[str, NDArray[Any]]
 _MASK = "trf_blocks.{}.att.mask"
@@ -68,9 +68,7 @@ def parameter_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=16)
 def _block_shapes(cfg: GPTConfig) -> dict[str, tuple[int, ...]]:
-    ids = np.zeros((1, 1), np.int32)
-    variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), ids))
-    return {name: leaf.shape for name, leaf in _leaves(variables["params"]).items()}
+    return {name: leaf.shape for name, leaf in _leaves(init_shapes(cfg)).items()}
 
 
 def infer_config(tensors: Tensors, known: Mapping[str, Any]) -> GPTConfig:

@@ -27,8 +27,8 @@ def attention_scores(
     queries: Float[Array, "*batch t k"], keys: Float[Array, "*batch s k"]
 ) -> Float[Array, "*batch t s"]:
     """Return the dot product of every query with every key, unscaled, in at least float32."""
-    grad_accum_steps = at_least_float32(queries.dtype)
-    return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=grad_accum_steps)
+    dtype = at_least_float32(queries.dtype)
+    return jnp.einsum("...tk,...sk->...ts", queries, keys, preferred_element_type=dtype)
 
 
 def softmax_naive(x: Float[Array, "*batch s"]) -> Float[Array, "*batch s"]:

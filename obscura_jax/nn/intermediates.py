@@ -3,8 +3,8 @@
 Names are the course's, in forward order: `tok_emb`, `pos_emb`, `embeddings`, then for each block
 `trf_blocks.N.` with `norm1`, `att.W_query`, `att.W_key`, `att.W_value` (B, T, D), `att.scores`
 (unscaled, unmasked) and `att.weights` (B, H, T, T), `att.context` (heads merged), `att.out_proj`,
-`attention_sublayer` (after the first shortcut), `norm2`, `ff.layers.0` to `2`, and
-`trf_blocks.N` itself (its output); then `final_norm` and `logits`.
+`residual` (the residual stream after attention), `norm2`, `ff.layers.0` to `2`, and `trf_blocks.N`
+itself (its output); then `final_norm` and `logits`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,13 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.nn import attention
 from obscura_jax.nn.model import GPTModel
 
-Tap = Callable[[str, Array], Array]
+TapFn = Callable[[str, Array], Array]
+# The modules and methods whose output is not named after the module.
+VALUE_NAMES = {
+    "drop_emb": "embeddings",
+    "TransformerBlock.attention_sublayer": "residual",
+    "GPTModel.output_head": "logits",
+}
 # Suffixes of the names in a block, in forward order.
 _IN_BLOCK = (
     *(".norm1", ".att.W_query", ".att.W_key", ".att.W_value", ".att.scores", ".att.weights"),
@@ -35,30 +41,32 @@ def names(cfg: GPTConfig) -> list[str]:
 
 
 @contextmanager
-def tapped(tap: Tap) -> Iterator[None]:
+def tapped(tap: TapFn) -> Iterator[None]:
     """Context manager: pass the output of every module, and the attention context, through `tap`.
 
-    Attention scores and weights are not included. If a block runs alone, its names have no
-    `trf_blocks.N.` prefix, and the block itself is named after its class.
+    `tap(name, value)` returns the value to continue with. Attention scores and weights are not
+    included. If a block runs alone, its names have no `trf_blocks.N.` prefix, and its own output is
+    called `TransformerBlock`.
     """
 
     def intercept(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
-        name = ".".join(context.module.path) or type(context.module).__name__
-        if context.method_name != "__call__":
-            name = f"{name}.{context.method_name}"  # a block's residual
-        name = {"drop_emb": "embeddings", "GPTModel.output_head": "logits"}.get(name, name)
+        module, kind = context.module, type(context.module).__name__
+        if context.method_name == "__call__":
+            *parent, own = module.path or (kind,)
+        else:
+            parent, own = [*module.path], f"{kind}.{context.method_name}"
+        name = ".".join((*parent, VALUE_NAMES.get(own, own)))
         if name.endswith("att.out_proj"):
             args = (tap(f"{name.removesuffix('out_proj')}context", *args),)
-        out = call(*args, **kwargs)
-        return tap(name, out)
+        return tap(name, call(*args, **kwargs))
 
     with nn.intercept_methods(intercept):
         yield
 
 
-def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: Tap) -> Array:
+def apply_tapped(model: GPTModel, params: Any, ids: ArrayLike, tap: TapFn) -> Array:
     """Return `model.apply({"params": params}, ids)`, passing each intermediate through `tap`.
 
     `tap(name, value)` returns the value to continue with: the same one, or another of its shape.

@@ -1,8 +1,6 @@
 """Position-wise layers: embedding, layer norm, GELU and feed-forward; and dropout."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -12,8 +10,9 @@ from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
 from obscura_jax.checks import check_drop_rate, check_eps, check_sizes
-from obscura_jax.config import GPTConfig
+from obscura_jax.nn.containers import ConfiguredModule, Sequential
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
+from obscura_jax.nn.token_ids import validate_token_ids
 
 
 def dropout(
@@ -86,71 +85,6 @@ def embed(
         ids = xp.where((ids >= 0) & (ids < len(weight)), ids, len(weight))
     rows = jnp.asarray(weight).at[ids]
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
-def validate_token_ids(
-    ids: ArrayLike, size: int, *, name: str = "token id", table: str = "vocabulary"
-) -> Array:
-    """Return `ids` as an int32 array; ValueError unless they are integers in [0, size).
-
-    Concrete ids are checked before JAX narrows 64-bit ones. Traced ids keep their type, and their
-    range is unknown: inside jit the caller must check it. In error messages an id is called `name`
-    and the range of ids `table`.
-    """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(ids)):
-        ids = jnp.asarray(ids)
-    elif not isinstance(ids, jax.Array):
-        ids = np.asarray(ids)
-        ids = ids if ids.size else ids.astype(np.int32)  # NumPy makes [] float64
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"{name}s must be integers, got {ids.dtype}")
-    if isinstance(ids, jax.core.Tracer):
-        return ids
-    values = np.asarray(ids)
-    low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0 or high >= size:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} {wrong} is outside the {table}, 0..{size - 1}")
-    return jnp.asarray(ids, jnp.int32)
-
-
-class ConfiguredModule(nn.Module):
-    """Base of modules that take a `GPTConfig` or a dictionary such as `GPT_CONFIG_124M`."""
-
-    if TYPE_CHECKING:
-        cfg: GPTConfig
-    else:  # the argument; the attribute is always a GPTConfig
-        cfg: GPTConfig | Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        self.cfg = GPTConfig.of(self.cfg)
-        super().__post_init__()
-
-
-class ModuleList(nn.Module):
-    """A list of modules, named "0", "1", ... as in torch.nn.ModuleList."""
-
-    modules: Sequence[Any]
-    preserve_adopted_names = True  # Linen would call them modules_0, modules_1, ...
-
-    def __post_init__(self) -> None:
-        self.modules = tuple(
-            module.clone(parent=None, name=str(i)) for i, module in enumerate(self.modules)
-        )
-        super().__post_init__()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.modules)
-
-
-class Sequential(ModuleList):
-    """Modules that are applied in order, named as in torch.nn.Sequential."""
-
-    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        """Apply the modules in order and return the last output."""
-        for module in self.modules:
-            x = module(x)
-        return x
 
 
 class Dropout(nn.Module):

@@ -67,10 +67,8 @@ def linear(
 
 def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     """Multiply two matrices, summing over `axis_a` and `axis_b` in at least float32."""
-    grad_accum_steps = at_least_float32(a.dtype)
-    return lax.dot_general(
-        a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=grad_accum_steps
-    )
+    summed_axes = (((axis_a,), (axis_b,)), ((), ()))
+    return lax.dot_general(a, b, summed_axes, preferred_element_type=at_least_float32(a.dtype))
 
 
 @jax.custom_vjp
@@ -84,11 +82,11 @@ def _half_precision_matmul(x: Array, weight: Array) -> Array:
     return _dot(x, weight, 1, 1)
 
 
-def _short_product_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+def _half_precision_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
     return _dot(x, weight, 1, 1), (x, weight)
 
 
-def _short_product_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _half_precision_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, weight = saved
     gradient = gradient.astype(x.dtype)
     columns = gradient.T
@@ -100,7 +98,7 @@ def _short_product_bwd(saved: tuple[Array, Array], gradient: Array) -> tuple[Arr
     )
 
 
-_half_precision_matmul.defvjp(_short_product_fwd, _short_product_bwd)
+_half_precision_matmul.defvjp(_half_precision_fwd, _half_precision_bwd)
 
 
 def uniform_fan_in(

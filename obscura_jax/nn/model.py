@@ -1,6 +1,13 @@
-"""The GPT model (chapter 4): token ids (B, T) in, logits (B, T, V) out."""
+"""The GPT model (chapter 4): token ids (B, T) in, logits (B, T, V) out.
 
-import math
+Names are used in three other places. Submodule names are the course's and become the paths of the
+parameters. Reading intermediate values (`nn.intermediates`) and sharding activations
+(`scale.mesh.ACTIVATIONS`) intercept calls by name: the submodules, `att.out_proj` for the context,
+and the methods and modules in `intermediates.VALUE_NAMES`, which are `TransformerBlock`'s
+`attention_sublayer`, and `GPTModel`'s `drop_emb` and `output_head`. So each of these must stay one
+call with its name. tests/test_intermediates.py fails otherwise.
+"""
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -12,28 +19,17 @@ from jaxtyping import Array, Float, Integer
 from numpy.typing import ArrayLike
 
 from obscura_jax.nn.attention import AttentionFn, MultiHeadAttention, check_length
+from obscura_jax.nn.containers import ConfiguredModule, ModuleList
 from obscura_jax.nn.layers import (
-    ConfiguredModule,
     Dropout,
     Embedding,
     FeedForward,
     LayerNorm,
-    ModuleList,
     dropout_key,
     fold_key,
-    validate_token_ids,
 )
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
-
-
-def validate_sequences(ids: ArrayLike, vocab_size: int) -> Array:
-    """Return `ids`, (..., T), as `validate_token_ids` does; refuse a scalar and no tokens too."""
-    ids = validate_token_ids(ids, vocab_size)
-    if ids.ndim == 0:
-        raise ValueError("token ids must be a sequence, got a single number")
-    if ids.size == 0:
-        raise ValueError(f"the prompt is empty: token ids have shape {ids.shape}")
-    return ids
+from obscura_jax.nn.token_ids import validate_sequences, validate_token_ids
 
 
 def token_and_position_embedding(
@@ -222,24 +218,3 @@ class GPTModel(ConfiguredModule):
         x = self.final_norm(x)
         head = self.tok_emb if self.cfg.tie_weights else self.out_head
         return linear(x, head.weight, dtype=at_least_float32(x.dtype))
-
-
-def count_parameters(params: Any, *, weight_tying: bool = False) -> int:
-    """Return the number of parameters; with `weight_tying`, the output head is not counted.
-
-    `params` is a parameter tree, or the `{"params": tree}` that `init` returns. Its leaves may be
-    arrays or shapes from `jax.eval_shape`, which need no memory for a large model.
-    """
-
-    def is_counted(path: tuple[Any, ...]) -> bool:
-        names = [jax.tree_util.keystr((part,), simple=True) for part in path[:2]]
-        of_the_head = "out_head" in names[:1] or names == ["params", "out_head"]
-        return not (weight_tying and of_the_head)
-
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return sum(math.prod(leaf.shape) for path, leaf in leaves if is_counted(path))
-
-
-def parameter_bytes(params: Any) -> int:
-    """Return the size of `params` in bytes; 163,009,536 float32 parameters take 621.83 MiB."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))

@@ -1,7 +1,8 @@
-"""A model's blocks as one block in a loop: a program that does not grow with their number.
+"""Run the transformer blocks with `lax.scan`, so that program size does not depend on depth.
 
-The course's tree has a branch `trf_blocks.N` for each block. Stacked, `trf_blocks` is the branch of
-one block whose arrays have a first axis more, over the blocks. It exists in memory only.
+The course's tree has a branch `trf_blocks.N` for each block. In a stacked tree, `trf_blocks` is the
+branch of a single block, and each of its arrays has an additional first axis over the blocks.
+Stacked trees exist in memory only; files always contain the course's tree.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ _BLOCKS = "trf_blocks"
 
 
 def stack_blocks(tree: Any) -> Any:
-    """`tree` with the blocks of each parameter tree in it stacked, such as an optimizer's."""
+    """Stack the blocks of every parameter tree in `tree`, such as those of an optimizer state.
+
+    Leaves may be JAX arrays, NumPy arrays or `jax.ShapeDtypeStruct`s; their kind is kept.
+    """
 
     def stack(*leaves: Any) -> Any:
         if isinstance(leaves[0], jax.ShapeDtypeStruct):
@@ -36,7 +40,7 @@ def stack_blocks(tree: Any) -> Any:
 
 
 def unstack_blocks(tree: Any) -> Any:
-    """The inverse of `stack_blocks`: the course's tree."""
+    """Return the course's tree: the inverse of `stack_blocks`."""
 
     def of_params(params: dict[str, Any]) -> dict[str, Any]:
         count = len(jax.tree.leaves(params[_BLOCKS])[0])
@@ -56,39 +60,39 @@ def hidden_states(
     key: Array | None = None,
     remat: RematPolicy | None = None,
 ) -> Float[Array, "*batch t d"]:
-    """Return `GPTModel.hidden_states` for a tree of either kind, with dropout if there is a key.
+    """Return `GPTModel.hidden_states`, (..., T, D), for a plain or a stacked parameter tree.
 
-    Both kinds drop the same values.
+    With a `key`, values are dropped, and the same ones for both kinds of trees. `remat` is as in
+    `GPTModel.hidden_states`.
     """
-    how: dict[str, Any] = {"deterministic": key is None}
+    options: dict[str, Any] = {"deterministic": key is None}
     rngs: Any = {} if key is None else {"rngs": {"dropout": key}}
     if "0" in params[_BLOCKS]:
-        method = "hidden_states"
-        how |= {"remat": remat, **rngs}
-        out: Any = model.apply({"params": params}, ids, method=method, **how)
+        options |= {"method": "hidden_states", "remat": remat, **rngs}
+        out: Any = model.apply({"params": params}, ids, **options)
         return out
-    if key is not None:  # as in GPTModel.hidden_states
-        made: Any = model.apply({}, method=lambda model: model.make_rng("dropout"), **rngs)
-        key = made
+    if key is not None:  # the key that GPTModel.hidden_states draws
+        drawn: Any = model.apply({}, method=lambda model: model.make_rng("dropout"), **rngs)
+        key = drawn
     blocks = params[_BLOCKS]
     numbers = jnp.arange(len(jax.tree.leaves(blocks)[0]))
 
     def run(x: Array, block: tuple[Any, Array]) -> tuple[Array, None]:
         weights, number = block
-        block_of = TransformerBlock(model.cfg)
-        y: Any = block_of.apply({"params": weights}, x, key=fold_key(key, number), **how)
+        own_key = fold_key(key, number)
+        y: Any = TransformerBlock(model.cfg).apply({"params": weights}, x, key=own_key, **options)
         return y, None
 
     if remat is not None:
         run = jax.checkpoint(run, policy=REMAT_POLICIES[remat], prevent_cse=False)
     first = fold_key(key, len(numbers))
-    x: Any = model.apply({"params": params}, ids, method="embeddings", key=first, **how)
+    x: Any = model.apply({"params": params}, ids, method="embeddings", key=first, **options)
     x, _ = lax.scan(run, x, (blocks, numbers))
     return x
 
 
 def _in_params(change: Callable[[dict[str, Any]], Any], tree: Any) -> Any:
-    """`tree` with each parameter tree in it changed."""
+    """Return `tree` with `change` applied to every parameter tree in it."""
 
     def is_params(part: Any) -> bool:
         return isinstance(part, dict) and _BLOCKS in part

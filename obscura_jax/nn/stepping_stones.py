@@ -12,18 +12,11 @@ from numpy.typing import ArrayLike
 
 from obscura_jax.checks import check_drop_rate, check_eps, check_size, check_sizes
 from obscura_jax.nn.attention import CausalAttention, check_length, scaled_dot_product_attention
-from obscura_jax.nn.layers import (
-    GELU,
-    ConfiguredModule,
-    Dropout,
-    Embedding,
-    ModuleList,
-    Sequential,
-    dropout_key,
-    fold_key,
-)
+from obscura_jax.nn.containers import ConfiguredModule, ModuleList, Sequential
+from obscura_jax.nn.layers import GELU, Dropout, Embedding, dropout_key, fold_key
 from obscura_jax.nn.linear import Linear, at_least_float32, linear
-from obscura_jax.nn.model import token_and_position_embedding, validate_sequences
+from obscura_jax.nn.model import token_and_position_embedding
+from obscura_jax.nn.token_ids import validate_sequences
 
 
 class SelfAttention_v1(nn.Module):  # noqa: N801 - the course's name

@@ -1,7 +1,7 @@
 """The target that a program is traced for.
 
 A few operations are written differently for CPU, GPU and TPU, and for several devices. The target
-is a hidden input of these functions, which call `target` or `on_one_cpu` while they are traced:
+is a hidden input of these modules, which read it while they are traced:
 
     nn.linear                   the order of a product, and layouts of 16-bit operands
     decoding.cache              the shape, dtype and memory layout of the cache
@@ -26,28 +26,29 @@ class Target:
 
     Attributes:
         platform: "cpu", "cuda", "tpu", or another of JAX's.
-        many: whether arrays are distributed over several devices.
-        layouts: whether memory-layout constraints may be used. False if heads are sharded, because
-            the partitioner would all-gather them first, and in exported programs, whose format
-            does not guarantee layouts.
+        multi_device: whether arrays are distributed over several devices.
+        allow_layouts: whether memory-layout constraints may be used. False if heads are sharded,
+            because the partitioner would all-gather them first, and in exported programs, whose
+            format does not guarantee layouts.
     """
 
     platform: str
-    many: bool = False
-    layouts: bool = True
+    multi_device: bool = False
+    allow_layouts: bool = True
 
 
 _target: Any = jax.make_user_context(default_value=None)  # part of the key of jit's caches
 
 
-def target() -> Target:
+def current_target() -> Target:
     """Return the target of the traced program; by default one device of JAX's default backend."""
     return _target.value or Target(jax.default_backend())
 
 
 def on_one_cpu() -> bool:
     """Return whether the program being traced is for a single CPU device."""
-    return target().platform == "cpu" and not target().many
+    target = current_target()
+    return target.platform == "cpu" and not target.multi_device
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Do two frameworks agree: the same random numbers in both."""
+"""Compare a PyTorch model with the JAX model of the same weights, and explain differences."""

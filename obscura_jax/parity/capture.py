@@ -1,4 +1,7 @@
-"""Named intermediates of both frameworks, under the names of `nn.intermediates`; and patching."""
+"""Read named intermediates from both frameworks, and replace them in ours.
+
+Names are those of `nn.intermediates`.
+"""
 
 import difflib
 from collections import OrderedDict
@@ -16,47 +19,52 @@ from obscura_jax.nn.intermediates import apply_tapped, names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.outputs import logits_in
 
-Keep = Callable[[str, Any], Any]
+Reduce = Callable[[str, Any], Any]
 
 
 def capture(
-    model: GPTModel, params: Any, ids: ArrayLike, keep: Keep | None = None
+    model: GPTModel, params: Any, ids: ArrayLike, reduce: Reduce | None = None
 ) -> dict[str, Array]:
-    """Every intermediate of `model` on ids (B, T), by name, in forward order; a pure function.
+    """Return every intermediate of `model` on ids (B, T), by name, in forward order.
 
-    With `keep`, what is kept of a value is `keep(name, value)`; so little memory can be enough.
+    With `reduce`, store `reduce(name, value)` instead of each value, to save memory. This function
+    is pure.
     """
     found: dict[str, Array] = {}
 
     def tap(name: str, value: Array) -> Array:
-        found[name] = value if keep is None else keep(name, value)
+        found[name] = value if reduce is None else reduce(name, value)
         return value
 
     apply_tapped(model, params, ids, tap)
-    # Of a plain dictionary jit would sort the names.
+    # jit would sort the names of a plain dictionary.
     return OrderedDict((name, found[name]) for name in names(model.cfg))
 
 
-def apply(
+def apply_with_patches(
     model: GPTModel, params: Any, ids: ArrayLike, replacements: Mapping[str, ArrayLike]
 ) -> Array:
-    """The logits when named intermediates are replaced, as in activation patching.
+    """Return the logits, (B, T, V), with named intermediates replaced (activation patching).
 
     Raises:
-        ValueError: naming a replacement that is no intermediate, or has another shape.
+        ValueError: for a name that no intermediate has, or a replacement of another shape.
     """
     known = names(model.cfg)
     for name in replacements:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3) or known[:3]
-            raise ValueError(f"no intermediate is called {name!r}; near it: {', '.join(near)}")
+            raise ValueError(
+                f"no intermediate is called {name!r}; similar names: {', '.join(near)}"
+            )
 
     def tap(name: str, value: Array) -> Array:
         if name not in replacements:
             return value
         new: Any = replacements[name]
         if np.shape(new) != value.shape:
-            raise ValueError(f"{name} has shape {value.shape}, its replacement {np.shape(new)}")
+            raise ValueError(
+                f"{name} has shape {value.shape}, but its replacement has shape {np.shape(new)}"
+            )
         return value.at[...].set(new)
 
     return apply_tapped(model, params, ids, tap)
@@ -64,13 +72,13 @@ def apply(
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a PyTorch model shows an intermediate.
+    """The place in a PyTorch model where an intermediate can be read.
 
     Attributes:
-        name: our name for it.
-        module: the module's path; "" is the model.
-        side: "input" or "output" of the module.
-        third: which third of the width, where queries, keys and values are one tensor.
+        name: our name for the intermediate.
+        module: path of the module; "" is the model.
+        side: "input" or "output" of the module, or "scores" or "weights" inside attention.
+        third: third of the width to read if queries, keys and values are one tensor, else None.
     """
 
     name: str
@@ -80,7 +88,7 @@ class Tap:
 
 
 def course_taps(n_layers: int) -> list[Tap]:
-    """Those of a model with the course's modules, in forward order."""
+    """Return the taps of a model with the course's modules, in forward order."""
     taps = [Tap("tok_emb", "tok_emb"), Tap("pos_emb", "pos_emb")]
     taps.append(Tap("embeddings", "trf_blocks.0", "input"))
     for n in range(n_layers):
@@ -101,7 +109,7 @@ def course_taps(n_layers: int) -> list[Tap]:
 
 
 def hugging_face_taps(n_layers: int) -> list[Tap]:
-    """Those of transformers' `GPT2LMHeadModel` with eager attention, in forward order."""
+    """Return the taps of transformers' `GPT2LMHeadModel` with eager attention, in forward order."""
     body = "transformer"
     taps = [Tap("tok_emb", f"{body}.wte"), Tap("pos_emb", f"{body}.wpe")]
     taps.append(Tap("embeddings", f"{body}.drop"))
@@ -127,26 +135,32 @@ def capture_torch(
     module: Any,
     ids: NDArray[Any],
     taps: list[Tap],
-    keep: Keep | None = None,
+    reduce: Reduce | None = None,
     vocab_size: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The intermediates of a PyTorch model on ids (B, T), by name, in the order of `taps`.
+    """Return the intermediates of a PyTorch model on ids (B, T), by name, in the order of `taps`.
 
-    The model runs in evaluation mode, without gradients, and is left as it was. An intermediate is
-    left out if the model lacks the module that its tap names, or if no tensor is seen there. Scores
-    and weights are no module's: they are the last product with two axes of length T before the
-    softmax of an attention module, and what that softmax gives.
+    The model runs in evaluation mode, without gradients; its state is then restored. An
+    intermediate is omitted if the model lacks the module that its tap names, or if the module has
+    no tensor there. Scores and weights belong to no module: they are the last product with two axes
+    of length T before the softmax of an attention module, and the output of that softmax.
+
+    Args:
+        module: a PyTorch model that takes ids.
+        ids: (B, T).
+        taps: the places to read.
+        reduce: stores `reduce(name, value)` instead of each value.
+        vocab_size: number of columns of the logits; None accepts any.
 
     Raises:
-        ValueError: if the model returns anything but logits (`parity.outputs`), of `vocab_size`
-            columns where that is given.
+        ValueError: if the model returns no logits (see `parity.outputs`).
     """
     import torch
 
     modules = dict(module.named_modules(remove_duplicate=False))
     found: dict[str, NDArray[Any]] = {}
 
-    def see(tap: Tap, value: Any) -> None:
+    def record(tap: Tap, value: Any) -> None:
         if tap.module == "":
             value = logits_in(value, ids.shape, vocab_size)
         elif isinstance(value, tuple | list) and value:
@@ -158,10 +172,10 @@ def capture_torch(
         value = value.detach().cpu()
         # NumPy has no bfloat16.
         array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        kept = array if keep is None else keep(tap.name, array)
-        found[tap.name] = kept.copy()  # the model may go on and write over it
+        stored = array if reduce is None else reduce(tap.name, array)
+        found[tap.name] = stored.copy()  # the model may overwrite its tensor later
 
-    # By module and side, the taps of each of its paths: one module may stand in several places.
+    # The taps of each module and side, by path: one module may be used at several paths.
     places: dict[tuple[Any, str], dict[str, list[Tap]]] = {}
     for tap in taps:
         if tap.module in modules:
@@ -172,19 +186,19 @@ def capture_torch(
         stack.enter_context(torch.no_grad())
         inside: list[str] = []
         attention = {(tap.module, tap.side): tap for tap in taps}
-        stack.enter_context(_attention_watch(ids.shape[-1], inside, attention, see))
+        stack.enter_context(_attention_watch(ids.shape[-1], inside, attention, record))
         for (part, side), paths in places.items():
             if side == "scores":
                 stack.enter_context(_entered(part, list(paths), inside))
             elif side in ("input", "output"):
-                stack.enter_context(_hooked(part, side, list(paths.values()), see))
+                stack.enter_context(_hooked(part, side, list(paths.values()), record))
         module(torch.from_numpy(ids.astype(np.int64)))  # a copy: the model may write into its input
     return {tap.name: found[tap.name] for tap in taps if tap.name in found}
 
 
 @contextmanager
 def _evaluation(module: Any) -> Iterator[None]:
-    """Every part in evaluation mode, and afterwards each in the mode that it was in."""
+    """Context manager: set every part to evaluation mode, and restore its mode at the end."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -196,14 +210,14 @@ def _evaluation(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _hooked(
-    module: Any, side: str, places: list[list[Tap]], see: Callable[[Tap, Any], None]
+    module: Any, side: str, places: list[list[Tap]], record: Callable[[Tap, Any], None]
 ) -> Iterator[None]:
-    """Shows the n-th call of a module to the taps of the n-th place in which it stands."""
+    """Context manager: record the n-th call of a module for the taps of its n-th place."""
     turns = cycle(places)
 
     def show(value: Any) -> None:
         for tap in next(turns):
-            see(tap, value)
+            record(tap, value)
 
     if side == "input":
         handle = module.register_forward_pre_hook(
@@ -217,7 +231,7 @@ def _hooked(
 
 @contextmanager
 def _entered(module: Any, paths: list[str], inside: list[str]) -> Iterator[None]:
-    """Keeps the path of the attention module that runs at the end of `inside`."""
+    """Context manager: keep the path of the running attention module at the end of `inside`."""
     turns = cycle(paths)
     first = module.register_forward_pre_hook(lambda *_: inside.append(next(turns)))
     last = module.register_forward_hook(lambda *_: (inside.pop(), None)[1])
@@ -237,9 +251,9 @@ def _attention_watch(
     length: int,
     inside: list[str],
     taps: Mapping[tuple[str, str], Tap],
-    see: Callable[[Tap, Any], None],
+    record: Callable[[Tap, Any], None],
 ) -> Any:
-    """A mode in which products and the softmax inside an attention module are seen."""
+    """Return a mode that records the product and the softmax inside each attention module."""
     from torch.overrides import TorchFunctionMode
 
     products = {"matmul", "__matmul__", "einsum"}
@@ -258,9 +272,9 @@ def _attention_watch(
                 here = inside[-1]
                 scores = getattr(out, "ndim", 0) == 4 and out.shape[-2:] == (length, length)
                 if scores and name in products:
-                    see(taps[here, "scores"], out)
+                    record(taps[here, "scores"], out)
                 elif scores and name == "softmax":
-                    see(taps[here, "weights"], out)
+                    record(taps[here, "weights"], out)
                     self.softmaxed.add(here)
             return out
 

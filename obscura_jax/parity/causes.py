@@ -1,9 +1,9 @@
 """Name the mistake that makes a tensor differ.
 
-If a tensor is the first to differ, its inputs are equal. So a mistake that makes theirs out of our
-inputs is the cause. The same code has run before, in the blocks before, and made what equals ours:
-a mistake that would have shown there is of this place only, or, if it is no more than a factor that
-happens to fit, none.
+If a tensor is the first to differ, its inputs are equal. So a mistake that turns our inputs into
+their tensor is the cause. Earlier blocks ran the same code with results equal to ours. If a mistake
+would have changed them too, it occurs at this place only; if it is merely a factor that happens to
+fit, it is not reported.
 """
 
 import math
@@ -14,28 +14,29 @@ import numpy as np
 from obscura_jax.config import GPTConfig
 from obscura_jax.parity.mistakes import Array, Arrays, Mistake, mistakes, softmax
 
-_CLOSE = 1e-10  # of the largest entry; equal inputs leave 1e-15, and a fault is 1e-7 at the least
-_ROUNDED = 3e-7  # what theirs may leave where it computes in float32,
-_OF_FAULT = 1e-3  # but no more than this part of the difference that is to be explained
+# Limits relative to the largest entry of a tensor: equal inputs leave 1e-15, a fault at least 1e-7.
+_CLOSE = 1e-10
+_ROUNDED = 3e-7  # a module that computes in float32 may leave this,
+_OF_FAULT = 1e-3  # but at most this fraction of the difference to be explained
 _ONLY_HERE = "(here, but not earlier in the model)"
-_NOISE = 1e-14  # rounding: of two explanations that leave less neither is the better one
+_NOISE = 1e-14  # rounding; explanations that leave less than this are equally good
 
 
-def cause(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Arrays) -> str | None:
-    """Return the mistake that explains `theirs[name]`, in words; None if no known one does.
+def diagnose(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Arrays) -> str | None:
+    """Return the mistake that explains `theirs[name]`, in words; None if no known mistake does.
 
-    Mistakes that explain it equally well are all named.
+    All mistakes that explain it equally well are named.
 
     Args:
         name: the first tensor that differs.
-        ours: all intermediates of ours in float64, of one prompt.
-        theirs: those of theirs.
+        ours: our intermediates of one prompt in float64, by name.
+        theirs: their intermediates of the same prompt.
         cfg: the model.
         params: its parameters in float64, by dotted name.
     """
     own, target = ours[name], theirs[name]
-    fault = _apart(own, target)
-    if fault <= _NOISE:  # they differ in float32 only
+    fault = _difference(own, target)
+    if fault <= _NOISE:  # the float64 results are equal
         return None
     least = min(_ROUNDED, _OF_FAULT * fault)
     found = _explaining(mistakes(name, ours, cfg, params), target, least)
@@ -44,7 +45,7 @@ def cause(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Array
         m.words
         for place in earlier
         for m in mistakes(place, ours, cfg, params)
-        if _apart(m.values, theirs[place]) > least
+        if _difference(m.values, theirs[place]) > least
     }
     if everywhere := [m for m in found if m.words not in refuted]:
         return _joined(everywhere)
@@ -55,7 +56,7 @@ def cause(name: str, ours: Arrays, theirs: Arrays, cfg: GPTConfig, params: Array
 
 
 def _earlier(name: str, ours: Arrays) -> list[str]:
-    """Return the tensors before `name` that the same code makes: theirs equal ours there."""
+    """Return the earlier tensors that the same code computes, where both sides are equal."""
     before = list(ours)[: list(ours).index(name)]
     if name.endswith(("norm1", "norm2", "final_norm")):
         return [other for other in before if other.endswith(("norm1", "norm2"))]
@@ -64,10 +65,10 @@ def _earlier(name: str, ours: Arrays) -> list[str]:
 
 
 def _explaining(tried: Iterable[Mistake], target: Array, allowed: float) -> list[Mistake]:
-    """Return those of `tried` that make `target`; the nearest only, if others are farther off."""
-    left = [(_apart(m.values, target), m) for m in tried]
-    least = min((apart for apart, _ in left), default=np.inf)
-    return [m for apart, m in left if least <= allowed and apart <= max(8 * least, _NOISE)]
+    """Return the mistakes that produce `target`; if some fit better than others, only those."""
+    errors = [(_difference(m.values, target), m) for m in tried]
+    least = min((error for error, _ in errors), default=np.inf)
+    return [m for error, m in errors if least <= allowed and error <= max(8 * least, _NOISE)]
 
 
 def _joined(found: list[Mistake]) -> str:
@@ -75,7 +76,7 @@ def _joined(found: list[Mistake]) -> str:
 
 
 def _plain_fact(name: str, ours: Arrays, target: Array, cfg: GPTConfig) -> str | None:
-    """Return how theirs follows from ours, if a single number says it."""
+    """Return a single factor that turns ours into theirs, in words, if there is one."""
     own = ours[name]
     if own.shape != target.shape:
         return None
@@ -83,7 +84,7 @@ def _plain_fact(name: str, ours: Arrays, target: Array, cfg: GPTConfig) -> str |
         root = math.sqrt(cfg.emb_dim // cfg.n_heads)
         return f"a scale: scores are divided by {1 / factor:.6g}, ours by {root:.6g}"
     at = np.unravel_index(np.abs(own).argmax(), own.shape)
-    if own[at] and _apart(own * (factor := target[at] / own[at]), target) <= _CLOSE:
+    if own[at] and _difference(own * (factor := target[at] / own[at]), target) <= _CLOSE:
         return f"a scale: theirs is ours times {factor:.6g}"
     return None
 
@@ -102,12 +103,12 @@ def _score_factor(name: str, ours: Arrays, target: Array) -> float | None:
 
     x, y = centered(scores), centered(np.log(np.where(seen, target, 1)))
     factor = float((x * y).sum() / (np.square(x).sum() or 1.0))
-    made = softmax(np.where(seen, scores * factor, -np.inf))
-    return factor if factor and _apart(made, target) <= _CLOSE else None
+    weights = softmax(np.where(seen, scores * factor, -np.inf))
+    return factor if factor and _difference(weights, target) <= _CLOSE else None
 
 
-def _apart(x: Array, target: Array) -> float:
-    """Return the difference relative to the largest entry; infinite where shapes differ."""
+def _difference(x: Array, target: Array) -> float:
+    """Return the difference relative to the largest entry; infinite if the shapes differ."""
     if x.shape != target.shape:
         return np.inf
     finite = np.isfinite(target)

@@ -1,8 +1,8 @@
-"""Are two results one up to rounding? Each is computed in float32 and in float64, and that tells.
+"""Decide whether two results are equal up to rounding, from runs in float32 and in float64.
 
-Rounding shrinks with the precision: by 2**29 from float32 to float64. A bug does not. So the
-difference of two frameworks in float64 is held against what rounding explains: how far each
-framework's own float32 result lies from its float64 one, over 2**29.
+From float32 to float64 rounding errors shrink by 2**29; a bug does not shrink. So the difference of
+two frameworks in float64 is compared with the rounding that is expected there: the difference
+between each framework's own float32 and float64 results, divided by 2**29.
 """
 
 from collections.abc import Mapping
@@ -13,34 +13,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
-RATIO = 2.0**29  # of the two precisions
-# How far beyond its estimate rounding may lie. Measured: at most 5.7 times, in 36 reports on small
-# models with random parameters (the 124M model: 2.8); the smallest fault of the tests is at 3e7.
+RATIO = 2.0**29  # epsilon of float32 / epsilon of float64
+# The factor by which rounding may exceed its estimate. Measured: at most 5.7 in 36 reports on small
+# models with random parameters, and 2.8 for the 124M model. The smallest fault in the tests: 3e7.
 MARGIN = 64.0
 _FLOOR = 16 * float(np.finfo(np.float64).eps)  # rounding where float32 happens to be exact
 
 
-class PrecisionPair(NamedTuple):
-    """The same tensors by both frameworks in both precisions, by name."""
+class Outputs(NamedTuple):
+    """The same tensors, by name, from both frameworks."""
 
-    ours32: Arrays
-    theirs32: Arrays
-    ours64: Arrays
-    theirs64: Arrays
+    ours: Arrays
+    theirs: Arrays
+
+
+class PrecisionPair(NamedTuple):
+    """The tensors of both frameworks in both precisions."""
+
+    float32: Outputs
+    float64: Outputs
 
 
 @dataclass(frozen=True)
 class Finding:
-    """How far apart the frameworks are in one tensor, relative to its largest entry.
+    """The difference of the frameworks in one tensor, relative to its largest entry.
 
     Attributes:
         name: the tensor.
-        float32: the difference in float32.
+        float32: the difference in float32; NaN if the tensors cannot be compared.
         float64: the difference in float64.
-        expected64: what rounding explains of it: the larger float32 error of the two over 2**29.
+        expected64: the float64 difference that rounding explains: the larger of the two frameworks'
+            float32 errors, divided by 2**29.
         equal: whether the difference is rounding.
-        note: what else there is to say, or "".
-        prompt: for which input this was, of several the one that is worst.
+        note: a remark, or "".
+        prompt: name of the input, the one with the largest excess if there were several.
     """
 
     name: str
@@ -53,25 +59,26 @@ class Finding:
 
     @property
     def excess(self) -> float:
-        """The difference in float64 as a multiple of what rounding explains; orders findings."""
+        """The float64 difference as a multiple of the expected rounding, for sorting."""
         if np.isnan(self.float64):
             return float("inf")
         return self.float64 / (self.expected64 + _FLOOR)
 
 
 def findings(runs: PrecisionPair, prompt: str = "") -> list[Finding]:
-    """One for each tensor that both frameworks have, in our order.
+    """Return one finding per tensor that both frameworks have, in our order.
 
-    A tensor that is 0 but for rounding, as the gradient of the keys' bias is, is measured against
-    the largest of all.
+    The scale of a tensor is at least 1e-6 of the largest entry of all tensors, because some consist
+    of rounding errors only: the true gradient of the keys' bias is 0.
     """
-    names = [name for name in runs.ours64 if name in runs.theirs64]
-    largest = max((_largest(runs.theirs64[name]) for name in names), default=0.0)
+    ours, theirs = runs.float64
+    names = [name for name in ours if name in theirs]
+    largest = max((_largest(theirs[name]) for name in names), default=0.0)
     return [_finding(name, runs, largest * 1e-6, prompt) for name in names]
 
 
 def worst(rows: list[Finding]) -> list[Finding]:
-    """For each name the finding that exceeds rounding most, in the order of first appearance."""
+    """Return the finding with the largest excess for each name, in order of first appearance."""
     found: dict[str, Finding] = {}
     for row in rows:
         if row.name not in found or row.excess > found[row.name].excess:
@@ -80,7 +87,7 @@ def worst(rows: list[Finding]) -> list[Finding]:
 
 
 def _finding(name: str, runs: PrecisionPair, least_scale: float, prompt: str) -> Finding:
-    ours32, theirs32, ours64, theirs64 = (side[name] for side in runs)
+    ours32, theirs32, ours64, theirs64 = (side[name] for outputs in runs for side in outputs)
     nan = float("nan")
     if theirs64.shape[-ours64.ndim :] == ours64.shape and theirs64.size == ours64.size:
         theirs32, theirs64 = (x.reshape(ours64.shape) for x in (theirs32, theirs64))
@@ -96,17 +103,18 @@ def _finding(name: str, runs: PrecisionPair, least_scale: float, prompt: str) ->
             return Finding(name, nan, nan, nan, False, note, prompt)
     scale = max(_largest(theirs64), least_scale) or 1.0
 
-    def apart(a: NDArray[Any], b: NDArray[Any]) -> float:
+    def difference(a: NDArray[Any], b: NDArray[Any]) -> float:
         return _largest(np.subtract(a, b, dtype=np.float64)) / scale
 
-    own32 = apart(ours32, ours64), apart(theirs32, theirs64)
-    float64, expected = apart(ours64, theirs64), max(own32) / RATIO
+    errors32 = difference(ours32, ours64), difference(theirs32, theirs64)
+    float32, float64 = difference(ours32, theirs32), difference(ours64, theirs64)
+    expected = max(errors32) / RATIO
     equal = float64 <= MARGIN * (expected + _FLOOR)
-    return Finding(name, apart(ours32, theirs32), float64, expected, equal, _digits(*own32), prompt)
+    return Finding(name, float32, float64, expected, equal, _digits(*errors32), prompt)
 
 
 def _digits(ours: float, theirs: float) -> str:
-    """A word on a framework whose float32 is much worse than the other's, of what is not 0."""
+    """Return a note on the framework whose float32 is much less precise, or "" if none is."""
     least = float(np.finfo(np.float32).eps)
     for whose, one, other in (("ours", ours, theirs), ("theirs", theirs, ours)):
         if 1e-3 > one > 300 * max(other, least):

@@ -1,13 +1,13 @@
-"""Numbers that a PyTorch program rounds to float32 even where it computes in float64.
+"""Constants that a PyTorch program rounds to float32 even when it computes in float64.
 
-`torch.tensor(2 / torch.pi)` is a float32 tensor whatever the type of the model. In float32 that is
-no mistake; in float64 it moves what depends on it by some 1e-8, which would look like one. So in
-the float64 runs such numbers keep all their digits.
+`torch.tensor(2 / torch.pi)` is a float32 tensor whatever the type of the model. That is correct in
+float32, but in float64 it changes results by about 1e-8, which would look like a mistake. So in the
+float64 runs these constants have all their digits.
 
-This hides nothing but the rounding of numbers. Only tensors without axes, made of nothing but
-numbers, get their digits back. A tensor without axes never decides the type of a result, so
-whatever else the program computes in float32 it still does; and a value that is wrong by more than
-float32's rounding is left as it is.
+This hides only the rounding of constants. It applies to tensors without axes that are computed from
+Python numbers alone. A tensor without axes never determines the type of a result, so everything
+else that the program computes in float32 stays in float32. A value that is wrong by more than
+float32's rounding is not changed.
 """
 
 import sys
@@ -22,7 +22,7 @@ import numpy as np
 
 from obscura_jax.parity import capture
 
-# Of a constant, at most: one operation rounds by half of float32's epsilon, and there may be a few.
+# Largest relative error of a constant: each operation rounds by half of float32's epsilon.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
 _TWIN = "_as_written"  # an attribute of an exact constant: the rounded one
 
@@ -31,8 +31,8 @@ class Constants:
     """The float32 constants of a program, collected while it runs in float64.
 
     Attributes:
-        found: rounded value and exact value, by the place in the program.
-        as_written: leave them rounded, and collect none.
+        found: rounded and exact value of each constant, by its place in the program.
+        as_written: whether constants stay rounded and are not collected.
     """
 
     def __init__(self, *, as_written: bool = False) -> None:
@@ -41,21 +41,21 @@ class Constants:
 
     @contextmanager
     def exact(self, dtype: str) -> Iterator[None]:
-        """Context manager: in a float64 run, constants have float64's digits."""
+        """Context manager: give constants all digits of float64 if `dtype` is "float64"."""
         if self.as_written or dtype != "float64":
             yield
             return
         with _mode(self.found):
             yield
 
-    def note(self, moved: float) -> str:
-        """Return a sentence on the constants, which move the logits by `moved`."""
+    def note(self, difference: float) -> str:
+        """Return a sentence on the constants, which change the logits by `difference`."""
         place, (rounded, exact) = next(iter(self.found.items()))
         more = f", and {len(self.found) - 1} more like it" if len(self.found) > 1 else ""
         return (
-            f"{place} rounds a constant to float32, {exact:.10g} to {rounded:.10g}{more}: that "
-            f"alone moves the float64 logits by {moved:.1e} and is no mistake, so the float64 runs "
-            "here use all its digits; in float64 your program itself is no closer than that"
+            f"{place} rounds a constant to float32, {exact:.10g} to {rounded:.10g}{more}; this "
+            f"changes the float64 logits by {difference:.1e} and is not a mistake, so the float64 "
+            "runs use all its digits, but your program itself is no more precise than that"
         )
 
 
@@ -88,7 +88,7 @@ def _mode(found: dict[str, tuple[float, float]]) -> Any:
             if not all(map(constant, given)):
                 return func(*args, **kwargs)
             own, more = jax.tree.map(lambda x: getattr(x, _TWIN, x), (args, kwargs))
-            rounded = func(*own, **more)  # as the program is written
+            rounded = func(*own, **more)  # the program's own result
             is_tensor = isinstance(rounded, torch.Tensor)
             if is_tensor and (rounded.ndim or rounded.device.type != "cpu"):
                 return rounded
@@ -107,10 +107,10 @@ def _mode(found: dict[str, tuple[float, float]]) -> Any:
 
 
 def _place(frame: FrameType | None) -> str:
-    """Return the function, file and line of the innermost frame that is the program's own."""
+    """Return the function, file and line of the innermost frame in the program itself."""
     import torch
 
-    others = (str(Path(torch.__file__).parent), capture.__file__)  # which may call it in between
+    others = (str(Path(torch.__file__).parent), capture.__file__)  # callers that are skipped
     while frame is not None and frame.f_code.co_filename.startswith(others):
         frame = frame.f_back
     if frame is None:

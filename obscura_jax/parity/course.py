@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-_ROUNDING = 1e-6  # of float32 numbers near 1
+_ROUNDING = 1e-6  # rounding of float32 results near 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +50,7 @@ class CourseComparison:
         return np.array2string(value, prefix=" " * 8, max_line_width=100, **digits)
 
 
-def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> CourseComparison:
+def compare_with_course(ours: Any, course: Any, *, decimals: int | None = 4) -> CourseComparison:
     """Compare a result with the one that the course prints.
 
     Args:
@@ -69,9 +69,9 @@ def beside(ours: Any, course: Any, *, decimals: int | None = 4) -> CourseCompari
         return CourseComparison(
             mine.tolist(), theirs.tolist(), float((mine != theirs).any()), 0.0, None
         )
-    apart = np.abs(mine.astype(np.float64) - theirs)
+    difference = np.abs(mine.astype(np.float64) - theirs)
     if decimals is None:
-        size = float((apart / np.abs(theirs)).max())
+        size = float((difference / np.abs(theirs)).max())
         return CourseComparison(mine, theirs, size, _ROUNDING, None)
     allowed = 0.5 * 10.0**-decimals + _ROUNDING
-    return CourseComparison(mine, theirs, float(apart.max()), allowed, decimals)
+    return CourseComparison(mine, theirs, float(difference.max()), allowed, decimals)

@@ -1,4 +1,4 @@
-"""Run a user's code so that its errors become one line and its global settings stay its own."""
+"""Run a user's code so that its errors become one line and its global settings stay inside."""
 
 import os
 import signal
@@ -17,9 +17,9 @@ class GuestError(ValueError):
 class Guest:
     """A user's program: `with guest("does not build"):` runs code of its file.
 
-    Each block begins with PyTorch's default settings, and with the working directory and the module
-    search path that the program last left; at its end all are what they were before. What the
-    program prints goes to standard error, since standard output has the report.
+    Each block starts with PyTorch's default settings, and with the working directory and the module
+    search path that the program's last block ended with. The end of a block restores all of them.
+    The program prints to standard error, because standard output is for the report.
     """
 
     def __init__(self, label: str) -> None:
@@ -31,11 +31,11 @@ class Guest:
         """Run the block.
 
         Args:
-            failure: how to say that the block raised, such as "does not build".
-            at_exit: the same for a SystemExit; by default `failure`.
+            failure: a description of the failure if the block raises, such as "does not build".
+            at_exit: the same if it raises SystemExit; default: `failure`.
 
         Raises:
-            GuestError: "LABEL FAILURE: error", for whatever the block raises but Ctrl-C.
+            GuestError: "LABEL FAILURE: error", for every exception except Ctrl-C.
         """
         search_path, folder = list(sys.path), Path.cwd()
         sys.path[:] = self.search_path
@@ -43,35 +43,35 @@ class Guest:
         try:
             with _standard_settings(), redirect_stdout(sys.stderr):
                 yield
-        except GuestError:  # of a block inside this one
+        except GuestError:  # from a block inside this one
             raise
-        except BaseException as error:  # a SystemExit, too: exit code 0 would say "equal"
+        except BaseException as error:  # also SystemExit: exit code 0 would mean "equal"
             if isinstance(error, KeyboardInterrupt) and _raised_by_signals():
                 raise
             if isinstance(error, SystemExit) and at_exit:
                 failure = at_exit
-            raise GuestError(f"{self.label} {failure}: {said(error)}") from error
+            raise GuestError(f"{self.label} {failure}: {describe_error(error)}") from error
         finally:
             self.search_path, self._folder = list(sys.path), Path.cwd()
             sys.path[:] = search_path
             os.chdir(folder)
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the type of an error and its message, if it has one."""
-    if isinstance(error, OutputError):  # ours, and a sentence already
+    if isinstance(error, OutputError):  # our own error, already a sentence
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _raised_by_signals() -> bool:
-    """Tell whether Ctrl-C raises KeyboardInterrupt in this process, as the command's does not."""
+    """Return True if Ctrl-C raises KeyboardInterrupt here; it does not in the command."""
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextmanager
 def _standard_settings() -> Iterator[None]:
-    """Set what PyTorch has at its start, and afterwards what it had before."""
+    """Context manager: use PyTorch's default settings, and restore the current ones at the end."""
     import torch
 
     device, dtype = torch.get_default_device(), torch.get_default_dtype()

@@ -1,4 +1,4 @@
-"""The usual mistakes of a port: what each of them makes of the inputs of a tensor, in float64."""
+"""Common mistakes in a port: the tensor that each computes from the correct inputs, in float64."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Mistake(NamedTuple):
-    """A mistake in words, and the tensor that it makes.
+    """A mistake and the tensor that it produces.
 
     Attributes:
-        words: what is wrong.
+        words: a description.
         values: the tensor.
-        factor: whether it is only a factor, which another number may equal by chance.
+        factor: whether the mistake is only a factor, which may equal another one by chance.
     """
 
     words: str
@@ -32,11 +32,11 @@ Mistakes = Iterator[Mistake]
 
 
 def mistakes(name: str, x: Arrays, cfg: GPTConfig, params: Arrays) -> Mistakes:
-    """Yield what each mistake makes of the tensor `name`.
+    """Yield the mistakes that can occur in computing the tensor `name`.
 
     Args:
         name: the tensor.
-        x: all intermediates of ours in float64, of one prompt.
+        x: our intermediates of one prompt in float64, by name.
         cfg: the model.
         params: its parameters in float64, by dotted name.
     """
@@ -78,10 +78,8 @@ def mistakes(name: str, x: Arrays, cfg: GPTConfig, params: Arrays) -> Mistakes:
                 yield Mistake("nothing is added to the shortcut", into)
         case "ff.layers.0":
             yield from _projections(name, x[f"{block}.norm2"], cfg, params)
-            attention_sublayer = x[f"{block}.residual"]
-            yield Mistake(
-                "the layer norm before it is left out", _linear(attention_sublayer, name, params)
-            )
+            residual = x[f"{block}.residual"]
+            yield Mistake("the layer norm before it is left out", _linear(residual, name, params))
         case "ff.layers.1":
             yield from _activations(x[f"{block}.ff.layers.0"])
         case "ff.layers.2":
@@ -141,11 +139,11 @@ def _embeddings(x: Arrays, params: Arrays) -> Mistakes:
 
 def _norms(name: str, x: Array, cfg: GPTConfig, params: Arrays) -> Mistakes:
     scale, shift = params[f"{name}.scale"], params[f"{name}.shift"]
-    centred = x - x.mean(-1, keepdims=True)
-    variance = np.square(centred).mean(-1, keepdims=True)
+    centered = x - x.mean(-1, keepdims=True)
+    variance = np.square(centered).mean(-1, keepdims=True)
 
-    def norm(eps: float, by: Array = scale, plus: Array | float = shift) -> Array:
-        return by * centred / np.sqrt(variance + eps) + plus
+    def norm(eps: float, weight: Array = scale, bias: Array | float = shift) -> Array:
+        return weight * centered / np.sqrt(variance + eps) + bias
 
     width = x.shape[-1]
     for eps in (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3, 0.0):
@@ -153,13 +151,13 @@ def _norms(name: str, x: Array, cfg: GPTConfig, params: Arrays) -> Mistakes:
             yield Mistake(f"another epsilon: {eps:g}, ours is {cfg.ln_eps:g}", norm(eps))
     eps = cfg.ln_eps
     if width > 1:
-        unbiased = scale * centred / np.sqrt(variance * width / (width - 1) + eps) + shift
+        unbiased = scale * centered / np.sqrt(variance * width / (width - 1) + eps) + shift
         yield Mistake("the unbiased variance, over D - 1", unbiased)
     yield Mistake(
-        "epsilon is added to the root", scale * centred / (np.sqrt(variance) + eps) + shift
+        "epsilon is added to the root", scale * centered / (np.sqrt(variance) + eps) + shift
     )
-    yield Mistake("a missing bias: no shift", norm(eps, plus=0.0))
-    yield Mistake("a missing scale", norm(eps, by=np.ones_like(scale)))
+    yield Mistake("a missing bias: no shift", norm(eps, bias=0.0))
+    yield Mistake("a missing scale", norm(eps, weight=np.ones_like(scale)))
     square = np.square(x).mean(-1, keepdims=True)
     yield Mistake("the mean is not subtracted", scale * x / np.sqrt(square + eps) + shift)
     others = {key.rpartition(".")[0] for key in params if key.endswith(".shift")} - {name}
@@ -200,13 +198,13 @@ def _scores(block: str, x: Arrays, cfg: GPTConfig) -> Mistakes:
 
 
 def _scales(block: str, cfg: GPTConfig) -> list[tuple[str, float]]:
-    """Return what scores may be divided by, in words and as a number; ours first, without words."""
+    """Return possible divisors of the scores with a description; ours is first, with none."""
     k, root = cfg.emb_dim // cfg.n_heads, math.sqrt(cfg.emb_dim // cfg.n_heads)
     layer = int(block.split(".")[1]) + 1
     return [
         ("", root),
         (f"a scale left out: scores are not divided by the root of the head width {k}", 1.0),
-        (f"a wrong scale: the root of the whole width {cfg.emb_dim}", math.sqrt(cfg.emb_dim)),
+        (f"a wrong scale: the root of the full width {cfg.emb_dim}", math.sqrt(cfg.emb_dim)),
         (f"a wrong scale: the root of the number of heads {cfg.n_heads}", math.sqrt(cfg.n_heads)),
         (f"a wrong scale: the head width {k}, not its root", float(k)),
         (f"a wrong scale: the fourth root of the head width {k}", math.sqrt(root)),
@@ -246,7 +244,7 @@ def _contexts(block: str, x: Arrays, cfg: GPTConfig) -> Mistakes:
     yield Mistake("heads joined without moving their axis back", own.reshape(shape))
     yield Mistake("heads interleaved when joined", np.moveaxis(own, -3, -1).reshape(shape))
     scores = x[f"{block}.att.scores"]
-    for words, weights, factor in _weights(block, scores, cfg):  # where theirs are not seen
+    for words, weights, factor in _weights(block, scores, cfg):  # their weights may not be visible
         joined = (weights @ values).swapaxes(-3, -2).reshape(shape)
         yield Mistake(words, joined, factor)
 

@@ -5,22 +5,22 @@ from typing import Any
 
 
 class OutputError(ValueError):
-    """A model returned something that holds no logits."""
+    """A model returned something without logits."""
 
 
 def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = None) -> Any:
-    """Return the logits (B, T, V) in what a model returned for ids (B, T).
+    """Return the logits (B, T, V) from the value that a model returned for ids (B, T).
 
-    Accepted are the tensor itself, an object or a mapping with `logits`, and a tuple or list that
-    begins with them, such as (logits, loss).
+    The value may be the tensor itself, an object or a mapping with `logits`, or a tuple or list
+    that begins with the logits, such as (logits, loss).
 
     Args:
         output: the returned value.
         ids_shape: (B, T).
-        vocab_size: V; any by default.
+        vocab_size: V; None accepts any.
 
     Raises:
-        OutputError: describing a returned value without logits.
+        OutputError: if there are no logits; the message describes the value.
     """
     import torch
 
@@ -47,7 +47,7 @@ def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = 
 
 
 def described(value: Any) -> str:
-    """Say in a few words what `value` is."""
+    """Describe `value` in a few words."""
     import torch
 
     if isinstance(value, torch.Tensor):

@@ -1,7 +1,8 @@
-"""The lab's report as one HTML page that needs no other file and no network.
+"""Format the lab's report as one HTML page that needs no other file and no network.
 
-`page.html` is the page; here is the geometry of its charts: differences on a logarithmic scale
-along the forward pass, in pixels, so that text is as large as it says on any screen.
+The template is `page.html`. This module computes the geometry of the charts, which show differences
+on a logarithmic scale along the forward pass. Lengths are in pixels, so text keeps its size on any
+screen.
 """
 
 import math
@@ -16,12 +17,12 @@ from obscura_jax.parity.verdict import Report, Section
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
 _LETTER = 6.4  # width of a letter at 11 pixels, at most on average
-_NARROWEST, _WIDEST, _USUAL = 16, 48, 720  # a tensor's share of the width; and the whole width
+_NARROWEST, _WIDEST, _USUAL = 16, 48, 720  # limits of a column's width; usual width of a chart
 
 
 @dataclass(frozen=True)
 class Column:
-    """A tensor in a chart: its position, and the height of its marks."""
+    """A tensor in a chart: its position, and the heights of its marks."""
 
     row: Finding
     x: float
@@ -32,12 +33,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Chart:
-    """The picture of a section; lengths in pixels.
+    """The chart of a section; lengths are in pixels.
 
     Attributes:
-        step: the width of a column.
-        bottom: where the names of the tensors begin.
-        ticks: height and text of the marks of the axis.
+        columns: one per tensor.
+        step: width of a column.
+        width: width of the chart.
+        height: height of the chart, with the names of the tensors.
+        bottom: height at which the names begin.
+        ticks: height and text of each mark on the axis.
     """
 
     columns: list[Column]
@@ -48,12 +52,12 @@ class Chart:
     ticks: list[tuple[float, str]]
 
     def line(self, of: str) -> str:
-        """Return the path of one quantity through all columns."""
+        """Return the SVG path of the quantity `of` through all columns."""
         return "M" + "L".join(f"{c.x:.1f} {getattr(c, of):.1f}" for c in self.columns)
 
 
 def as_html(report: Report) -> str:
-    """Return one page: the verdict, and for each section a chart and all tensors.
+    """Return a page with the verdict, and a chart and a table of all tensors for each section.
 
     Raises:
         MissingExtraError: if Jinja2 is missing.
@@ -93,7 +97,7 @@ def chart(section: Section) -> Chart:
 
 
 def _height(value: float) -> float:
-    """Return where a number is drawn: NaN at the top, 0 below all others."""
+    """Return the height at which a number is drawn: NaN at the top, 0 below all others."""
     if not math.isfinite(value):
         return _TOP / 2
     exponent = min(max(math.log10(value), _LEAST), _MOST) if value > 0 else _LEAST - 1

@@ -1,7 +1,7 @@
-"""What both frameworks compute from the same weights, in one precision at a time.
+"""Run both frameworks on the same weights, in one precision at a time.
 
-PyTorch runs on the CPU, whatever JAX runs on, so the two never share an accelerator; and no process
-is forked. Modules and parameters of a precision live only while it runs.
+PyTorch always runs on the CPU, so the two never share an accelerator, and no process is forked. The
+modules and parameters of a precision exist only while it runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +20,8 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.capture import Keep, capture, capture_torch
-from obscura_jax.parity.compare import Arrays
+from obscura_jax.parity.capture import Reduce, capture, capture_torch
+from obscura_jax.parity.compare import Arrays, Outputs
 from obscura_jax.parity.constants import Constants
 from obscura_jax.parity.outputs import logits_in
 from obscura_jax.parity.references import Reference
@@ -31,80 +31,82 @@ from obscura_jax.training.step import init_train_state, train_step_jit
 
 Prompts = Mapping[str, NDArray[np.int32]]
 Precision = Literal["float32", "float64"]
-# Where a gradient is near epsilon, Adam's step multiplies what rounding leaves in it by
-# rate / epsilon: with torch's 1e-8, float32 no longer tells how much that is.
+# If a gradient is near epsilon, Adam's step multiplies its rounding error by rate / epsilon. With
+# torch's epsilon of 1e-8, the float32 run would no longer show the size of that error.
 _ADAMW = OptimizerConfig(epsilon=1e-4)
 
 
 class PairedRuns:
-    """Ours and theirs, always in this order.
+    """Runs of our model and of a PyTorch module; results are (ours, theirs).
 
     Attributes:
         cfg: the model.
         flat: its parameters, float32, by dotted name.
         reference: the PyTorch side.
-        model: ours.
-        constants: the float32 constants of a user's program; with `as_written` they stay rounded.
+        model: our model.
+        constants: the float32 constants of a user's program.
     """
 
     def __init__(
         self, cfg: GPTConfig, flat: Arrays, reference: Reference, *, as_written: bool = False
     ) -> None:
+        """Prepare runs of `cfg`; with `as_written`, constants stay rounded to float32."""
         self.cfg, self.flat, self.reference = cfg, flat, reference
         self.model = GPTModel(cfg)
         self.constants = Constants(as_written=as_written or not reference.users)
 
     def params(self, dtype: Precision) -> Any:
-        """Our parameter tree; float64 only where x64 is on."""
+        """Return our parameter tree; float64 needs x64 to be enabled."""
         leaves = {tuple(k.split(".")): jnp.asarray(v, dtype) for k, v in self.flat.items()}
         return unflatten_dict(leaves)
 
     def flat64(self) -> Arrays:
-        """Our parameters in float64, by dotted name."""
+        """Return our parameters in float64, by dotted name."""
         return {name: np.asarray(x, np.float64) for name, x in self.flat.items()}
 
     def intermediates(
-        self, dtype: Precision, prompts: Prompts, keep: Keep | None = None
-    ) -> tuple[Mapping[str, Arrays], Mapping[str, Arrays]]:
-        """For each prompt all intermediates, in forward order, as `keep` leaves them."""
+        self, dtype: Precision, prompts: Prompts, reduce: Reduce | None = None
+    ) -> dict[str, Outputs]:
+        """Return all intermediates of each prompt, in forward order, through `reduce` if given."""
         ours = {}
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, params, ids, keep)
+                found = _capture(self.model, params, ids, reduce)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
         module = self.build(dtype)
-        theirs = {n: self.their_intermediates(module, ids, keep) for n, ids in prompts.items()}
-        return ours, theirs
+        theirs = {n: self.their_intermediates(module, ids, reduce) for n, ids in prompts.items()}
+        return {name: Outputs(ours[name], theirs[name]) for name in prompts}
 
     def build(self, dtype: Precision) -> Any:
-        """Return a module of theirs."""
+        """Return a new PyTorch module with the weights."""
         with self.constants.exact(dtype):
             return self.reference.build(dtype)
 
     def their_intermediates(
-        self, module: Any, ids: NDArray[Any], keep: Keep | None = None
+        self, module: Any, ids: NDArray[Any], reduce: Reduce | None = None
     ) -> Arrays:
-        """Return all intermediates of a module of theirs, as `keep` leaves them."""
+        """Return all intermediates of a PyTorch module, through `reduce` if given."""
         with self._guest(module):
             taps = self.reference.taps
-            return capture_torch(module, ids, taps, keep, self.cfg.vocab_size)
+            return capture_torch(module, ids, taps, reduce, self.cfg.vocab_size)
 
-    def gradients(self, dtype: Precision, ids: NDArray[Any]) -> tuple[Arrays, Arrays]:
-        """Those of the mean next-token loss, in the order in which it reaches the parameters."""
+    def gradients(self, dtype: Precision, ids: NDArray[Any]) -> Outputs:
+        """Return the gradients of the mean next-token loss, in the order of the backward pass."""
         with jax.enable_x64(dtype == "float64"):
             found = _gradient(self.model, self.params(dtype), ids[:, :-1], ids[:, 1:])
             ours = named_tensors(self.cfg, found)
             del found
         module = self.build(dtype)
         self.backpropagate(module, ids)
-        place = {name: n for n, name in enumerate(names(self.cfg))}  # the head has none: it is last
+        place = {name: n for n, name in enumerate(names(self.cfg))}  # without the output head
         order = sorted(ours, key=lambda name: -place.get(name.rpartition(".")[0], len(place)))
-        return {name: ours[name] for name in order}, self._named(module, lambda p: p.grad)
+        theirs = self._named(module, lambda p: p.grad)
+        return Outputs({name: ours[name] for name in order}, theirs)
 
-    def slots(self, dtype: Precision, ids: NDArray[Any], steps: int) -> tuple[Arrays, Arrays]:
-        """Moments and parameters after steps of AdamW."""
+    def optimizer_state(self, dtype: Precision, ids: NDArray[Any], steps: int) -> Outputs:
+        """Return both moments of AdamW, and the parameters, after `steps` steps."""
         import torch
 
         with jax.enable_x64(dtype == "float64"):
@@ -128,20 +130,20 @@ class PairedRuns:
             self._named(module, lambda p: adamw.state[p].get("exp_avg_sq")),
             self._named(module, lambda p: p),
         ]
-        return _labelled(ours), _labelled(theirs)
+        return Outputs(_labelled(ours), _labelled(theirs))
 
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
-        """Those of the last position of the first row, (V,), from a module of theirs."""
+        """Return a PyTorch module's logits at the last position of the first row, (V,)."""
         taps = [tap for tap in self.reference.taps if tap.name == "logits"]
         with self._guest(module):
             return capture_torch(module, ids, taps)["logits"][0, -1]
 
     def backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
-        """Add the gradients of the mean next-token loss to those of a module of theirs."""
+        """Add the gradients of the mean next-token loss to those of a PyTorch module."""
         import torch
 
         rows = torch.from_numpy(ids.astype(np.int64))
-        inputs, targets = rows[:, :-1].clone(), rows[:, 1:]  # the module may write into its input
+        inputs, targets = rows[:, :-1].clone(), rows[:, 1:]  # the module may overwrite its input
         with self._guest(module):
             logits = logits_in(module(inputs), tuple(inputs.shape), self.cfg.vocab_size)
             with torch.enable_grad():  # the module may have left it off
@@ -149,9 +151,9 @@ class PairedRuns:
                 torch.nn.functional.cross_entropy(flat, targets.flatten()).backward()
 
     def _named(self, module: Any, of: Callable[[Any], Any]) -> Arrays:
-        """What `of` gives for each parameter of a module, under our names, where ours has it.
+        """Return `of(parameter)` for each parameter that our model has too, by our name.
 
-        None, as the gradient of a parameter that the loss does not reach, is 0.
+        None, such as the gradient of a parameter that the loss does not depend on, becomes 0.
         """
         with self.reference.guest("fails in training"):
             parameters = dict(module.named_parameters())
@@ -164,22 +166,22 @@ class PairedRuns:
 
     @contextmanager
     def _guest(self, module: Any) -> Iterator[None]:
-        """Context manager: run theirs, an error of which is one line; its constants exact."""
+        """Context manager: run a module with exact constants; its errors become one line."""
         with self.reference.guest("fails on a prompt"):
             dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
             with self.constants.exact(dtype):
                 yield
 
 
-def _labelled(slots: Sequence[Arrays]) -> Arrays:
+def _labelled(trees: Sequence[Arrays]) -> Arrays:
     labels = ("mean gradient of", "mean square of", "updated")
-    named = zip(labels, slots, strict=True)
+    named = zip(labels, trees, strict=True)
     return {f"{label} {name}": x for label, of in named for name, x in of.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "keep"))
-def _capture(model: GPTModel, params: Any, ids: Any, keep: Keep | None) -> dict[str, jax.Array]:
-    return capture(model, params, ids, keep)
+@partial(jax.jit, static_argnames=("model", "reduce"))
+def _capture(model: GPTModel, params: Any, ids: Any, reduce: Reduce | None) -> dict[str, jax.Array]:
+    return capture(model, params, ids, reduce)
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -1,4 +1,4 @@
-"""Token ids on which two implementations of a GPT are likely to part, if they ever do."""
+"""Token ids that are likely to show a difference between two implementations of a GPT."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,15 @@ _SHORT = 24
 def stress_prompts(
     cfg: GPTConfig, seed: int = 0, end_of_text: int | None = None
 ) -> dict[str, NDArray[np.int32]]:
-    """Prompts (B, T) by name, drawn with `seed`; three shapes in all, so three compilations.
+    """Return prompts (B, T) by name. They have three shapes, so a model is compiled three times.
 
-    The full context; one token again and again; the last 1/16 of the vocabulary, where rare tokens
-    are; the end of a text in the middle; random ids; a batch of 3.
+    They are the full context, one repeated token, the last 1/16 of the vocabulary (which contains
+    rare tokens), an end of text in the middle, random ids, and a batch of 3.
 
     Args:
         cfg: the model's config.
-        seed: the seed of the random ids.
-        end_of_text: the id that ends a text; by default the last one, as in GPT-2.
+        seed: seed of the random ids.
+        end_of_text: the id that ends a text; default: the last id, as in GPT-2.
     """
     rng = np.random.default_rng(seed)
     vocab, length = cfg.vocab_size, min(_SHORT, cfg.context_length)

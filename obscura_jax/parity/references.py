@@ -1,4 +1,4 @@
-"""The PyTorch side of the lab: our reference, transformers' GPT-2, or a module of the user's."""
+"""The PyTorch side of the lab: our reference, transformers' GPT-2, or a user's module."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Reference:
-    """A PyTorch implementation, given the weights under test.
+    """A PyTorch implementation with the weights under test.
 
     Attributes:
-        label: what to call it.
-        build: makes the module, in evaluation mode, its parameters of the named type.
-        taps: where its intermediates are seen.
-        course_names: a state dict of it, or the gradients in its place, under the course's names.
+        label: its name.
+        build: returns the module in evaluation mode, with parameters of the named type.
+        taps: the places where its intermediates are read.
+        course_names: renames its state dict, or gradients by the same keys, to the course's names.
         guest: runs its code.
-        absent: parameters of the weights that it has no place for.
-        users: whether it is a user's, and may be anything.
+        absent: names of the weights that it has no parameter for.
+        users: whether it is a user's module.
     """
 
     label: str
@@ -44,18 +44,19 @@ class Reference:
 
 
 def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") -> Reference:
-    """The reference that `against` names: "course", "hf" or "FILE.py:CLASS".
+    """Return the reference that `against` names.
 
     Args:
-        against: which.
+        against: "course", "hf" or "FILE.py:CLASS".
         cfg: the model.
         params: its parameters, float32, by dotted name.
-        source: where they come from; a folder that transformers itself can read, it reads itself.
+        source: where the weights come from. If it is a Hugging Face folder, "hf" lets transformers
+            read it.
 
     Raises:
         FileNotFoundError: if the user's file is missing.
         ValueError: if torch or transformers is missing, or the user's module does not build or
-            does not take the weights.
+            does not accept the weights.
     """
     require("torch", "parity", "obscura parity")
     if against == "course":
@@ -99,7 +100,7 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
     def build(dtype: str) -> Any:
         import torch
 
-        if own:  # the very files, read by their own library: this checks our reading too
+        if own:  # transformers reads the files itself, which checks our reading too
             model = transformers.GPT2LMHeadModel.from_pretrained(
                 folder, local_files_only=True, attn_implementation="eager"
             )
@@ -136,7 +137,7 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
     del first
     if not needed & given.keys():
         raise ValueError(
-            f"{spec} has no parameter under the course's names, such as tok_emb.weight"
+            f"{spec} has no parameter with a course name, such as tok_emb.weight; use these names"
         )
     if cfg.tie_weights and "out_head.weight" in needed:
         given["out_head.weight"] = params["tok_emb.weight"]
@@ -146,13 +147,15 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
         )
     for key in shapes:
         if key in given and shapes[key] != given[key].shape:
-            raise ValueError(f"{spec}: {key} has shape {shapes[key]}, weights {given[key].shape}")
+            raise ValueError(
+                f"{spec}: {key} has shape {shapes[key]}, but the weights have {given[key].shape}"
+            )
     held = {k: v for k, v in given.items() if k in shapes}
 
     def build(dtype: str) -> Any:
         module = users.build(cfg)
-        with users.guest("does not take the weights"):
-            # Converted first: a module built in bfloat16 would round the weights it is given.
+        with users.guest("does not accept the weights"):
+            # Convert the module first: one built in bfloat16 would round the weights.
             module = _tied(module, cfg).to("cpu", getattr(torch, dtype))
             module.load_state_dict(_tensors(held, "float32"), strict=False)
             return module.eval()
@@ -169,7 +172,7 @@ def _tied(module: Any, cfg: GPTConfig) -> Any:
 
 
 def _tensors(params: Arrays, dtype: str) -> dict[str, Any]:
-    """Tensors on the very memory of the arrays, where their type is right already."""
+    """Return tensors that share the memory of the arrays if these have the right type."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""Refuse a module whose results depend on more than its input: it cannot be compared."""
+"""Refuse a module whose results depend on more than its input, since it cannot be compared."""
 
 import random
 from collections.abc import Callable
@@ -10,66 +10,66 @@ from numpy.typing import NDArray
 from obscura_jax.parity.compare import Arrays
 from obscura_jax.parity.paired_runs import PairedRuns
 
-_THREADS = 1e-12  # of the largest entry; a sum over threads moves by some 1e-16
+_THREADS = 1e-12  # of the largest entry; a sum over several threads varies by about 1e-16
 
 
 def check_repeatable(
-    sides: PairedRuns, ids: NDArray[Any], between: NDArray[Any]
+    runs: PairedRuns, ids: NDArray[Any], other_ids: NDArray[Any]
 ) -> tuple[Arrays, bool]:
-    """Run the reference in float64 on `ids` twice, with `between` in between; then backwards.
+    """Run the reference in float64 on `ids` twice, with `other_ids` in between; then backward.
 
     Returns:
-        its intermediates on `ids`, and whether random numbers were drawn, to no effect.
+        The intermediates on `ids`, and whether the module drew random numbers without effect.
 
     Raises:
-        ValueError: if two runs on the same input differ: by how much, and whether random numbers
-            were drawn or something was kept from one call to the next.
+        ValueError: if two runs on the same input differ. The message gives the difference and the
+            reason: random numbers, or state that one call leaves for the next.
     """
-    module, label = sides.build("float64"), sides.reference.label
+    module, label = runs.build("float64"), runs.reference.label
 
     def backward() -> Arrays:
-        with sides.reference.guest("fails in training"):
+        with runs.reference.guest("fails in training"):
             module.zero_grad()
             parameters = dict(module.named_parameters())
-        sides.backpropagate(module, ids)
+        runs.backpropagate(module, ids)
         found = ((name, p.grad) for name, p in parameters.items())
         return {f"the gradient of {name}": x.numpy().copy() for name, x in found if x is not None}
 
-    dice = _random_state()
+    random_state = _random_state()
     first = _run_twice(
         label,
-        lambda: sides.their_intermediates(module, ids),
-        lambda: sides.their_intermediates(module, between),
+        lambda: runs.their_intermediates(module, ids),
+        lambda: runs.their_intermediates(module, other_ids),
     )
     if ids.shape[-1] > 1:
         _run_twice(label, backward, lambda: None)
-    return first, _random_state() != dice
+    return first, _random_state() != random_state
 
 
 def _run_twice(label: str, run: Callable[[], Arrays], between: Callable[[], object]) -> Arrays:
-    dice, first = _random_state(), run()
+    random_state, first = _random_state(), run()
     between()
     why = "keeps something from one call to the next"
     try:
         second = run()
     except ValueError as error:
-        raise ValueError(f"{label} {why}: {error}, at its second run on the same input") from error
-    if _random_state() != dice:
+        raise ValueError(f"{label} {why}: {error}, in the second run on the same input") from error
+    if _random_state() != random_state:
         why = "draws random numbers in evaluation mode"
     least = 1e-6 * max((_largest(x) for x in first.values()), default=0.0)  # as in `compare`
     for name, x in first.items():
         y = second.get(name)
         if y is None or x.shape != y.shape:
-            apart = "have other shapes"
+            problem = "have different shapes"
         elif np.array_equal(x, y, equal_nan=True):
             continue
         else:
             size = _largest(x - y) / (max(_largest(x), least) or 1.0)
             if size <= _THREADS:
                 continue
-            apart = f"differ by {size:.1e}"
+            problem = f"differ by {size:.1e}"
         raise ValueError(
-            f"{label} {why}: two runs on the same input {apart}, first at {name}; "
+            f"{label} {why}: two runs on the same input {problem}, first at {name}; "
             "only a function of its input can be compared"
         )
     return first

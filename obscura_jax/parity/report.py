@@ -1,4 +1,4 @@
-"""The lab's report as a short table and as JSON; `page` has the HTML."""
+"""Format the lab's report as a short table and as JSON; `page` formats it as HTML."""
 
 import json
 import math
@@ -16,41 +16,44 @@ EQUAL = "equal up to rounding"
 
 
 def verdict(report: Report) -> str:
-    """One line: equal up to rounding, or where it first differs, by how much and why."""
+    """Return the verdict in one line; if different: the first place, the size and the cause."""
     if report.equal:
         return EQUAL
     if (found := report.first) is None:
-        parted = next(row for row in report.tokens if not row.equal)
+        tokens = next(row for row in report.tokens if not row.equal)
         return (
-            f"differs, first at token {parted.differs_at} of {parted.prompt!r}: {parted.ours}, "
-            f"theirs {parted.theirs}, margin {parted.margin:.1e}"
+            f"differs, first at token {tokens.differs_at} of {tokens.prompt!r}: ours "
+            f"{tokens.ours}, theirs {tokens.theirs}, margin {tokens.margin:.1e}"
         )
     section, row = found
     where = row.name if section.title == FORWARD else f"{row.name} ({section.title})"
     size = row.note if math.isnan(row.float64) else f"by {row.float64:.1e} in float64"
-    return f"differs, first at {where}, {size}: {section.cause or 'the cause is not a known one'}"
+    return f"differs, first at {where}, {size}: {section.cause or 'the cause is unknown'}"
 
 
 def as_text(report: Report) -> str:
-    """A row for each kind of component, over all blocks, and the verdict."""
+    """Return a table with one row per kind of component, over all blocks, and the verdict."""
     lines = [
-        f"{report.source} in JAX beside {report.against}",
+        f"{report.source} in JAX, compared with {report.against}",
         f"{'':<34}{'float32':>9}{'float64':>9}{'rounding':>10}",
     ]
-    sound = True  # up to here; what follows from an earlier difference is not listed
+    equal_so_far = True  # consequences of an earlier difference are not listed
     for section in report.sections:
         rows = section.findings
         if section.title != FORWARD:
             lines.append(_line(section.title, rows))
-            rows = [row for row in rows if sound and not row.equal]
+            rows = [row for row in rows if equal_so_far and not row.equal]
         lines += [_line(name, of) for name, of in _kinds(rows)]
-        sound = sound and section.first is None
-    for parted in report.tokens:
-        where = "the same" if parted.differs_at is None else f"part at token {parted.differs_at}"
-        if parted.differs_at is not None:
-            kind = "a near-tie" if parted.near_tie else "no near-tie"
-            where += f": {parted.ours}, theirs {parted.theirs}; margin {parted.margin:.1e}, {kind}"
-        lines.append(f"tokens after {parted.prompt!r}: {where}")
+        equal_so_far = equal_so_far and section.first is None
+    for tokens in report.tokens:
+        result = "equal"
+        if tokens.differs_at is not None:
+            kind = "a near-tie" if tokens.near_tie else "not a near-tie"
+            result = (
+                f"differ at token {tokens.differs_at}: ours {tokens.ours}, theirs {tokens.theirs}; "
+                f"margin {tokens.margin:.1e}, {kind}"
+            )
+        lines.append(f"tokens after {tokens.prompt!r}: {result}")
     noted = [f"{r.name}: {r.note}" for s in report.sections for r in s.findings if r.note]
     lines += [f"note: {note}" for note in [*report.notes, *noted[:5]]]
     lines.append(f"verdict: {verdict(report)}")
@@ -58,7 +61,7 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """The report as JSON of schema `SCHEMA`; numbers that are not finite are null.
+    """Return the report as JSON with schema `SCHEMA`; numbers that are not finite are null.
 
     Keys: schema, verdict ("equal up to rounding" or "differs"), sentence, source, against, config,
     versions, notes, first (section, tensor, prompt, float64, cause; or null), sections (title,
@@ -95,17 +98,17 @@ def as_json(report: Report) -> str:
 
 
 def _line(name: str, rows: Sequence[Finding]) -> str:
-    """A line of the table: the worst of several findings."""
+    """Return a line of the table: the numbers of the worst finding."""
     row = max(rows, key=lambda r: (not r.equal, r.excess))
     count = f" x{len(rows)}" if len(rows) > 1 else ""
     first = next((r for r in rows if not r.equal), None)
-    said = "equal" if first is None else f"DIFFERS, first at {first.name}"
+    result = "equal" if first is None else f"DIFFERS, first at {first.name}"
     numbers = f"{row.float32:>9.1e}{row.float64:>9.1e}{row.expected64:>10.1e}"
-    return f"{name + count:<34}{numbers}  {said}"
+    return f"{name + count:<34}{numbers}  {result}"
 
 
 def _kinds(rows: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
-    """The rows of the same component in all blocks together, in order."""
+    """Yield each kind of component with its findings in all blocks, in order."""
     kinds: dict[str, list[Finding]] = {}
     for row in rows:
         name = re.sub(r"trf_blocks\.\d+$", "trf_blocks.*", row.name)
@@ -114,7 +117,7 @@ def _kinds(rows: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computed the report."""
+    """Return the versions of Python and of the packages that computed the report."""
     found = {"python": platform.python_version()}
     for name in ("obscura-jax", "jax", "flax", "numpy", "torch", "transformers"):
         try:

@@ -1,4 +1,4 @@
-"""Write a report's files; whether that is possible is known before the work is done."""
+"""Write a report's files, and check before the comparison that they can be written."""
 
 import os
 import tempfile
@@ -13,18 +13,18 @@ def check_writable(*names: str) -> None:
     """Check that every file can be written.
 
     Raises:
-        ValueError: saying why one cannot: its folder is missing or takes no files, it is a folder
-            itself, or two names are of one file.
+        ValueError: if a file cannot be written, with the reason: its folder is missing or not
+            writable, it is a folder itself, or two names mean the same file.
     """
     paths = [require_path(name) for name in names]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"two reports cannot be one file, {paths[0]}; name two files")
+        raise ValueError(f"both reports would be written to {paths[0]}; name two files")
     for path in paths:
         if path.is_dir():
             raise ValueError(f"{path} cannot be written: it is a folder; name a file")
         if not path.parent.is_dir():
             raise ValueError(
-                f"{path} cannot be written: there is no folder {path.parent}; make it first"
+                f"{path} cannot be written: there is no folder {path.parent}; create it first"
             )
         if _is_special(path):
             if not os.access(path, os.W_OK):
@@ -37,7 +37,7 @@ def check_writable(*names: str) -> None:
 
 
 def write(name: str, render: Callable[[], str]) -> None:
-    """Write the text that `render` returns to a file, completely or not at all, or to a device.
+    """Write the text that `render` returns to a file atomically, or to a device.
 
     Raises:
         ValueError: if it cannot be written.
@@ -54,5 +54,5 @@ def write(name: str, render: Callable[[], str]) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Tell whether something is there that must not be replaced by a file, such as a device."""
+    """Return True if `path` exists and must not be replaced by a file, such as a device."""
     return path.exists() and not path.is_file()

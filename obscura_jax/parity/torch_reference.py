@@ -30,7 +30,7 @@ def causal_mask(size: int) -> Tensor:
     return torch.triu(torch.ones(size, size), diagonal=1)
 
 
-def renormalised_causal_attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
+def renormalized_causal_attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
     """Mask after softmax, then renormalize each row."""
     weights = torch.softmax(queries @ keys.mT / keys.shape[-1] ** 0.5, dim=-1)
     weights = weights * (1 - causal_mask(keys.shape[-2]).to(weights.dtype))
@@ -167,9 +167,9 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        variance = centred.square().mean(dim=-1, keepdim=True)
-        return self.scale * centred / torch.sqrt(variance + self.eps) + self.shift
+        centered = x - x.mean(dim=-1, keepdim=True)
+        variance = centered.square().mean(dim=-1, keepdim=True)
+        return self.scale * centered / torch.sqrt(variance + self.eps) + self.shift
 
 
 class GELU(nn.Module):

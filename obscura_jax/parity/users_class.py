@@ -1,4 +1,4 @@
-"""Load the class that `--against FILE.py:CLASS` names, and build modules of it."""
+"""Load the class that `--against FILE.py:CLASS` names, and build modules from it."""
 
 import importlib.util
 import inspect
@@ -12,14 +12,14 @@ from obscura_jax.parity.guest import Guest
 
 
 class UsersClass:
-    """The class of a user's file.
+    """A class in a user's file.
 
     Attributes:
         guest: runs the user's code.
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if the words are not FILE.py:CLASS, or the file does not run or lacks the class.
+        ValueError: if `spec` is not FILE.py:CLASS, or the file does not run or lacks the class.
     """
 
     def __init__(self, spec: str) -> None:
@@ -35,7 +35,7 @@ class UsersClass:
         self.guest.label, self._name = spec, name
 
     def build(self, cfg: GPTConfig) -> Any:
-        """Return a new module for `cfg`.
+        """Return a new module, built from the dictionary of `cfg`.
 
         Raises:
             ValueError: if it does not build, or is not a torch.nn.Module.
@@ -46,11 +46,13 @@ class UsersClass:
         with self.guest("does not build" if self._takes_one() else call):
             module = self._make(cfg.to_dict())
         if not isinstance(module, torch.nn.Module):
-            raise ValueError(f"{self.guest.label} is not a torch.nn.Module")
+            raise ValueError(
+                f"{self.guest.label} is not a torch.nn.Module; derive the class from it"
+            )
         return module
 
     def _takes_one(self) -> bool:
-        """Tell whether one positional argument suits the class; True where Python cannot say."""
+        """Return False if the class cannot be called with one positional argument."""
         try:
             inspect.signature(self._make).bind({})
         except (TypeError, ValueError) as error:
@@ -64,12 +66,12 @@ def _attribute(path: Path, name: str, guest: Guest) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where dataclasses look for it
-    exits = "exits on import; put what it runs under `if __name__ == '__main__':`"
+    sys.modules[module_name] = module  # dataclasses look it up there
+    exits = "exits on import; put the code that it runs under `if __name__ == '__main__':`"
     with guest("does not run", exits):
         spec.loader.exec_module(module)
-        there = hasattr(module, name)  # its own `__getattr__` may run
-    if not there:
+        exists = hasattr(module, name)  # may run the module's own `__getattr__`
+    if not exists:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
         raise ValueError(
             f"{path} has no {name}; it has {name_tables.some(classes or ['no class'])}"
@@ -78,11 +80,11 @@ def _attribute(path: Path, name: str, guest: Guest) -> Any:
 
 
 def _module_name(path: Path, guest: Guest) -> str:
-    """Return the dotted name of a file of a package, and let `guest` find the package."""
+    """Return the module name of a file; if it is in a package, make the package importable."""
     folder, parts = path.resolve().parent, [path.stem]
     while (folder / "__init__.py").is_file():
         folder, parts = folder.parent, [folder.name, *parts]
     if len(parts) == 1:
-        return f"obscura_parity_{path.stem}"  # a name of its own: the file may be called torch.py
+        return f"obscura_parity_{path.stem}"  # not the stem: the file may be called torch.py
     guest.search_path.insert(0, str(folder))  # for its relative imports
     return ".".join(parts)

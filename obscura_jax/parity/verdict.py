@@ -1,4 +1,4 @@
-"""What the lab says: a section for each kind of tensors, tokens, and one verdict over all."""
+"""The lab's results: one section per kind of tensors, tokens, and a verdict."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,14 @@ FORWARD = "forward pass"
 
 @dataclass(frozen=True)
 class Section:
-    """The findings on one kind of tensors, worst prompt each; `first` differs, `cause` is why."""
+    """The findings on one kind of tensors, each for its worst prompt.
+
+    Attributes:
+        title: the kind of tensors, such as "gradients".
+        findings: one per tensor, in the order of the computation.
+        cause: the mistake that explains the first difference, or None.
+        note: a remark, or "".
+    """
 
     title: str
     findings: list[Finding]
@@ -19,22 +26,22 @@ class Section:
 
     @property
     def first(self) -> Finding | None:
-        """The first tensor, in the order of the forward pass, that is not equal."""
+        """The first finding that is not equal, or None."""
         return next((row for row in self.findings if not row.equal), None)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Greedy tokens of one prompt: how many agree, and the margin where they part.
+    """The greedy tokens of one prompt, up to the first difference.
 
     Attributes:
-        prompt: its name.
-        count: tokens made.
-        differs_at: the first that differs, or None.
-        ours: the token of ours there.
-        theirs: theirs.
-        margin: by how much the two tokens' logits differ there, in float64.
-        rounding: how far their float32 logits lie from their float64 ones there.
+        prompt: name of the prompt.
+        count: number of tokens generated.
+        differs_at: index of the first token that differs, or None.
+        ours: our token at that index.
+        theirs: their token at that index.
+        margin: difference of the two tokens' float64 logits at that index.
+        rounding: largest difference between their float32 and float64 logits at that index.
     """
 
     prompt: str
@@ -47,18 +54,27 @@ class Tokens:
 
     @property
     def near_tie(self) -> bool:
-        """Whether rounding alone can have turned the choice."""
+        """True if rounding alone may have changed the choice."""
         return self.differs_at is not None and self.margin <= 4 * self.rounding
 
     @property
     def equal(self) -> bool:
-        """The same tokens, or a near-tie."""
+        """True if all tokens are the same, or the first different one is a near-tie."""
         return self.differs_at is None or self.near_tie
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the lab found. `equal` is the verdict."""
+    """Everything that the lab found; `equal` is the verdict.
+
+    Attributes:
+        source: name of the weights.
+        against: name of the PyTorch side.
+        cfg: the model.
+        sections: forward pass, gradients, and optimizer state if it was compared.
+        tokens: one entry per prompt.
+        notes: remarks, one sentence each.
+    """
 
     source: str
     against: str
@@ -69,13 +85,13 @@ class Report:
 
     @property
     def equal(self) -> bool:
-        """Equal up to rounding, in everything that was compared."""
+        """True if everything that was compared is equal up to rounding."""
         return all(section.first is None for section in self.sections) and all(
             row.equal for row in self.tokens
         )
 
     @property
     def first(self) -> tuple[Section, Finding] | None:
-        """The first tensor of all that differs, and where it stands."""
+        """The first finding that is not equal, with its section, or None."""
         found = ((s, s.first) for s in self.sections)
         return next(((s, row) for s, row in found if row is not None), None)

@@ -1,7 +1,7 @@
-"""A PyTorch model that drops the values our model drops, and samples with our noise.
+"""Let a PyTorch model drop the values that our model drops, and sample with our noise.
 
-Keys are those of `obscura_jax.rng.threefry`, (2,) uint32: `jax.random.key_data(key)` of a JAX
-key. Nothing here runs JAX, and PyTorch's own generators decide nothing.
+Keys are those of `obscura_jax.rng.threefry`, (2,) uint32, as `jax.random.key_data` returns them.
+This module does not run JAX and does not use PyTorch's random number generators.
 """
 
 import hashlib
@@ -16,16 +16,17 @@ from flax import config
 from numpy.typing import ArrayLike
 
 from obscura_jax.rng import threefry
-from obscura_jax.rng.threefry import Words
+from obscura_jax.rng.threefry import Key
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def linen_key(key: Words, path: Sequence[str], count: int) -> Words:
-    """What the count-th `make_rng("dropout")`, from 1, gives the module at `path` of an `apply`.
+def linen_key(key: Key, path: Sequence[str], count: int) -> Key:
+    """Return the key of the `count`-th `make_rng("dropout")` of the module at `path`.
 
-    Linen folds the first 32 bits of a SHA-1 of the path and count into the key that `apply` got.
+    Counts start at 1. `key` is the key passed to `apply`; Linen folds the first 32 bits of a SHA-1
+    hash of path and count into it.
     """
     separator = b"\0" if config.flax_fix_rng_separator else b""
     number = count.to_bytes((count.bit_length() + 7) // 8, "big")
@@ -34,11 +35,12 @@ def linen_key(key: Words, path: Sequence[str], count: int) -> Words:
     return threefry.fold_in(key, int.from_bytes(digest[:4], "big"))
 
 
-def dropout_key(key: Words, path: Sequence[str], count: int, blocks: int) -> Words:
-    """Return the key of the count-th dropout, from 1, at `path` under `rngs={"dropout": key}`.
+def dropout_key(key: Key, path: Sequence[str], count: int, blocks: int) -> Key:
+    """Return the key of the `count`-th dropout at `path` under `rngs={"dropout": key}`.
 
-    A model of `blocks` blocks, or a block alone, makes one key of that and folds numbers into it:
-    that of the block, and that of the dropout within the block. Other modules leave it to Linen.
+    Counts start at 1. A model with `blocks` blocks, or a block alone, draws a single key and folds
+    two numbers into it: the block's, and that of the dropout in the block. Other modules get their
+    keys from Linen.
     """
     if not path or path[0] not in ("trf_blocks", "drop_emb", "att", "drop_shortcut"):
         return linen_key(key, path, count)
@@ -51,15 +53,15 @@ def dropout_key(key: Words, path: Sequence[str], count: int, blocks: int) -> Wor
 
 
 @contextmanager
-def same_dropout(module: "nn.Module", key: Words) -> Iterator[None]:
-    """Make a training-mode `module` drop the values that ours drops under `rngs={"dropout": key}`.
+def same_dropout(module: "nn.Module", key: Key) -> Iterator[None]:
+    """Context manager: `module` drops the values that ours drops under `rngs={"dropout": key}`.
 
-    Each call of `module` starts from `key` again, as each `apply` does; draws are told apart by the
-    names of the `torch.nn.Dropout` modules, which must be the course's.
+    It must be in training mode. Each call starts from `key` again, as each `apply` does. The names
+    of its `torch.nn.Dropout` modules, which must be the course's, determine the draws.
 
     Args:
-        module: a model of the course's shape, or a part of one, compared with that part alone.
-        key: the key that `apply` gets.
+        module: a model with the course's modules, or a part of one to compare with that part alone.
+        key: the key passed to `apply`.
     """
     import torch
 
@@ -81,7 +83,7 @@ def same_dropout(module: "nn.Module", key: Words) -> Iterator[None]:
         for name, part in module.named_modules():
             if isinstance(part, torch.nn.Dropout):
                 *parent, own_name = name.split(".")
-                # Our attention has no module for its dropout: it draws with its own key.
+                # Our attention has no module for its dropout and uses its own key.
                 path = parent if own_name == "dropout" else [*parent, own_name]
                 hook: Any = partial(drop, tuple(path))
                 hooks.enter_context(part.register_forward_hook(hook))
@@ -95,14 +97,21 @@ def sample_tokens(
     key: ArrayLike,
     temperature: float = 1.0,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, drawn as `generate(..., temperature=temperature, key=key)`.
+    """Return the tokens that `generate(..., temperature=temperature, key=key)` samples.
 
     Args:
-        module: ids (1, T) in, logits (1, T, V) out; in eval mode, as `generate` drops nothing.
+        module: maps ids (1, T) to logits (1, T, V); in evaluation mode, since `generate` drops no
+            values.
         prompts: token ids of each row; lengths may differ.
-        max_new_tokens: how many tokens each row gets. No row may outgrow the module's context.
-        key: one key for all rows, (2,), or one for each, (B, 2).
-        temperature: above 0, else ValueError.
+        max_new_tokens: number of tokens per row; each row must fit into the module's context.
+        key: one key for all rows, (2,), or one per row, (B, 2).
+        temperature: a number above 0.
+
+    Returns:
+        the new tokens of each row.
+
+    Raises:
+        ValueError: if `temperature` is not above 0.
     """
     import torch
 
@@ -115,7 +124,7 @@ def sample_tokens(
             with torch.no_grad():
                 logits = module(torch.tensor([ids]))[0, -1].numpy()
             shifted = (logits - logits.max()) / np.float32(temperature)
-            # ours draws noise in lines of 128: the first V numbers are the same in any shape
+            # `generate` draws noise in lines of 128; the first V numbers do not depend on that.
             noise = threefry.gumbel(threefry.fold_in(own, len(ids)), shifted.shape)
             ids.append(int((shifted + noise).argmax()))
         rows.append(ids[len(prompt) :])

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
-Words = NDArray[np.uint32]
+Key = NDArray[np.uint32]
 Floats = NDArray[Any]
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -28,24 +28,19 @@ _LOG2_HIGH, _LOG2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _MANTISSA = {np.dtype(np.float32): 23, np.dtype(np.float64): 52}
 
 
-def key(seed: int) -> Words:
+def key(seed: int) -> Key:
     """Return the key of a seed in [0, 2**32), as `jax.random.key(seed)` does; else ValueError."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in 0..{2**32 - 1}, got {seed}")
     return np.array([0, seed], np.uint32)
 
 
-def fold_in(key: Words, data: int) -> Words:
+def fold_in(key: Key, data: int) -> Key:
     """Return a key derived from a key and a 32-bit number."""
     return np.stack(_threefry(key, np.zeros((), np.uint32), np.asarray(data % 2**32, np.uint32)))
 
 
-def split(key: Words, num: int = 2) -> Words:
-    """Return `num` new keys, (num, 2)."""
-    return np.stack(_threefry(key, *_counts((num,))), axis=-1)
-
-
-def bits(key: Words, shape: tuple[int, ...] = (), width: int = 32) -> NDArray[Any]:
+def bits(key: Key, shape: tuple[int, ...] = (), width: int = 32) -> NDArray[Any]:
     """Return random bits as unsigned integers of 32 or 64 bits."""
     high, low = _threefry(key, *_counts(shape))
     if width == 64:
@@ -56,7 +51,7 @@ def bits(key: Words, shape: tuple[int, ...] = (), width: int = 32) -> NDArray[An
 
 
 def uniform(
-    key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32, minval: float = 0.0
+    key: Key, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32, minval: float = 0.0
 ) -> Floats:
     """Return numbers in [minval, 1), of type float32 or float64."""
     dtype = np.dtype(dtype)
@@ -71,13 +66,13 @@ def uniform(
 
 
 def bernoulli(
-    key: Words, p: float = 0.5, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32
+    key: Key, p: float = 0.5, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32
 ) -> NDArray[np.bool_]:
     """Return True with probability `p`; pass `dtype=np.float64` to match JAX with x64 enabled."""
     return np.asarray(uniform(key, shape, dtype) < np.asarray(p, dtype))
 
 
-def gumbel(key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32) -> Floats:
+def gumbel(key: Key, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32) -> Floats:
     """Return Gumbel noise, -log(-log(u)): the argmax of logits plus noise samples their softmax.
 
     In float32 the bits are those of XLA on a CPU. In float64 and on accelerators, where logarithms
@@ -88,18 +83,12 @@ def gumbel(key: Words, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float3
     return np.asarray(-log(-log(u)))
 
 
-def categorical(key: Words, logits: ArrayLike) -> NDArray[np.intp]:
-    """Draw one index per row of `logits`, (..., V), from their softmax."""
-    logits = np.asarray(logits)
-    return np.asarray((gumbel(key, logits.shape, logits.dtype) + logits).argmax(axis=-1))
-
-
-def _counts(shape: tuple[int, ...]) -> tuple[Words, Words]:
+def _counts(shape: tuple[int, ...]) -> tuple[Key, Key]:
     count = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)
     return (count >> np.uint64(32)).astype(np.uint32), count.astype(np.uint32)
 
 
-def _threefry(key: Words, x: Words, y: Words) -> tuple[Words, Words]:
+def _threefry(key: Key, x: Key, y: Key) -> tuple[Key, Key]:
     """Encrypt the counter, two words, with the key."""
     first, second = np.asarray(key, np.uint32)
     schedule = (first, second, first ^ second ^ _PARITY)

@@ -1,4 +1,4 @@
-"""torch's CPU random numbers in NumPy: the course's initial weights from its seed, without torch.
+"""PyTorch's CPU random numbers in NumPy: the course's initial weights from its seed.
 
 For float32 on the CPU, torch draws all numbers from one MT19937 stream. A uniform number uses the
 low 24 bits of a word. Normal numbers are drawn by Box-Muller. Tensors of at least 16 elements are
@@ -32,12 +32,12 @@ class TorchGenerator:
 
     def __init__(self, seed: SupportsIndex) -> None:
         try:
-            whole = operator.index(seed)
+            number = operator.index(seed)
         except TypeError:
-            whole = 2**64
-        if not -(2**63) <= whole < 2**64:
+            number = 2**64
+        if not -(2**63) <= number < 2**64:
             raise ValueError(f"a torch seed must be a 64-bit integer, got {seed!r}")
-        self._stream = np.random.RandomState(whole & 0xFFFFFFFF)  # torch seeds with the low 32 bits
+        self._stream = np.random.RandomState(number & 0xFFFFFFFF)  # the low 32 bits, like torch
         self._spare_normal: float | None = None
 
     def _words(self, count: int) -> NDArray[np.uint32]:
@@ -65,8 +65,8 @@ class TorchGenerator:
         for at in range(0, size, _CHUNK):
             part = out[at : at + _CHUNK]
             uniforms = self._unit(part.size)
-            whole = part.size - part.size % 16
-            part[:whole] = _box_muller(uniforms[:whole])
+            full = part.size - part.size % 16
+            part[:full] = _box_muller(uniforms[:full])
         if size % 16:
             out[-16:] = _box_muller(self._unit(16))
         return out.reshape(shape)

@@ -1,6 +1,7 @@
-"""A run in a folder: steps with their metrics, validation and checkpoints, to be gone on with.
+"""A resumable training run in a folder: metrics, validation and checkpoints.
 
-The folder holds `checkpoints`, and `metrics.jsonl` with an object a step and one a validation.
+The folder contains `checkpoints`, and `metrics.jsonl` with one JSON object per step and one per
+validation.
 """
 
 import contextlib
@@ -8,178 +9,144 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.typing import DTypeLike
 
 from obscura_jax.atomic_files import replace_text
-from obscura_jax.config import GENERATOR
-from obscura_jax.nn.model import GPTModel, RematPolicy
+from obscura_jax.checks import check_sizes, real_number
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import CheckpointManager
-from obscura_jax.training.loop import DivergedError, check_accumulate, train, validation_loss
-from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.loop import DivergedError, train, validation_loss
 from obscura_jax.training.placement import SINGLE_DEVICE, Placement, host_device
+from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import TrainState, init_train_state
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)
-class TrainRun:
-    """What a run computes. Two runs that are equal here have the same losses, bit for bit.
+class Schedule:
+    """When a run validates, saves and stops. It may differ each time that a run is resumed.
 
     Attributes:
-        model: the model.
-        config: the optimizer's numbers.
-        loader: the batches.
-        steps: after how many it ends.
-        seed: of the key for dropout, where the model drops.
-        grad_accum_steps: in how many parts a batch is read.
-        compute_dtype: as in `train_step_jit`.
-        logits_chunk: as in `train_step_jit`.
-        remat: as in `train_step_jit`.
+        validate_every: steps between validations; there is also one after the last step.
+        save_every: steps between checkpoints; there is also one at the end.
+        max_to_keep: number of checkpoints to keep, the newest ones.
+        max_seconds: stop after the first step that ends later than this; None sets no limit.
+
+    Raises:
+        ValueError: if a field is out of range; the message names it.
     """
 
-    model: GPTModel
-    config: OptimizerConfig
-    loader: DataLoader
-    steps: int
-    seed: int = 0
-    grad_accum_steps: int = 1
-    compute_dtype: DTypeLike | None = None
-    logits_chunk: int | None = None
-    remat: RematPolicy | None = None
+    validate_every: int = 100
+    save_every: int = 100
+    max_to_keep: int = 2
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Check what the step would refuse."""
-        check_accumulate(self.grad_accum_steps, self.loader.batch_size)
+        check_sizes(self, "validate_every", "save_every", "max_to_keep")
+        if self.max_seconds is not None and not real_number(self.max_seconds) > 0:
+            raise ValueError(f"max_seconds must be above 0, got {self.max_seconds!r}")
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be the same to go on, as JSON; of the data the checksum, and their order.
 
-        `logits_chunk` and `remat` may change from start to start, as where the state lies may.
-        """
-        data = self.loader.epoch(0).state()
-        return {
-            **{f"model.{name}": value for name, value in self.model.cfg.to_dict().items()},
-            **{f"optimizer.{name}": value for name, value in asdict(self.config).items()},
-            **{f"data.{n}": data[n] for n in data.keys() - {"epoch", "batch"}},
-            "steps": self.steps,
-            "seed": self.seed,
-            "accumulate": self.grad_accum_steps,
-            "compute_dtype": self.compute_dtype and str(jax.numpy.dtype(self.compute_dtype)),
-            **({"dropout": "keys folded by block"} if self.model.cfg.drop_rate else {}),
-        }
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a run calls.
 
-    def abstract_state(self) -> TrainState:
-        """The state's arrays, without their numbers."""
-        init = self.model.init
-        return jax.eval_shape(
-            lambda: init_train_state(self.config, init(jax.random.key(0), [[0]])["params"])
-        )
+    Attributes:
+        on_metrics: receives each row of the metrics.
+        should_stop: called after each step; a true result saves and ends the run.
+        sample_text: maps the parameters, in the course's layout, to a text for the row of each
+            validation; None adds no text.
+    """
+
+    on_metrics: Callable[[Mapping[str, Any]], object] = lambda row: None
+    should_stop: Callable[[], object] = lambda: False
+    sample_text: Callable[[Any], str] | None = None
 
 
 def fit(
     run: TrainRun,
     folder: str | Path,
-    params: Callable[[], Any],
-    *,
+    init_params: Callable[[], Any],
     validation: DataLoader,
-    validate_every: int,
-    save_every: int,
-    keep: int = 2,
-    max_seconds: float | None = None,
-    stop: Callable[[], object] = lambda: False,
-    sample: Callable[[Any], str] | None = None,
-    show: Callable[[Mapping[str, Any]], object] = lambda row: None,
+    schedule: Schedule = Schedule(),
+    callbacks: Callbacks = Callbacks(),
     placement: Placement = SINGLE_DEVICE,
 ) -> TrainState:
-    """Go on where the folder's newest checkpoint stands, or begin, until the run's end or a stop.
+    """Train from the newest checkpoint, or from scratch, until the last step or a stop request.
 
     Args:
-        run: what to compute.
-        folder: where to write.
-        params: makes the parameters that a run without checkpoints begins with.
+        run: the run.
+        folder: an existing folder to write to.
+        init_params: returns the initial parameters; called if there is no checkpoint.
         validation: batches for the validation loss.
-        validate_every: steps from one validation to the next; the last step has one too.
-        save_every: steps from one checkpoint to the next; there is one at the end too.
-        keep: how many checkpoints are kept.
-        max_seconds: stop after the first step that ends later than this.
-        stop: asked after each step; stops where true.
-        sample: text from parameters, for each validation's row.
-        show: called with each row of the metrics.
-        placement: where the state lies; it may be another at each start of a run.
+        schedule: when to validate, save and stop.
+        callbacks: functions to call.
+        placement: where the state is stored; it may differ each time that a run is resumed.
 
     Returns:
-        The state at the end, whole and on the host; it is saved.
+        The state at the end, on the host and in the course's layout. It has been saved.
 
     Raises:
-        DivergedError: for a NaN or infinite loss; the last good state is saved.
-        ValueError: for checkpoints of another run, all damaged, or not written; for damaged
-            metrics.
+        DivergedError: if the loss is NaN or infinite; the last good state is saved.
+        ValueError: if the checkpoints are from another run, are all damaged or cannot be written,
+            or if the metrics are damaged.
     """
     folder, begin = Path(folder), time.perf_counter()
-    rows = read_metrics(folder / METRICS) if placement.writes else []
+    rows = read_metrics(folder / METRICS) if placement.is_writer else []
     checkpoints = CheckpointManager(
-        folder / CHECKPOINTS, run.fingerprint(), keep=keep, writes=placement.writes
+        folder / CHECKPOINTS,
+        run.fingerprint(),
+        keep=schedule.max_to_keep,
+        writes=placement.is_writer,
     )
-    with jax.default_device(host_device()):  # it may be too large for one of the others
-        state = checkpoints.restore(run.abstract_state())
-        if state is None:
-            state = init_train_state(run.config, params())
-    state = placement.put(state)
-    if placement.writes:
+    with jax.default_device(host_device()):  # the state may be too large for one of the others
+        start = checkpoints.restore(run.abstract_state())
+        if start is None:
+            start = init_train_state(run.optimizer_config, init_params())
+    start = state = placement.place(start)
+    if placement.is_writer:
         kept = [row for row in rows if row["step"] < int(state.step)]
         replace_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-    states = train(
-        run.model,
-        run.config,
-        state,
-        run.loader,
-        steps=run.steps,
-        grad_accum_steps=run.grad_accum_steps,
-        key=jax.random.key(run.seed, impl=GENERATOR) if run.model.cfg.drop_rate else None,
-        compute_dtype=run.compute_dtype,
-        logits_chunk=run.logits_chunk,
-        remat=run.remat,
-        placement=placement,
-    )
 
     def save(state: TrainState) -> TrainState:
-        state = placement.take(state)
+        state = placement.gather(state)
         checkpoints.save(state)
         return state
 
-    with open(
-        folder / METRICS if placement.writes else os.devnull, "a", encoding="utf-8"
-    ) as metrics:
+    def validate(state: TrainState) -> dict[str, Any]:
+        loss = validation_loss(
+            run.model, state.params, validation, options=run.options, placement=placement
+        )
+        if callbacks.sample_text is None:
+            return {"val_loss": loss}
+        return {"val_loss": loss, "sample": callbacks.sample_text(placement.gather(state.params))}
 
-        def note(row: Mapping[str, Any]) -> None:
+    def stopping() -> bool:
+        seconds = time.perf_counter() - begin
+        late = schedule.max_seconds is not None and seconds > schedule.max_seconds
+        return bool(placement.max_over_processes(int(bool(late or callbacks.should_stop()))))
+
+    path = folder / METRICS if placement.is_writer else os.devnull
+    with open(path, "a", encoding="utf-8") as metrics:
+
+        def record(row: Mapping[str, Any]) -> None:
             print(json.dumps(row), file=metrics, flush=True)
-            show(row)
+            callbacks.on_metrics(row)
 
         try:
-            for state, row in states:
-                note(row)
+            for state, row in train(run, start, placement):
+                record(row)
                 done = int(row["step"]) + 1
-                if done % validate_every == 0 or done == run.steps:
-                    loss = validation_loss(
-                        run.model,
-                        state.params,
-                        validation,
-                        logits_chunk=run.logits_chunk,
-                        placement=placement,
-                    )
-                    text = {"sample": sample(placement.params(state))} if sample else {}
-                    note({"step": row["step"], "val_loss": loss, **text})
-                late = max_seconds is not None and time.perf_counter() - begin > max_seconds
-                if placement.agree(int(bool(late or stop()))):
+                if done % schedule.validate_every == 0 or done == run.steps:
+                    record({"step": row["step"], **validate(state)})
+                if stopping():
                     break
-                if done % save_every == 0:
+                if done % schedule.save_every == 0:
                     save(state)
         except DivergedError as error:
             save(error.state)

@@ -17,9 +17,10 @@ STEPS = 1000
 def prepare(folder: Path, settings: dict[str, Any], mesh: Any) -> tuple[Any, Any]:
     """The run that the settings describe, and the batches it is validated on."""
     from obscura_jax.nn.model import GPTModel
-    from obscura_jax.runs.fit import TrainRun
     from obscura_jax.text.loader import DataLoader
     from obscura_jax.training.optimizer import OptimizerConfig
+    from obscura_jax.training.options import StepOptions
+    from obscura_jax.training.run import TrainRun
 
     model = GPTModel(_config(settings))
     config = OptimizerConfig(
@@ -41,16 +42,20 @@ def prepare(folder: Path, settings: dict[str, Any], mesh: Any) -> tuple[Any, Any
         loader,
         steps,
         seed=settings["seed"],
-        grad_accum_steps=settings["accumulate"],
-        compute_dtype=settings["dtype"],
-        logits_chunk=settings["chunk"],
-        remat=settings["recompute"],
+        options=StepOptions(
+            grad_accum_steps=settings["accumulate"],
+            compute_dtype=settings["dtype"],
+            logits_chunk=settings["chunk"],
+            remat=settings["recompute"],
+        ),
     )
     rows = min(size, len(held_out))
     if mesh is not None:
         from obscura_jax.scale.mesh import check_batch, largest_divisible_batch
 
-        check_batch(loader.batch_size // run.grad_accum_steps, mesh, "a batch, or its part,")
+        check_batch(
+            loader.batch_size // run.options.grad_accum_steps, mesh, "a batch, or its part,"
+        )
         rows = largest_divisible_batch(rows, mesh, "the held-out text")
     return run, DataLoader(held_out, rows, shuffle=False)
 

@@ -220,7 +220,7 @@ def sharding_context(mesh: Mesh) -> Iterator[None]:
 def target_of(mesh: Mesh) -> Target:
     """Return the target for programs over a mesh."""
     platform = mesh.devices.flat[0].platform
-    return Target(platform, many=True, layouts=mesh.shape["model"] == 1)
+    return Target(platform, multi_device=True, allow_layouts=mesh.shape["model"] == 1)
 
 
 def bytes_per_device(mesh: Mesh, tree: Any) -> int:

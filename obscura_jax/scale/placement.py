@@ -1,9 +1,9 @@
 """Training over a mesh: a `Placement` that shards the state over devices and processes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, wraps
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar, final
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
+from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.scan import stack_blocks, unstack_blocks
 from obscura_jax.scale.mesh import (
     BATCH,
@@ -26,30 +27,41 @@ from obscura_jax.scale.mesh import (
     unpad_and_gather_tables,
     unpad_vocab,
 )
+from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.loss import next_token_loss
-from obscura_jax.training.placement import Placement
-from obscura_jax.training.step import JIT, StepMetrics, TrainState, train_step
+from obscura_jax.training.options import StepOptions
+from obscura_jax.training.placement import Batch
+from obscura_jax.training.run import TrainRun
+from obscura_jax.training.step import StepMetrics, TrainState, make_train_step
+
+_Tree = TypeVar("_Tree")
 
 
+@final
 @dataclass(frozen=True)
-class MeshPlacement(Placement):
+class MeshPlacement:
     """The placement of a run's state over a mesh. With several processes, each calls every method.
 
     Attributes:
         mesh: a mesh from `make_mesh`.
         cfg: the model's config.
+        scan: whether the blocks are stacked and run as one block in a loop (`nn.scan`).
+        is_writer: whether this process writes the files of the run.
 
     Raises:
         ValueError: if a mesh axis does not divide the dimension it splits.
     """
 
-    mesh: Mesh = field(kw_only=True)
-    cfg: GPTConfig = field(kw_only=True)
+    mesh: Mesh
+    cfg: GPTConfig
+    scan: bool = False
+    is_writer: bool = True
 
     def __post_init__(self) -> None:
         check_model(self.cfg, self.mesh)
 
-    def put(self, state: TrainState) -> TrainState:
+    def place(self, state: TrainState) -> TrainState:
+        """Return a state sharded over the mesh; ValueError if the processes' steps differ."""
         state = jax.device_get(state)
         if jax.process_count() > 1:
             steps = set(multihost_utils.process_allgather(np.asarray(state.step)).tolist())
@@ -60,45 +72,54 @@ class MeshPlacement(Placement):
                 )
         return place(self.mesh, stack_blocks(state) if self.scan else state)
 
-    def shapes(self, state: TrainState) -> TrainState:
-        """Return the result of `put` for a state of shapes, for compilation."""
+    def abstract(self, state: TrainState) -> TrainState:
+        """Return the shapes and shardings of `place(state)`, for a state of shapes."""
         return abstract_params(self.mesh, stack_blocks(state) if self.scan else state)
 
-    def take(self, state: TrainState) -> TrainState:
-        whole = jax.tree.map(_whole, state)
-        return unpad_vocab(self.cfg, unstack_blocks(whole) if self.scan else whole)
+    def gather(self, tree: _Tree) -> _Tree:
+        """Return a placed state, or its parameters, on the host and in the course's layout."""
+        host = jax.tree.map(_on_host, tree)
+        return unpad_vocab(self.cfg, unstack_blocks(host) if self.scan else host)
 
-    def params(self, state: TrainState) -> Any:
-        return self.take(replace(state, opt_state=())).params
+    def batches(
+        self, loader: DataLoader, start: int = 0, grad_accum_steps: int = 1
+    ) -> Iterator[Batch]:
+        """Yield (inputs, targets), (A, B, T) each, from training step `start`, indefinitely.
 
-    def rows(self, batch_size: int, grad_accum_steps: int) -> Sequence[int] | None:
-        if jax.process_count() == 1:
-            return None
-        part = batch_size // grad_accum_steps
-        own = self._own_rows(part)
-        return [a * part + row for a in range(grad_accum_steps) for row in own]
+        Each process reads the rows of its own devices.
+        """
+        rows = loader.batch_size // grad_accum_steps
+        check_batch(rows, self.mesh, "a batch or micro-batch")
+        wanted = self.local_rows(loader.batch_size, grad_accum_steps)
+        own = wanted[: len(wanted) // grad_accum_steps]
+        shape = (grad_accum_steps, rows, loader.dataset.max_length)
+        position = {row: n for n, row in enumerate(own)}
 
-    def batch(self, ids: NDArray[Any], grad_accum_steps: int, batch_size: int) -> jax.Array:
-        shape = (grad_accum_steps, batch_size // grad_accum_steps, ids.shape[1])
-        check_batch(shape[1], self.mesh, "a batch or micro-batch")
-        own = range(shape[1]) if jax.process_count() == 1 else self._own_rows(shape[1])
-        place_of = {row: n for n, row in enumerate(own)}
-        read = ids.reshape(grad_accum_steps, len(own), -1)
+        def sharded(ids: NDArray[Any]) -> jax.Array:
+            local = ids.reshape(grad_accum_steps, len(own), -1)
 
-        def at(index: Any) -> NDArray[Any]:
-            return read[:, [place_of[row] for row in range(shape[1])[index[1]]]]
+            def shard(index: Any) -> NDArray[Any]:
+                return local[:, [position[row] for row in range(rows)[index[1]]]]
 
-        return jax.make_array_from_callback(shape, self.batch_sharding, at)
+            return jax.make_array_from_callback(shape, self.batch_sharding, shard)
 
-    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
-        return self.jitted_step(*args, **how)
+        for inputs, targets in loader.steps(start, wanted):
+            yield sharded(inputs), sharded(targets)
 
-    def loss(
-        self, model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
-    ) -> jax.Array:
-        return self._jitted_loss(model, params, inputs, targets, logits_chunk)
+    def step(
+        self, run: TrainRun, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        """Dispatch one step of the run."""
+        return self.train_step_jit(
+            run.model, run.optimizer_config, state, *batch, run.key, options=run.options
+        )
 
-    def agree(self, number: int) -> int:
+    def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
+        """Return the loss of a batch of one micro-batch without dropout."""
+        return self._loss_jit(model, params, batch, options)
+
+    def max_over_processes(self, number: int) -> int:
+        """Return the maximum of a number over the processes."""
         if jax.process_count() == 1:
             return number
         return int(multihost_utils.process_allgather(np.array(number)).max())
@@ -109,40 +130,43 @@ class MeshPlacement(Placement):
         return NamedSharding(self.mesh, P(None, BATCH, None))
 
     @cached_property
-    def jitted_step(self) -> Any:
-        """The jitted `train_step_jit` over the mesh."""
+    def train_step_jit(self) -> Any:
+        """The compiled `train_step` over the mesh."""
+        return make_train_step(
+            view=self._view,
+            constrain=lambda state: lax.with_sharding_constraint(
+                state, shardings(self.mesh, state)
+            ),
+            context=lambda: sharding_context(self.mesh),
+        )
 
-        @wraps(train_step)  # jit needs the argument names
-        def step(*args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
-            with sharding_context(self.mesh):
-                state, report = train_step(*args, view=self._view, **how)
-            return lax.with_sharding_constraint(state, shardings(self.mesh, state)), report
-
-        return jax.jit(step, **JIT)
+    def local_rows(self, batch_size: int, grad_accum_steps: int) -> list[int]:
+        """Return which rows of a batch are stored on this process's devices."""
+        rows = batch_size // grad_accum_steps
+        indices: Any = self.batch_sharding.addressable_devices_indices_map((1, rows, 1)).values()
+        own = sorted({row for index in indices for row in range(rows)[index[1]]})
+        return [a * rows + row for a in range(grad_accum_steps) for row in own]
 
     @cached_property
-    def _jitted_loss(self) -> Any:
-        def loss(
-            model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
-        ) -> jax.Array:
+    def _loss_jit(self) -> Any:
+        def loss(model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
+            inputs, targets = batch
             with sharding_context(self.mesh):
-                params = self._view(params)
                 return next_token_loss(
-                    model, params, inputs[0], targets[0], logits_chunk=logits_chunk
+                    model,
+                    self._view(params),
+                    inputs[0],
+                    targets[0],
+                    logits_chunk=options.logits_chunk,
                 )
 
-        return jax.jit(loss, static_argnames=("model", "logits_chunk"))
+        return jax.jit(loss, static_argnames=("model", "options"))
 
     def _view(self, params: Any) -> Any:
         return unpad_and_gather_tables(self.mesh, self.cfg, params)
 
-    def _own_rows(self, rows: int) -> list[int]:
-        """Return which of a batch's `rows` are on this process's devices."""
-        indices: Any = self.batch_sharding.addressable_devices_indices_map((1, rows, 1)).values()
-        return sorted({row for index in indices for row in range(rows)[index[1]]})
 
-
-def _whole(array: jax.Array) -> NDArray[Any]:
+def _on_host(array: jax.Array) -> NDArray[Any]:
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,6 +18,7 @@ from obscura_jax.decoding.sampling import SamplingArrays
 from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.extras import require
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.parameters import init_shapes
 from obscura_jax.nn.target import tracing_for
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.generation import mesh_programs, row_specs
@@ -32,6 +34,7 @@ from obscura_jax.scale.mesh import (
 from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
 from obscura_jax.training.optimizer import OptimizerConfig
+from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state
 
 Program = Literal["train", "prefill", "decode"]
@@ -217,24 +220,19 @@ def _shard(mesh: Mesh, tree: Any) -> Any:
 
 def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
     """Return the shapes of the parameters over the mesh."""
-    model = GPTModel(cfg)
-    whole = jax.eval_shape(lambda: model.init(jax.random.key(0), [[0]])["params"])
-    return abstract_params(mesh, whole, dtype)
+    return abstract_params(mesh, init_shapes(cfg), dtype)
 
 
 def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = MeshPlacement(mesh=mesh, cfg=cfg, scan=True)
+    placement = MeshPlacement(mesh, cfg, scan=True)
     config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
     model = GPTModel(cfg)
-    state = placement.shapes(
-        jax.eval_shape(
-            lambda: init_train_state(config, model.init(jax.random.key(0), [[0]])["params"])
-        )
-    )
+    init = partial(init_train_state, config)
+    state = placement.abstract(jax.eval_shape(init, init_shapes(cfg)))
     shape = (1, batch, cfg.context_length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    how = {"compute_dtype": "bfloat16", "remat": "blocks", "logits_chunk": 128}
-    return placement.jitted_step.trace(model, config, state, ids, ids, **how)
+    options = StepOptions(compute_dtype="bfloat16", remat="blocks", logits_chunk=128)
+    return placement.train_step_jit.trace(model, config, state, ids, ids, options=options)
 
 
 def _request(mesh: Mesh, rows: int) -> Request:

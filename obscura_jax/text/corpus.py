@@ -1,4 +1,4 @@
-"""Text files to one file of token ids, a piece at a time: a text may be larger than memory."""
+"""Tokenize text files into one file of token ids, piece by piece, for texts larger than memory."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def tokenize_to_file(
 ) -> int:
     """Write the GPT-2 tokens of texts, each followed by `<|endoftext|>`, as 16-bit numbers.
 
-    At most 1 MiB of text is in memory. It is cut before white space, so the pieces have the tokens
-    of the whole text; 1 MiB without white space is cut as `encode_beginning` says. Progress is
-    saved to `path` + ".json" after each piece. A call after a crash resumes there, and the cuts
-    depend on the text only, so the file is the same.
+    At most 1 MiB of text is in memory. Text is cut before white space, so the pieces tokenize
+    exactly like the full text; `encode_beginning` cuts 1 MiB without white space. Progress is saved
+    to `path` + ".json" after each piece, and a call after a crash resumes there. The cuts depend on
+    the text only, so the file is the same.
 
     Args:
         texts: UTF-8 files, or one stream.
-        path: the file to write.
+        path: file to write.
         vocab_size: as in `tokenizer_for`, at least 257.
-        progress: called with the bytes done and the bytes to do (0 for a stream).
+        progress: called with the number of bytes done and the total (0 for a stream).
 
     Returns:
         The number of tokens.
 
     Raises:
-        FileNotFoundError: for a text that is not there.
-        ValueError: for a text that is not a file, cannot be read, is empty or is not UTF-8 (the
-            position of the first wrong byte is named); when a text changes while it is read; when
-            `path` was begun with other texts or its journal is damaged; for a small vocabulary.
-        OSError: when `path` cannot be written.
+        FileNotFoundError: if a text does not exist.
+        ValueError: if a text is not a file, cannot be read, is empty, is not UTF-8 (the message
+            gives the position of the first wrong byte), or changes while it is read; if `path` was
+            begun with other texts, or its journal is damaged; if the vocabulary is too small.
+        OSError: if `path` cannot be written.
     """
     if vocab_size < LEAST_TOKENS:
         raise ValueError(
@@ -97,26 +97,28 @@ def tokenize_to_file(
 
 
 def finished_token_count(path: str | Path) -> int | None:
-    """Return how many tokens `tokenize_to_file` has written to `path`, or None before it is done.
+    """Return the number of tokens that `tokenize_to_file` wrote to `path`, or None if unfinished.
 
     Raises:
-        ValueError: when its journal is damaged or `path` does not have that many tokens.
+        ValueError: if its journal is damaged, or `path` has another number of tokens.
     """
     journal = read_journal(Path(path))
     return journal.tokens if journal and journal.done else None
 
 
 def train_token_count(count: int, fraction: float, window: int) -> int:
-    """Of `count` tokens, how many come before the last `fraction` of them, which are held out.
+    """Return the number of tokens for training: `count` without the last `fraction`.
+
+    The validation part has at least `window` + 1 tokens.
 
     Raises:
-        ValueError: when one part is shorter than a window and the token after it.
+        ValueError: if the training part would have fewer tokens than that.
     """
     at = count - max(int(count * fraction), window + 1)
     if at < window + 1:
         raise ValueError(
-            f"the text has {count} tokens: training and validation need a window of {window} "
-            "and one more each; give more text or a smaller context length"
+            f"the text has {count} tokens, but training and validation need {window + 1} each; "
+            "use more text or a smaller context length"
         )
     return at
 
@@ -136,7 +138,7 @@ def _size_and_time(name: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turn an error of the operating system into a ValueError."""
+    """Context manager: turn an OSError into a ValueError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -147,7 +149,7 @@ def _readable(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Add `path` to errors of writing, which do not name it."""
+    """Context manager: add `path` to the message of an OSError."""
     try:
         yield
     except OSError as error:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.parameters import init_shapes
 
 
 def gpt2_init(cfg: GPTConfig, key: jax.Array) -> dict[str, Any]:
@@ -19,8 +19,7 @@ def gpt2_init(cfg: GPTConfig, key: jax.Array) -> dict[str, Any]:
     loss of a tied model is about ln V = 10.8; with torch's default distribution, which `init` uses,
     it is about 36.
     """
-    variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), [[0]]))
-    shapes = flatten_dict(variables["params"])
+    shapes = flatten_dict(init_shapes(cfg))
     params = {}
     for number, (path, leaf) in enumerate(shapes.items()):
         name = ".".join(path)

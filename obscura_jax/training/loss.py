@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -71,5 +72,4 @@ def _summed_cross_entropy(
     logits: Float[Array, "*n v"], targets: Int[Array, "*n"]
 ) -> Float[Array, ""]:
     logits = logits.astype(at_least_float32(logits.dtype))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return (jax.nn.logsumexp(logits, axis=-1) - chosen).sum()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()

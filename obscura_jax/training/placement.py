@@ -1,77 +1,114 @@
-"""Where the state of a run lies while it runs, and what takes its steps: here, on one device.
+"""The devices that hold a training state and run its steps: the interface, and a single device."""
 
-On disk a state is whole: the course's parameters and an optimizer's numbers for each of them.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar, final
 
 import jax
 import jax.numpy as jnp
-from numpy.typing import NDArray
 
+from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.scan import stack_blocks, unstack_blocks
+from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.loss import next_token_loss
+from obscura_jax.training.options import StepOptions
+from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import StepMetrics, TrainState, train_step_jit
 
-loss_jit = jax.jit(next_token_loss, static_argnames=("model", "logits_chunk"))
+Batch = tuple[jax.Array, jax.Array]
+_Tree = TypeVar("_Tree")
+
+
+class Placement(Protocol):
+    """Where a training state is stored and how its steps run.
+
+    With several processes, every process calls every method, in the same order.
+    """
+
+    @property
+    def scan(self) -> bool:
+        """Whether the blocks are stacked and run as one block in a loop (`nn.scan`)."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes the files of the run."""
+
+    def place(self, state: TrainState) -> TrainState:
+        """Return a state in the course's layout as `step` takes it; its buffers may be reused."""
+
+    def gather(self, tree: _Tree) -> _Tree:
+        """Return a placed state, or its parameters, on the host and in the course's layout."""
+
+    def batches(
+        self, loader: DataLoader, start: int = 0, grad_accum_steps: int = 1
+    ) -> Iterator[Batch]:
+        """Yield (inputs, targets) from training step `start`, indefinitely.
+
+        Each is (A, B, T) token ids on the devices: A micro-batches of B rows.
+        """
+
+    def step(
+        self, run: TrainRun, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        """Dispatch one step of the run; see `train_step`. The state's buffers are donated."""
+
+    def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
+        """Return the loss of a batch of one micro-batch without dropout; `params` are placed."""
+
+    def max_over_processes(self, number: int) -> int:
+        """Return the maximum of a number over the processes."""
+
+
+@final
+@dataclass(frozen=True)
+class SingleDevice:
+    """The placement on JAX's first device, in one process."""
+
+    scan: bool = False
+    is_writer: bool = True
+
+    def place(self, state: TrainState) -> TrainState:
+        """Return a state on the device."""
+        return jax.device_put(stack_blocks(state) if self.scan else state, jax.local_devices()[0])
+
+    def gather(self, tree: _Tree) -> _Tree:
+        """Return a placed state, or its parameters, on the host and in the course's layout."""
+        tree = jax.device_get(tree)
+        return unstack_blocks(tree) if self.scan else tree
+
+    def batches(
+        self, loader: DataLoader, start: int = 0, grad_accum_steps: int = 1
+    ) -> Iterator[Batch]:
+        """Yield (inputs, targets), (A, B, T) each, from training step `start`, indefinitely."""
+        for inputs, targets in loader.steps(start):
+            shape = (grad_accum_steps, -1, inputs.shape[1])
+            yield jnp.asarray(inputs.reshape(shape)), jnp.asarray(targets.reshape(shape))
+
+    def step(
+        self, run: TrainRun, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        """Dispatch one step of the run."""
+        return train_step_jit(
+            run.model, run.optimizer_config, state, *batch, run.key, options=run.options
+        )
+
+    def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
+        """Return the loss of a batch of one micro-batch without dropout."""
+        inputs, targets = batch
+        return _loss_jit(model, params, inputs[0], targets[0], logits_chunk=options.logits_chunk)
+
+    def max_over_processes(self, number: int) -> int:
+        """Return the number: there is one process."""
+        return number
+
+
+SINGLE_DEVICE = SingleDevice()
+_loss_jit = jax.jit(next_token_loss, static_argnames=("model", "logits_chunk"))
 
 
 def host_device() -> jax.Device:
-    """This machine's processor, in whose memory a whole state has room; where JAX has it."""
+    """Return a device in host memory, which has room for a complete state, if JAX offers one."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names others only
         return jax.local_devices()[0]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One device. What lies elsewhere is a class with the same methods: see `scale.placement`.
-
-    Attributes:
-        scan: whether the blocks are stacked and run as one block in a loop (`nn.scan`).
-        writes: whether this process writes what a run leaves behind.
-    """
-
-    scan: bool = False
-    writes: bool = True
-
-    def put(self, state: TrainState) -> TrainState:
-        """A whole state, laid out for `step`; its arrays may be used up."""
-        return jax.device_put(stack_blocks(state) if self.scan else state, jax.local_devices()[0])
-
-    def take(self, state: TrainState) -> TrainState:
-        """The inverse of `put`, on the host; `state` stays."""
-        state = jax.device_get(state)
-        return unstack_blocks(state) if self.scan else state
-
-    def params(self, state: TrainState) -> Any:
-        """The course's parameters."""
-        return unstack_blocks(state.params) if self.scan else state.params
-
-    def rows(self, batch_size: int, grad_accum_steps: int) -> Sequence[int] | None:
-        """Which rows of a batch this process reads; None is all."""
-        return None
-
-    def batch(self, ids: NDArray[Any], grad_accum_steps: int, batch_size: int) -> jax.Array:
-        """The rows read, (R, T), as the (A, B / A, T) that `step` takes."""
-        return jnp.asarray(ids.reshape(grad_accum_steps, -1, ids.shape[1]))
-
-    def step(self, *args: Any, **how: Any) -> tuple[TrainState, StepMetrics]:
-        """`train_step_jit`."""
-        return train_step_jit(*args, **how)
-
-    def loss(
-        self, model: Any, params: Any, inputs: Any, targets: Any, logits_chunk: Any
-    ) -> jax.Array:
-        """`next_token_loss` of one batch, (1, B, T) each."""
-        return loss_jit(model, params, inputs[0], targets[0], logits_chunk=logits_chunk)
-
-    def agree(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return number
-
-
-SINGLE_DEVICE = Placement()

@@ -1,4 +1,4 @@
-"""Runs a twin in both frameworks, forward and backward, and measures how far apart they are."""
+"""Run a twin in both frameworks, forward and backward, and measure the differences."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def run_reference(twin: Twin, dtype: Any) -> Arrays:
-    """The output and the gradient of sum(output * c), for a fixed random c, from PyTorch."""
+    """Return PyTorch's output and the gradients of sum(output * c) for a fixed random c."""
 
     def leaf(x: np.ndarray) -> torch.Tensor:
         return torch.tensor(x.astype(dtype) if x.dtype.kind == "f" else x)
@@ -36,7 +36,7 @@ def run_reference(twin: Twin, dtype: Any) -> Arrays:
 
 
 def run_port(twin: Twin, dtype: Any, apply: Apply | None = None) -> Arrays:
-    """The same from JAX, of the twin's port or of another function in its place."""
+    """Return the same from JAX, for the twin's port or for another function in its place."""
     apply = apply or twin.apply
     params = {name: jnp.asarray(p, dtype) for name, p in twin.parameters().items()}
     params = unflatten_dict(params, sep=".")
@@ -57,10 +57,10 @@ def run_port(twin: Twin, dtype: Any, apply: Apply | None = None) -> Arrays:
 
 
 def differences(ours: Arrays, theirs: Arrays) -> dict[str, float]:
-    """For each array the largest difference, relative to the largest entry of the reference.
+    """Return the largest difference of each array, relative to the reference's largest entry.
 
-    The bias of the keys shifts all scores of a row alike, so its true gradient is 0, and what is
-    computed is rounding alone: that is measured against the largest gradient of all.
+    The bias of the keys shifts all scores of a row equally, so its true gradient is 0 and the
+    computed one is rounding error. It is compared with the largest entry of all gradients.
     """
     assert ours.keys() == theirs.keys()
     gradients = (np.abs(x).max() for k, x in theirs.items() if k != "output")

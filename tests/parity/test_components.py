@@ -1,7 +1,8 @@
 """Every component of chapters 2 to 4 equals its PyTorch twin, forward and backward.
 
-In float64 the logic is compared: 1e-12 relative, where the largest measured difference is 1.2e-14.
-In float32 the rounding is: four times the measured difference that stands beside each twin.
+The float64 tests compare the logic: they allow a relative difference of 1e-12, and the largest
+measured one is 1.2e-14. The float32 tests compare the rounding: they allow four times the measured
+difference of each twin.
 """
 
 import copy
@@ -22,14 +23,14 @@ LOGIC = 1e-12
 
 
 def buffers(twin: Twin) -> set[str]:
-    """The last names of the reference's buffers."""
+    """Return the last parts of the names of the reference's buffers."""
     if not isinstance(twin.reference, torch.nn.Module):
         return set()
     return {name.split(".")[-1] for name, _ in twin.reference.named_buffers()}
 
 
 def worst(found: dict[str, float]) -> tuple[float, float]:
-    """The difference of the output, and the largest among those of the gradients."""
+    """Return the difference of the output, and the largest difference of the gradients."""
     return found["output"], max(v for name, v in found.items() if name != "output")
 
 
@@ -69,14 +70,14 @@ def test_vmap_over_the_rows_is_the_batch(twin: Twin, x64):
     mapped = jax.jit(jax.vmap(twin.apply, (None, *(0 for _ in inputs))))
     batch = {"output": np.asarray(jax.jit(twin.apply)(params, *inputs))}
     rows = {"output": np.asarray(mapped(params, *inputs))}
-    assert differences(rows, batch)["output"] <= LOGIC  # measured 0: they are the same products
+    assert differences(rows, batch)["output"] <= LOGIC  # measured: 0
     other_rows = {"output": np.asarray(mapped(params, *(x[::-1] for x in inputs)))}
     assert differences(other_rows, batch)["output"] > LOGIC
 
 
 @pytest.mark.parametrize("twin", [t for t in TWINS if "mask" in buffers(t)], ids=lambda t: t.name)
-def test_the_mask_that_a_reference_loads_is_the_one_it_uses(twin: Twin):
-    """So a checkpoint with a wrong mask shows: as a whole, and where one key too many is seen."""
+def test_a_reference_uses_the_mask_that_it_loads(twin: Twin):
+    """So a checkpoint with a wrong mask changes the output, at the row with the wrong entry."""
     expected = run_reference(twin, np.float32)["output"]
     module = copy.deepcopy(twin.reference)
     reloaded = dataclasses.replace(twin, reference=module)
@@ -88,18 +89,18 @@ def test_the_mask_that_a_reference_loads_is_the_one_it_uses(twin: Twin):
         module.load_state_dict(state, strict=True)
         wrong = run_reference(reloaded, np.float32)["output"]
         assert np.abs(wrong - expected)[:, 1].max() > 1e-3, name
-        assert not np.abs(wrong - expected)[:, 0].any(), "position 0 still sees itself alone"
+        assert not np.abs(wrong - expected)[:, 0].any(), "position 0 still attends to itself only"
 
 
 @every_twin
 def test_every_parameter_is_noticed(twin: Twin, x64):
-    """A thousandth added to one entry of any parameter shows in the output."""
+    """Adding 0.001 to one entry of any parameter changes the output."""
     expected = run_reference(twin, np.float64)["output"]
     inputs = [jnp.asarray(x) for x in twin.values()]
     apply = jax.jit(twin.apply)
     for name in twin.parameters():
         if name.endswith("W_key.bias"):
-            continue  # shifts all scores of a row alike: softmax, and so the output, ignores it
+            continue  # shifts all scores of a row equally, so softmax ignores it
         nudged = twin.parameters()
         nudged[name].flat[0] += 1e-3
         output = np.asarray(apply(unflatten_dict(nudged, sep="."), *inputs))

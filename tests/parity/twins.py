@@ -1,7 +1,7 @@
-"""Every component beside its PyTorch twin, with sizes, and with a fault that must be noticed.
+"""Every component with its PyTorch twin, input sizes, and a fault that the tests must notice.
 
-Sizes are odd and unequal where the component allows it, so that a swapped axis cannot pass: B = 3,
-and every causal component is run at its full context.
+Sizes are odd and unequal if the component allows it, so that a swapped axis is an error. B = 3, and
+every causal component runs at its full context.
 """
 
 from collections.abc import Callable
@@ -44,10 +44,10 @@ class Twin:
         name: the course's name for it.
         reference: the PyTorch module, or a function of tensors.
         port: the Linen module, or a function of arrays.
-        inputs: a shape for each input, or IDS for token ids (B, T).
-        fault: a plausible mistake, as a function of parameters and inputs; it must be noticed.
-        float32_error: the measured difference in float32 of the output and of the gradients, as
-            tools/parity_table.py prints them; tests allow four times that.
+        inputs: a shape per input, or IDS for token ids (B, T).
+        fault: a plausible mistake that tests must notice, as a function of parameters and inputs.
+        float32_error: measured float32 differences of the output and of the gradients, as printed
+            by `make parity-table`; tests allow four times these.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Twin:
 
     @property
     def home(self) -> str:
-        """Where the port is defined."""
+        """The module and name of the port."""
         owner = type(self.port) if isinstance(self.port, nn.Module) else self.port
         return f"{owner.__module__.removeprefix('obscura_jax.')}.{owner.__name__}"
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Random values, float64, for every parameter of the reference: none is left 0 or 1."""
+        """Return random float64 values for every parameter of the reference."""
         if not isinstance(self.reference, torch.nn.Module):
             return {}
         rng = np.random.default_rng(7)
@@ -82,7 +82,7 @@ class Twin:
         }
 
     def values(self) -> tuple[np.ndarray, ...]:
-        """Random inputs, float64 or ids."""
+        """Return random inputs: float64 numbers, or ids."""
         rng = np.random.default_rng(11)
         return tuple(
             rng.integers(0, CFG["vocab_size"], (B, T)) if shape == IDS else rng.normal(size=shape)
@@ -91,7 +91,7 @@ class Twin:
 
 
 def module_apply(module: nn.Module, **changes: Any) -> Apply:
-    """`module.apply` as a function of parameters and inputs; `changes` replace its attributes."""
+    """Return `module.apply` of parameters and inputs, for the module with changed attributes."""
     return lambda params, *inputs: module.clone(**changes).apply({"params": params}, *inputs)
 
 
@@ -102,15 +102,15 @@ def causal_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return attention.attention_weights(scores, keys.shape[-1])
 
 
-def renormalised_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
+def renormalized_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Softmax, then mask and divide: `attention_weights` and `renormalize_masked`."""
     scores = attention.attention_scores(queries, keys)
     weights = attention.attention_weights(scores, keys.shape[-1])
     return attention.renormalize_masked(weights, attention.causal_mask(keys.shape[-2]))
 
 
-causal_weights.__module__ = renormalised_weights.__module__ = attention.__name__
-causal_weights.__name__, renormalised_weights.__name__ = "mask_scores", "renormalize_masked"
+causal_weights.__module__ = renormalized_weights.__module__ = attention.__name__
+causal_weights.__name__, renormalized_weights.__name__ = "mask_scores", "renormalize_masked"
 
 
 class InputEmbedding(nn.Module):
@@ -132,7 +132,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 def with_swapped(first: str, second: str, apply: Apply) -> Apply:
-    """`apply` with two sub-trees of the parameters exchanged."""
+    """Return `apply` with two subtrees of the parameters exchanged."""
     other = {first: second, second: first}
 
     def swapped(params: Any, *inputs: jax.Array) -> jax.Array:
@@ -195,7 +195,7 @@ def _module_twin(
     fault: Apply,
     float32_error: tuple[float, float],
 ) -> Twin:
-    """A twin whose two sides are classes of one name and the same arguments."""
+    """Return a twin whose two sides are classes with the same name and arguments."""
     homes = (attention, layers, model, stepping_stones)
     port = next(getattr(home, name) for home in homes if hasattr(home, name))(*arguments)
     twin = getattr(reference, name)(*arguments)
@@ -239,9 +239,9 @@ TWINS = (
         (2.0e-07, 9.3e-07),
     ),
     Twin(
-        "causal mask, renormalised",
-        reference.renormalised_causal_attention_weights,
-        renormalised_weights,
+        "causal mask, renormalized",
+        reference.renormalized_causal_attention_weights,
+        renormalized_weights,
         (SEQUENCE, SEQUENCE),
         lambda _, q, k: jnp.tril(
             attention.attention_weights(attention.attention_scores(q, k), D_IN)

@@ -30,7 +30,9 @@ from obscura_jax.text.tokenizers import tokenizer_for
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.placement import SINGLE_DEVICE, Placement
+from obscura_jax.training.options import StepOptions
+from obscura_jax.training.placement import SINGLE_DEVICE, SingleDevice
+from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import init_train_state
 
 V, C, D, H, N = 509, 16, 32, 4, 2  # a prime vocabulary: 50257 has no small divisor either
@@ -60,14 +62,13 @@ def run(placement, cfg=CFG, seed=0, grad_accum_steps=1):
     loader = create_dataloader_v1(
         sample_text(), 8, max_length=C, stride=C, seed=seed, tokenizer=tokenizer_for(V)
     )
-    state = placement.put(first(cfg))
+    start = placement.place(first(cfg))
     losses = []
-    key = jax.random.key(7) if cfg.drop_rate else None
-    how = {"steps": STEPS, "grad_accum_steps": grad_accum_steps, "key": key, "placement": placement}
-    states = train(GPTModel(cfg), OPTIMIZER, state, loader, **how)
-    for state, row in states:  # noqa: B007 - the last one counts
+    options = StepOptions(grad_accum_steps=grad_accum_steps)
+    training = TrainRun(GPTModel(cfg), OPTIMIZER, loader, STEPS, seed=7, options=options)
+    for state, row in train(training, start, placement):  # noqa: B007 - the last one counts
         losses.append(row["loss"])
-    return np.array(losses), placement.take(state)
+    return np.array(losses), placement.gather(state)
 
 
 @cache
@@ -88,7 +89,7 @@ def test_losses_of_each_layout(layout, tie_weights):
     losses, state = run(placement, cfg, grad_accum_steps=1)
     want, whole = alone(tie_weights)
     assert np.abs(losses / want - 1).max() < 1e-5  # 2.6e-07 measured
-    assert placement.jitted_step._cache_size() == 1  # the state keeps its layout
+    assert placement.train_step_jit._cache_size() == 1  # the state keeps its layout
     assert jax.tree.structure(state) == jax.tree.structure(whole)
     for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
         assert got.shape == expected.shape
@@ -122,9 +123,9 @@ UNTIED = replace(CFG, tie_weights=False)  # a tied table's gradient is summed in
 
 def step_program(layout, scan=False):
     placement = MeshPlacement(mesh=make_mesh(parse_mesh(layout)), cfg=UNTIED, scan=scan)
-    state = placement.shapes(jax.eval_shape(lambda: first(UNTIED)))
+    state = placement.abstract(jax.eval_shape(lambda: first(UNTIED)))
     batch = jax.ShapeDtypeStruct((1, 8, C), jnp.int32, sharding=placement.batch_sharding)
-    lowered = placement.jitted_step.lower(GPTModel(UNTIED), OPTIMIZER, state, batch, batch)
+    lowered = placement.train_step_jit.lower(GPTModel(UNTIED), OPTIMIZER, state, batch, batch)
     return collectives(lowered.compile().as_text())
 
 
@@ -201,7 +202,7 @@ def test_bytes_on_each_device(layout, scan):
     whole = N * (2 * D + 4 * D) + 2 * D  # biases of the residual stream, norms
     parameters = split // (f * m) + C * D // f + over_model // m + whole
     placement = MeshPlacement(mesh=make_mesh(sizes), cfg=CFG, scan=scan)
-    state = placement.put(first(CFG))
+    state = placement.place(first(CFG))
     counts = jax.tree.leaves((state.step, state.opt_state))
     counters = sum(leaf.nbytes for leaf in counts if leaf.ndim == 0)
     for device in jax.devices():
@@ -337,7 +338,7 @@ def test_the_commands(tmp_path, capsys):
 def test_scan_on_one_device_is_the_same_training():
     for tie_weights in (True, False):
         cfg = replace(CFG, tie_weights=tie_weights)
-        losses, state = run(Placement(scan=True), cfg)
+        losses, state = run(SingleDevice(scan=True), cfg)
         want, whole = alone(tie_weights)
         assert np.abs(losses / want - 1).max() < 1e-6  # 1.3e-07 measured
         assert jax.tree.structure(state) == jax.tree.structure(whole)

@@ -1,4 +1,4 @@
-"""Course-shaped PyTorch models with one fault each, as a user's file might hold them."""
+"""PyTorch models with the course's names and one fault each, as in a user's file."""
 
 import copy
 
@@ -13,7 +13,7 @@ class Sound(reference.GPTModel):
 
 
 class Plain(nn.Module):
-    """A model that is no kin of ours: the same names, attention in one fused call, no dropout."""
+    """A correct model that shares only the names: fused attention and no dropout."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -52,7 +52,7 @@ class Transposed(nn.Linear):
 
 
 class TransposedMatrix(reference.GPTModel):
-    """The matrix of the second block's output projection, which is square, is used as it lies."""
+    """The second block's output projection, which is square, is not transposed."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -99,7 +99,7 @@ class WrongMask(reference.GPTModel):
 
 
 class Attention(reference.MultiHeadAttention):
-    """The course's attention, with what may go wrong in it as parts to replace."""
+    """The course's attention, with methods that subclasses replace by wrong ones."""
 
     def scale(self, scores):
         return scores / (self.W_query.out_features // self.num_heads) ** 0.5
@@ -181,7 +181,7 @@ class PositionsFromOne(reference.GPTModel):
 
 
 class DetachedNorm(reference.GPTModel):
-    """Right forwards, wrong backwards: no gradient reaches the first norm's scale."""
+    """The forward pass is correct, but no gradient passes the first norm."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -190,7 +190,7 @@ class DetachedNorm(reference.GPTModel):
 
 
 class Frozen(reference.GPTModel):
-    """The second block's bias is used, but nothing can flow back into it."""
+    """The second block's bias is used but receives no gradient."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -236,7 +236,7 @@ class Nudged(reference.GPTModel):
 
 
 class TurnedTie(reference.GPTModel):
-    """In float32 two tokens change places whose logits, with the weights of the test, are equal."""
+    """In float32 two tokens are exchanged, whose logits are nearly equal in the test."""
 
     def forward(self, ids):
         logits = super().forward(ids)

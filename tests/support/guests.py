@@ -1,4 +1,4 @@
-"""Course-shaped PyTorch models that are no faults of arithmetic: what else a user's file may do."""
+"""PyTorch models with the course's names and unusual behavior or constants, as in a user's file."""
 
 import sys
 from types import SimpleNamespace
@@ -108,7 +108,7 @@ class Silent(reference.GPTModel):
 
 
 class ScalesQueries(reference.MultiHeadAttention):
-    """Queries are divided instead of scores: the same weights, up to rounding."""
+    """Queries are divided instead of scores, which gives the same weights up to rounding."""
 
     def forward(self, x):
         queries, keys, values = (
@@ -162,7 +162,7 @@ def tanh_gelu(x, root, cubed=0.044715):
 
 
 class Rounded(nn.Module):
-    """The tanh form of GELU, its constant a float32 tensor."""
+    """The tanh form of GELU with a float32 tensor as its constant."""
 
     def forward(self, x):
         return tanh_gelu(x, self.root())
@@ -172,7 +172,7 @@ class Rounded(nn.Module):
 
 
 class Kept(Rounded):
-    """The constant is made when the module is built, and moves with it."""
+    """The constant is a buffer, created with the module."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class FromIntegers(Rounded):
 
 
 class NearlyPi(Rounded):
-    """Wrong by 2e-8, about what float32 rounds away."""
+    """The constant has an error of 2e-8, about the size of float32 rounding."""
 
     def root(self):
         return torch.tensor(2.0 / 3.1415925).sqrt()
@@ -200,7 +200,7 @@ class OtherCube(Rounded):
 
 
 class InFloat32(Rounded):
-    """The constant is right, and what is computed with it is rounded."""
+    """The constant is correct, but the computation is rounded to float32."""
 
     def forward(self, x):
         return super().forward(x.float()).to(x.dtype)
@@ -232,7 +232,7 @@ DigitsGelu, ExactFormGelu = map(with_gelu, (Digits, ExactForm))
 
 
 class NotANumber(reference.GPTModel):
-    """Fine in float64, and NaN in float32."""
+    """Correct in float64, but NaN in float32."""
 
     def forward(self, ids):
         logits = super().forward(ids)

@@ -1,4 +1,4 @@
-"""The table of budgets is kept, is tight, and is the one in the README."""
+"""The measured differences are within the tolerances, and the README shows the same table."""
 
 from functools import cache
 from pathlib import Path
@@ -15,25 +15,25 @@ from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.references import reference
 from tests.support import faults
 from tests.support.checkpoints import BIASED, IDS
-from tests.support.tolerances import BUDGETS, as_markdown
+from tests.support.tolerances import TOLERANCES, as_markdown
 from tests.test_name_tables import model_of
 
 SECTIONS = {
     "intermediates and logits": "forward pass",
     "gradients": "gradients",
-    "optimizer slots after 3 steps": "optimizer after 3 steps",
+    "optimizer state after 3 steps": "optimizer after 3 steps",
 }
 
 
 @cache
 def report(against="course"):
     params = model_of(BIASED)
-    beside = reference(against, BIASED, named_tensors(BIASED, params))
-    return compare_implementations("x", BIASED, params, beside, new_tokens=0)
+    theirs = reference(against, BIASED, named_tensors(BIASED, params))
+    return compare_implementations("x", BIASED, params, theirs, new_tokens=0)
 
 
 def largest(quantity, dtype, against="course"):
-    """Leaving out the keys' bias: it shifts the scores of a row alike, so its gradient is 0."""
+    """Return the largest difference, without the keys' bias, whose true gradient is 0."""
     title = SECTIONS[quantity]
     (rows,) = (s.findings for s in report(against).sections if s.title == title)
     return max(getattr(row, dtype) for row in rows if "W_key.bias" not in row.name)
@@ -41,14 +41,14 @@ def largest(quantity, dtype, against="course"):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("quantity", SECTIONS)
-def test_the_lab_keeps_them(quantity, dtype):
-    assert largest(quantity, dtype) <= BUDGETS[quantity, dtype].allowed
+def test_the_lab_is_within_the_tolerances(quantity, dtype):
+    assert largest(quantity, dtype) <= TOLERANCES[quantity, dtype].allowed
     wrong = f"{faults.__file__}:OtherEpsilon"
-    apart = largest(quantity, dtype, wrong)
-    # In float32 a gradient may lie as far off as an epsilon moves it: there the verdict is needed.
-    assert apart > BUDGETS[quantity, "float64"].allowed
+    difference = largest(quantity, dtype, wrong)
+    # In float32 the rounding of a gradient can hide another epsilon; the verdict does not miss it.
+    assert difference > TOLERANCES[quantity, "float64"].allowed
     if quantity == "intermediates and logits":
-        assert apart > BUDGETS[quantity, dtype].allowed
+        assert difference > TOLERANCES[quantity, dtype].allowed
 
 
 def bfloat16_difference(eps):
@@ -62,14 +62,14 @@ def bfloat16_difference(eps):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
-def test_bfloat16():
-    allowed = BUDGETS["logits", "bfloat16"].allowed
+def test_bfloat16_is_within_the_tolerance():
+    allowed = TOLERANCES["logits", "bfloat16"].allowed
     assert bfloat16_difference(1e-5) <= allowed
     assert bfloat16_difference(10.0) > allowed
 
 
-def test_they_are_tight_and_in_the_readme():
-    for budget in BUDGETS.values():
-        assert 3 <= budget.allowed / budget.measured <= 5
+def test_tolerances_are_tight_and_in_the_readme():
+    for tolerance in TOLERANCES.values():
+        assert 3 <= tolerance.allowed / tolerance.measured <= 5
     readme = Path(__file__).parents[1].joinpath("README.md").read_text()
     assert as_markdown() in readme

@@ -1,17 +1,13 @@
-"""The README's table of course components, ours, and the largest difference between the two.
+"""Print the README's table of the largest difference between each component and its PyTorch twin.
 
-Run it from the root of the repository as `make parity-table`. Differences are relative to the
-largest entry of the PyTorch array. Each cell has the difference of the output, then the largest
-difference of the gradients.
+    python -m tests.parity.table        # or: make parity-table
+
+Differences are relative to the largest entry of the PyTorch array. Each cell has the difference of
+the output, then the largest difference of the gradients.
 """
-
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.parity.compare import differences, run_port, run_reference
 from tests.parity.twins import TWINS, Twin

@@ -1,6 +1,6 @@
 """Run the notebooks from a clean kernel, and compare their outputs with the committed ones.
 
-    python tools/run_notebooks.py [NAME ...] [--write]
+    python -m tests.support.notebooks [NAME ...] [--write]
 
 A notebook fails if a cell raises or warns, if the words, numbers or picture of an output differ
 from the committed ones, if it is larger than 400 KB, or if it defines a class or function that the
@@ -31,7 +31,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from obscura_jax.scale import libtpu
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 ORDER = (
     *("ch01_setup", "ch02_text", "ch03_attention", "ch04_model", "ch04_generation"),
