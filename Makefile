@@ -63,8 +63,8 @@ parity-table: $(VENV)/.test
 tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_text.py build/tiny/text
 	$(BIN)/obscura train --text build/tiny/text/train.txt --out build/tiny/run --preset tiny \
-	  --stride 64 --held-out 0.02 --batch-size 8 --steps 2600 --lr 4e-3 --warmup-steps 100 \
-	  --final-fraction 0.02 --validate-every 200 --save-every 200
+	  --stride 64 --val-fraction 0.02 --batch-size 8 --steps 2600 --learning-rate 4e-3 --warmup-steps 100 \
+	  --end-lr-fraction 0.02 --validate-every 200 --save-every 200
 	$(BIN)/python tools/tiny_pack.py build/tiny/run/model obscura_jax/models/tiny
 	$(BIN)/python tools/tiny_score.py obscura_jax/models/tiny build/tiny/text
 

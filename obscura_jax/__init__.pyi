@@ -26,6 +26,8 @@ from .nn.stepping_stones import ExampleDeepNeuralNetwork as ExampleDeepNeuralNet
 from .nn.stepping_stones import MultiHeadAttentionWrapper as MultiHeadAttentionWrapper
 from .nn.stepping_stones import SelfAttention_v1 as SelfAttention_v1
 from .nn.stepping_stones import SelfAttention_v2 as SelfAttention_v2
+from .runs.launch import train as train
+from .runs.settings import TrainSettings as TrainSettings
 from .text.dataset import GPTDatasetV1 as GPTDatasetV1
 from .text.loader import create_dataloader_v1 as create_dataloader_v1
 from .text.tokenizers import SimpleTokenizerV1 as SimpleTokenizerV1

@@ -1,5 +1,6 @@
 """The command line: what it prints, and one line with exit code 2 for each mistake of a user."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ import pytest
 import torch
 
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
+from obscura_jax.cli import bench, compile, convert, export, info, parity, train
+from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.generate import _prompts
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
@@ -204,6 +207,19 @@ def test_help_and_version(capsys):
         assert err == ""
 
 
+def test_every_argument_has_a_help_text():
+    """A phrase that can be read alone: it does not continue the option's name."""
+    commands = argparse.ArgumentParser().add_subparsers()
+    for command in (bench, compile, convert, export, generate_command, info, parity, train):
+        command.add_parser(commands)
+    assert len(commands.choices) == 8
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            words = (action.help or "").split()
+            assert len(words) > 1, (name, action.dest)
+            assert words[0] not in ("of", "in", "rather", "which", "it"), (name, action.dest)
+
+
 # What a user may get wrong.
 
 
@@ -221,7 +237,7 @@ def test_help_and_version(capsys):
         (["convert", "x", "y", "--to", "z"], "argument --to: invalid choice: 'z'"),
         (
             ["train", "--out", "x", "--preset", "tiny", "--vocab-size", "300"],
-            "cannot both be given",
+            "preset tiny has vocab_size=4096, not 300; leave one of them out",
         ),
         *(
             (["generate", "x", "--model", "y", "--max-new-tokens", n], "argument --max-new-tokens:")
@@ -447,6 +463,8 @@ class NoTorch:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
 from obscura_jax.cli.main import main
+from obscura_jax.cli import bench, compile, convert, export, info, parity, train
+from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.generate import _prompts
 main(sys.argv[1:])
 """

@@ -116,9 +116,7 @@ def test_dropout_is_unbiased(rate):
     assert set(np.unique(y)) == {0.0, np.float64(np.float32(1) / np.float32(1 - rate))}
     standard_error = np.sqrt(rate / (1 - rate) / n)
     assert abs(y.mean() - 1) < 5 * standard_error
-    assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, (
-        "without scaling the mean is biased"
-    )
+    assert abs((y * (1 - rate)).mean() - 1) > 5 * standard_error, "unscaled, the mean is biased"
 
 
 def test_dropout_keys():

@@ -202,9 +202,7 @@ def test_parameters_and_bytes_are_counted():
     assert count_parameters({"params": PARAMS}) == total
     assert count_parameters({"params": PARAMS}, weight_tying=True) == total - v * d
     elsewhere = {"params": {"teacher": PARAMS}}
-    assert count_parameters(elsewhere, weight_tying=True) == total, (
-        "only the model's own head is left out"
-    )
+    assert count_parameters(elsewhere, weight_tying=True) == total, "only the model's head"
     assert parameter_bytes(PARAMS) == 4 * total
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     assert parameter_bytes(half) == 2 * total

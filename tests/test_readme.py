@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from obscura_jax.text import sample_text
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -12,7 +14,7 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-MODEL, DATA, GENERATION = blocks("README.md")
+MODEL, DATA, GENERATION, TRAINING = blocks("README.md")
 (MESH,) = blocks("obscura_jax/scale/README.md")
 
 
@@ -22,10 +24,13 @@ MODEL, DATA, GENERATION = blocks("README.md")
         pytest.param(MODEL, marks=pytest.mark.gpt2_124m, id="model"),
         pytest.param(DATA, id="data"),
         pytest.param(GENERATION, id="generation"),
+        pytest.param(TRAINING, id="training"),
         pytest.param(MESH, id="mesh"),
     ],
 )
-def test_python_block(block, capsys):
+def test_python_block(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(sample_text(), encoding="utf-8")  # the training block reads it
     exec(compile(block, "README.md", "exec"), {})
     promised = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
     assert promised

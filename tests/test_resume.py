@@ -18,8 +18,8 @@ from obscura_jax.text import sample_text
 from tests.support import processes
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "1"]
-SETTINGS = [*SIZES, "--context-length", "16", "--batch-size", "4", "--accumulate", "2"]
-SETTINGS += ["--steps", "600", "--drop-rate", "0.1", "--lr", "0.01"]
+SETTINGS = [*SIZES, "--context-length", "16", "--batch-size", "4", "--grad-accum-steps", "2"]
+SETTINGS += ["--steps", "600", "--drop-rate", "0.1", "--learning-rate", "0.01"]
 HOW = ["--save-every", "20", "--validate-every", "200"]
 
 
@@ -40,7 +40,7 @@ def count(*_):
 
 
 from obscura_jax.__main__ import run
-from obscura_jax.cli.training_display import Display
+from obscura_jax.runs.display import Display
 
 show = Display.__call__
 
@@ -83,7 +83,7 @@ def test_two_trainings_in_one_folder(tmp_path, capsys):
     wait_for_step(process, out, 0)
     with pytest.raises(SystemExit):
         main(["train", "--out", str(out), "--resume"])
-    assert "another process trains in" in capsys.readouterr().err
+    assert "another process is training in" in capsys.readouterr().err
     wait_for_step(process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100)  # it goes on
 
 
@@ -138,34 +138,36 @@ def test_resume_says_what_is_wrong(tmp_path, capsys):
         assert message in error
         assert error.count("\n") == 1
 
-    refused("holds no training run to resume", "--resume")
+    refused("contains no training run to resume; check the path", "--resume")
     assert not out.exists()
     main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "2"])
     capsys.readouterr()
     before = what_was_computed(out)
-    refused("was begun with --emb-dim 8, not 16", "--resume", "--emb-dim", "16")
-    refused("already contains a training run; pass --resume", "--text", str(text))
-    refused("--steps and --epochs cannot both be given", "--steps", "3", "--epochs", "1")
+    message = "was started with emb_dim=8, not 16; leave emb_dim out"
+    refused(message, "--resume", "--emb-dim", "16")
+    refused("already contains a training run; resume it (--resume)", "--text", str(text))
+    refused("steps and epochs cannot both be given; leave one", "--steps", "3", "--epochs", "1")
     settings = json.loads((out / "settings.json").read_text())
-    (out / "settings.json").write_text(json.dumps({**settings, "lr": 0.5}))
+    (out / "settings.json").write_text(json.dumps({**settings, "learning_rate": 0.5}))
     refused("its optimizer.learning_rate is 0.01, here it is 0.5", "--resume")
     (out / "settings.json").write_text("{")
     refused("settings.json is damaged", "--resume")
     for name, value in (
-        *(("lr", "x"), ("lr", True), ("steps", "2"), ("steps", -5), ("text", "a.txt")),
-        *(("seed", None), ("seed", True), ("seed", 2**40), ("vocab_size", 3.5), ("dtype", "f")),
-        *(("preset", "other"), ("recompute", "all"), ("chunk", -3), ("stride", [1])),
+        *(("learning_rate", "x"), ("learning_rate", True), ("steps", "2"), ("steps", -5)),
+        *(("text", "a.txt"), ("seed", True), ("seed", 2**40), ("vocab_size", 3.5), ("dtype", "f")),
+        *(("preset", "other"), ("remat", "all"), ("logits_chunk", -3), ("stride", [1])),
     ):
         (out / "settings.json").write_text(json.dumps({**settings, name: value}))
-        message = f"settings.json is damaged ({name} is {json.dumps(value)}); correct it"
-        refused(message, "--resume")
+        refused(f"settings.json is damaged ({name} must be ", "--resume")
     for wrong in (b"[]", b"3", b"\xff", b"", b"[" * 10**5):
         (out / "settings.json").write_bytes(wrong)
         refused("settings.json is damaged", "--resume")
-    del settings["lr"]
+    for name in ("learning_rate", "seed", "emb_dim"):
+        absent = {key: value for key, value in settings.items() if key != name}
+        for saved in (absent, {**settings, name: None}):
+            (out / "settings.json").write_text(json.dumps(saved))
+            refused(f"settings.json is damaged ({name} is missing); correct it", "--resume")
     (out / "settings.json").write_text(json.dumps(settings))
-    refused("settings.json is damaged (lr is missing); correct it", "--resume")
-    (out / "settings.json").write_text(json.dumps({**settings, "lr": 0.01}))
     metrics = (out / "metrics.jsonl").read_bytes()
     number = metrics.count(b"\n") + 1
     no_rows = (b"3", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'{"step": true}', b"\xff\xfe", b"{")
@@ -189,7 +191,7 @@ def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path, capsys):
             main(["train", "--text", str(text), "--out", str(out), *SETTINGS])
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert f"{out} is not empty ({name.split('/')[0]}); choose a new or empty --out" in error
+        assert f"{out} is not empty ({name.split('/')[0]}); choose a new or empty folder" in error
         assert files(out) == {name}
         shutil.rmtree(out)
     out.mkdir()
@@ -213,8 +215,8 @@ def fail(error):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("text.corpus.tokenize_to_file", PermissionError(13, "Permission denied")),
-        ("training.initial.gpt2_init", RuntimeError("RESOURCE_EXHAUSTED: too large")),
+        ("runs.prepare.tokenize_to_file", PermissionError(13, "Permission denied")),
+        ("runs.launch.gpt2_init", RuntimeError("RESOURCE_EXHAUSTED: too large")),
         ("training.placement.train_step_jit", ValueError("no such step")),
     ],
 )
@@ -241,7 +243,7 @@ def test_a_full_disk_keeps_the_tokens_read_so_far(tmp_path, capsys, monkeypatch)
     text.write_text(sample_text(), encoding="utf-8")
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr("obscura_jax.text.corpus.tokenize_to_file", fail(full))
+        patch.setattr("obscura_jax.runs.prepare.tokenize_to_file", fail(full))
         with pytest.raises(SystemExit):
             main(["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"])
     assert "No space left on device" in capsys.readouterr().err
@@ -257,7 +259,7 @@ def test_a_refused_resume_changes_no_setting(tmp_path, capsys):
     before = (out / "settings.json").read_bytes()
     (out / "tokens.bin.json").write_text("{}")
     with pytest.raises(SystemExit):
-        main(["train", "--out", str(out), "--resume", "--chunk", "5"])
+        main(["train", "--out", str(out), "--resume", "--logits-chunk", "5"])
     assert "tokens.bin.json is damaged" in capsys.readouterr().err
     assert (out / "settings.json").read_bytes() == before
 
@@ -290,7 +292,7 @@ def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1]
     with pytest.raises(SystemExit):
         main(["train", "--out", out, "--resume", "--max-seconds", "0"])
-    assert "--max-seconds must be above 0" in capsys.readouterr().err
+    assert "max_seconds must be above 0" in capsys.readouterr().err
 
 
 def test_other_ways_to_run_go_on_from_the_same_checkpoint(tmp_path):
@@ -301,10 +303,10 @@ def test_other_ways_to_run_go_on_from_the_same_checkpoint(tmp_path):
     words += ["--drop-rate", "0.2"]
     main(["train", "--text", str(text), "--out", str(one), *words])
     main(["train", "--text", str(text), "--out", str(two), *words, "--max-seconds", "0.001"])
-    how = ["--scan", "--recompute", "blocks", "--chunk", "5"]
+    how = ["--scan", "--remat", "blocks", "--logits-chunk", "5"]
     main(["train", "--out", str(two), "--resume", "--max-seconds", "0.001", *how])
     main(["train", "--out", str(two), "--resume"])
-    assert json.loads((two / "settings.json").read_text())["recompute"] == "blocks"
+    assert json.loads((two / "settings.json").read_text())["remat"] == "blocks"
     losses, want = (
         [row["loss"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
         for out in (two, one)

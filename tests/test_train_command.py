@@ -144,8 +144,8 @@ def test_an_error_in_what_is_only_shown_does_not_end_a_run(text, tmp_path, monke
     def fail(*_, **__):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr("obscura_jax.decoding.generate.generate", fail)
-    monkeypatch.setattr("obscura_jax.plots.loss_curves", fail)
+    monkeypatch.setattr("obscura_jax.runs.samples.generate", fail)
+    monkeypatch.setattr("obscura_jax.runs.launch.loss_curves", fail)
     call("--text", text, "--out", tmp_path / "run", "--vocab-size", 300, "--steps", 2, *SMALL)
     error = capsys.readouterr().err
     assert (
@@ -282,18 +282,30 @@ def test_bad_texts(tmp_path, capsys, data, message):
 
 def test_bad_settings(text, tmp_path, capsys):
     out = ["--text", text, "--out", tmp_path / "run", *SMALL]
-    refused(capsys, "learning_rate must be a number above 0, got 0.0", *out, "--lr", 0)
+    refused(capsys, "learning_rate must be a number above 0, got 0.0", *out, "--learning-rate", 0)
     refused(capsys, "learning_rate must be a number above 0, got nan", *out, "--lr", "nan")
-    refused(capsys, "does not split into 3", *out, "--batch-size", 4, "--accumulate", 3)
+    refused(capsys, "does not split into 3", *out, "--batch-size", 4, "--grad-accum-steps", 3)
     refused(capsys, "emb_dim=8 is not divisible", *out, "--n-heads", 3)
-    refused(capsys, "--preset and --context-length cannot both be given", *out, "--preset", "gpt2")
-    refused(capsys, "--held-out must be in (0, 1)", *out, "--held-out", 1.0)
+    message = "preset gpt2 has emb_dim=768, not 8; leave one of them out"
+    refused(capsys, message, *out, "--preset", "gpt2")
+    message = "val_fraction must be a number in (0, 1), got 1.0"
+    refused(capsys, message, *out, "--val-fraction", 1.0)
+    message = "text and data cannot both be given; leave one of them out"
+    refused(capsys, message, *out, "--data", tmp_path)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_training_is_not_written_over(text, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("mine")
-    refused(capsys, "is not empty (metrics.jsonl)", "--text", text, "--out", tmp_path, *SMALL)
+    refused(
+        capsys,
+        "is not empty (metrics.jsonl); choose a new or empty folder",
+        "--text",
+        text,
+        "--out",
+        tmp_path,
+        *SMALL,
+    )
     assert (tmp_path / "metrics.jsonl").read_text() == "mine"
     refused(capsys, "is not a folder", "--text", text, "--out", text, *SMALL)
 

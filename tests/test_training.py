@@ -24,7 +24,8 @@ def test_one_compilation_for_a_run():
     before = train_step_jit._cache_size()
     for ids in batches(5):
         args = (MODEL, OPTIMIZER, state, ids[..., :-1], ids[..., 1:])
-        state, _ = train_step_jit(*args, logits_chunk=5)
+        options = StepOptions(grad_accum_steps=2, logits_chunk=5)
+        state, _ = train_step_jit(*args, options=options)
     assert train_step_jit._cache_size() == before + 1
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from obscura_jax.cli.training_display import Display, Expendable, say, show_reading
+from obscura_jax.runs.display import Display, ExpendableStream, print_line, show_tokenizing
 from obscura_jax.text import sample_text
 from tests.support import processes
 
@@ -20,7 +20,7 @@ def show_everything():
     with Display(10) as show:
         for row in ROWS:
             show(row)
-    show_reading(1 << 23, 1 << 24)
+    show_tokenizing(1 << 23, 1 << 24)
 
 
 def test_what_is_shown(capsys):
@@ -54,7 +54,7 @@ def test_nothing_is_raised_where_nothing_can_be_written(monkeypatch, make):
     stream = make()
     monkeypatch.setattr(sys, "stdout", stream)
     show_everything()
-    say("a line", stream)
+    print_line("a line", stream)
     if stream is not None:
         stream.close()  # nothing is left in it that could not be written
 
@@ -73,10 +73,10 @@ def test_a_plain_print_raises_there():
 def test_a_terminal_and_its_encoding_are_seen(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), "latin-1")
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
-    assert Expendable(stream).isatty()
-    assert Expendable(stream).encoding == "latin-1"
-    assert not Expendable(None).isatty()
-    assert Expendable(None).encoding == "utf-8"
+    assert ExpendableStream(stream).isatty()
+    assert ExpendableStream(stream).encoding == "latin-1"
+    assert not ExpendableStream(None).isatty()
+    assert ExpendableStream(None).encoding == "utf-8"
 
 
 @pytest.mark.parametrize("how", ["closed", "broken"])
@@ -85,7 +85,7 @@ def test_a_run_ends_well_without_its_outputs(tmp_path, how):
     words = sample_text() + "\n" * (9 << 20)  # long enough for lines about the reading
     (tmp_path / "text.txt").write_text(words, encoding="utf-8")
     sizes = "--emb-dim 8 --n-heads 2 --n-layers 1 --context-length 16 --vocab-size 50257"
-    rest = f"--steps 11 --batch-size 2 --held-out 0.0001 --out {tmp_path}/run"
+    rest = f"--steps 11 --batch-size 2 --val-fraction 0.0001 --out {tmp_path}/run"
     command = f"{sys.executable} -m obscura_jax train --text {tmp_path}/text.txt {sizes} {rest}"
     if how == "closed":
         command += " >&- 2>&-"

@@ -77,12 +77,12 @@ def run(args: argparse.Namespace) -> None:
         require("jinja2", "parity", "--html")
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     flat = named_tensors(checkpoint.cfg, checkpoint.params)
-    beside = reference(args.against, checkpoint.cfg, flat, args.source)
+    torch_side = reference(args.against, checkpoint.cfg, flat, args.source)
     report = compare_implementations(
         args.source,
         checkpoint.cfg,
         checkpoint.params,
-        beside,
+        torch_side,
         seed=args.seed,
         end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,

@@ -1,4 +1,4 @@
-"""Matplotlib figures of what the package computes (needs the extra "notebooks").
+"""Matplotlib figures of arrays, tokens and random keys (needs the extra "notebooks").
 
 Every function takes NumPy or JAX arrays and returns a figure. A notebook displays it; a program
 saves it with `figure.savefig("name.png")`. No function changes the state of pyplot.

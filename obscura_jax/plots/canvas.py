@@ -8,7 +8,7 @@ from obscura_jax.extras import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY, PALE = "#2a6f97", "#e07a1f", "#c9d3da", "#f3f5f6"
+BLUE, ORANGE, GRAY, PALE = "#2a6f97", "#e07a1f", "#c9d3da", "#f3f5f6"
 
 
 def new_figure(width: float, height: float) -> "Figure":

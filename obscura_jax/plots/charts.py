@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from obscura_jax.plots.canvas import BLUE, GREY, name_cells, new_figure, visible
+from obscura_jax.plots.canvas import BLUE, GRAY, name_cells, new_figure, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,8 +72,8 @@ def heat_map(
     figure = new_figure(1.8 + (0.8 if cells else 0.45) * len(columns), 1.3 + 0.34 * len(rows))
     panel = figure.add_subplot()
     largest = float(np.abs(table).max())
-    low, colours = (-largest, "RdBu") if table.min() < 0 else (0.0, "Blues")
-    image = panel.imshow(table, cmap=colours, vmin=low, vmax=largest, aspect="auto", origin="lower")
+    low, colors = (-largest, "RdBu") if table.min() < 0 else (0.0, "Blues")
+    image = panel.imshow(table, cmap=colors, vmin=low, vmax=largest, aspect="auto", origin="lower")
     name_cells(panel, rows, columns)
     for r, line in enumerate(cells or ()):
         for c, text in enumerate(line):
@@ -162,7 +162,7 @@ def probability_bars(
     panels = figure.subplots(1, len(arrays), sharey=True, squeeze=False)[0]
     for panel, (title, probabilities) in zip(panels, arrays.items(), strict=True):
         kept = probabilities[order]
-        panel.barh(range(len(order)), kept, color=[BLUE if p > 0 else GREY for p in kept])
+        panel.barh(range(len(order)), kept, color=[BLUE if p > 0 else GRAY for p in kept])
         panel.set_title(f"{title}\n{np.count_nonzero(probabilities)} tokens left", fontsize=9)
         panel.set_xlabel("probability")
     names = [visible(tokens[i]) for i in order]

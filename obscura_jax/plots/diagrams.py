@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.plots.canvas import BLUE, GREY, ORANGE, PALE, name_cells, new_figure, visible
+from obscura_jax.plots.canvas import BLUE, GRAY, ORANGE, PALE, name_cells, new_figure, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def window_diagram(
     tokens: Sequence[str], max_length: int, stride: int, *, title: str = ""
 ) -> "Figure":
-    """Draw the sliding windows over a text: what each one reads, and the last token it predicts.
+    """Draw sliding windows over a text: the tokens each one reads, and the last one it predicts.
 
     Args:
         tokens: the tokens of the text.
@@ -30,8 +30,8 @@ def window_diagram(
         grid[row, start + max_length] = 2
     names = [f"window {n}" for n in range(len(starts))]
     figure = new_figure(1.5 + 0.55 * len(tokens), 1.5 + 0.3 * len(starts))
-    colours, kinds = [PALE, BLUE, ORANGE], ["not in the window", "input", "last target"]
-    _states(figure.add_subplot(), grid, names, tokens, colours, kinds)
+    colors, kinds = [PALE, BLUE, ORANGE], ["not in the window", "input", "last target"]
+    _states(figure.add_subplot(), grid, names, tokens, colors, kinds)
     figure.suptitle(title)
     return figure
 
@@ -54,9 +54,9 @@ def cache_diagram(prompt: Sequence[str], new: Sequence[str]) -> "Figure":
     steps = [f"generates {visible(token)!r}" for token in new]
     figure = new_figure(2.2 + 0.75 * len(tokens), 1.6 + 0.25 * len(new))
     left, right = figure.subplots(1, 2, sharey=True)
-    colours, kinds = [PALE, GREY, BLUE], ["not generated yet", "read from the cache", "computed"]
-    _states(left, again, steps, tokens, colours)
-    _states(right, cached, steps, tokens, colours, kinds)
+    colors, kinds = [PALE, GRAY, BLUE], ["not generated yet", "read from the cache", "computed"]
+    _states(left, again, steps, tokens, colors)
+    _states(right, cached, steps, tokens, colors, kinds)
     left.set_title(f"re-read: {np.count_nonzero(again == 2)} positions computed", fontsize=10)
     right.set_title(f"cached: {np.count_nonzero(cached == 2)} positions computed", fontsize=10)
     return figure
@@ -80,7 +80,7 @@ def key_tree(tree: Mapping[str, Any]) -> "Figure":
             ]
             x = (places[0] + places[-1]) / 2
             for place in places:
-                panel.plot([x, place], [-depth, -depth - 1], color=GREY, zorder=1)
+                panel.plot([x, place], [-depth, -depth - 1], color=GRAY, zorder=1)
         else:
             x, leaves = float(leaves), leaves + 1
         box = {"boxstyle": "round", "facecolor": PALE if below else "white", "edgecolor": BLUE}
@@ -99,21 +99,21 @@ def _states(
     grid: NDArray[np.int_],
     rows: Sequence[str],
     columns: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     kinds: Sequence[str] = (),
 ) -> None:
     """Draw a grid of cells in three states, with a legend if `kinds` names the states."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    panel.imshow(grid, cmap=ListedColormap(colours), vmin=0, vmax=2, aspect="auto")
+    panel.imshow(grid, cmap=ListedColormap(colors), vmin=0, vmax=2, aspect="auto")
     panel.set_xticks(np.arange(grid.shape[1] + 1) - 0.5, minor=True)
     panel.set_yticks(np.arange(grid.shape[0] + 1) - 0.5, minor=True)
     panel.grid(which="minor", color="white", linewidth=2)
     panel.tick_params(which="both", length=0)
     name_cells(panel, rows, columns)
     if kinds:
-        patches = [Patch(color=c, label=kind) for c, kind in zip(colours, kinds, strict=True)]
+        patches = [Patch(color=c, label=kind) for c, kind in zip(colors, kinds, strict=True)]
         panel.figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=8)
 
 

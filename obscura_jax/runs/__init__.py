@@ -1,1 +1,1 @@
-"""Train in a folder: settings, files, resuming, and the start of processes."""
+"""Training runs in folders: settings, files, resuming, and the start of a run."""

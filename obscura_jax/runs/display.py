@@ -1,4 +1,4 @@
-"""What `obscura train` shows: a bar on a terminal, a line every ten steps elsewhere."""
+"""Progress of a training run: a bar on a terminal, or else a line every ten steps."""
 
 import contextlib
 import io
@@ -9,15 +9,16 @@ from typing import Any, TextIO, cast
 
 
 class Display:
-    """Shows the rows of the metrics; used as a context, which ends the bar."""
+    """A context manager and function that shows rows of metrics on standard output."""
 
     def __init__(self, steps: int) -> None:
+        """Prepare a progress bar for a run of `steps` steps."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
 
         self._steps = steps
-        self._console = Console(file=cast(TextIO, Expendable(sys.stdout)), highlight=False)
+        self._console = Console(file=cast(TextIO, ExpendableStream(sys.stdout)), highlight=False)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeLeft())
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task("", total=steps)
@@ -32,7 +33,7 @@ class Display:
             self._bar.stop()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Show a row."""
+        """Show one row."""
         done = row["step"] + 1
         if "val_loss" in row:
             self._print(f"step {done}: validation loss {row['val_loss']:.4f}")
@@ -50,27 +51,27 @@ class Display:
         self._console.file.flush()
 
 
-def show_reading(done: int, total: int) -> None:
-    """Show how much of a text has become tokens, in bytes; a small text needs no such line."""
+def show_tokenizing(done: int, total: int) -> None:
+    """Print how many bytes of a text have been tokenized, unless the text is small."""
     if total > 1 << 23:
-        say(f"tokens: {done / total:.0%} of {total / 2**20:.0f} MiB of text", sys.stdout)
+        print_line(f"tokens: {done / total:.0%} of {total / 2**20:.0f} MiB of text", sys.stdout)
 
 
-def say(line: str, stream: TextIO | None) -> None:
-    """Print a line to standard output or error, which may be closed or broken."""
-    print(line, file=Expendable(stream), flush=True)
+def print_line(line: str, stream: TextIO | None) -> None:
+    """Print a line to standard output or error; do nothing if it is closed or broken."""
+    print(line, file=ExpendableStream(stream), flush=True)
 
 
-class Expendable(io.TextIOBase):
-    """A stream that drops text instead of raising errors: a run outlives its terminal or pipe."""
+class ExpendableStream(io.TextIOBase):
+    """A stream that drops text instead of raising errors, so that a run outlives its terminal."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`, which is None if the process began without it."""
+        """Write to `stream`, which is None if the process was started without it."""
         self._stream = stream
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Return the encoding of the stream, by which rich chooses the characters of a bar."""
+        """Return the stream's encoding; rich chooses the characters of the bar by it."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
@@ -78,12 +79,12 @@ class Expendable(io.TextIOBase):
         return bool(self._try(lambda stream: stream.isatty()))
 
     def write(self, text: str, /) -> int:
-        """Write `text` if the stream takes it."""
+        """Write `text` if the stream accepts it."""
         self._try(lambda stream: stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream if it takes it."""
+        """Flush the stream if possible."""
         self._try(lambda stream: stream.flush())
 
     def _try(self, call: Callable[[TextIO], object]) -> object:
@@ -91,7 +92,7 @@ class Expendable(io.TextIOBase):
             try:
                 return call(self._stream)
             except (OSError, ValueError):  # ValueError: it was closed in this process
-                # The buffer keeps the text; a flush at exit would fail again.
+                # The text is still in the buffer; a flush at exit would fail again.
                 with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
                     os.dup2(nothing.fileno(), self._stream.fileno())
                 self._stream = None
