@@ -150,7 +150,7 @@ def assert_between(ours, lower, upper):
 
 
 @each_case
-def test_top_k_is_the_slow_one(logits):
+def test_top_k_matches_the_slow_version(logits):
     vocab_size = logits.shape[1]
     for ks in [(1, 2, 3), (5, 17, vocab_size - 1), (vocab_size, 40, 1)]:
         want = [slow_top_k(row, k) for row, k in zip(logits, ks, strict=True)]
@@ -159,7 +159,7 @@ def test_top_k_is_the_slow_one(logits):
 
 @pytest.mark.parametrize("ks", [(127, 128, 1), (128, 129, 1009), (500, 1, 1008)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_top_k_by_prefix_and_by_search(ks, ties):
+def test_top_k_by_prefix_and_by_search_are_equal(ks, ties):
     """Up to 128 the threshold is read off a prefix, above it is searched for."""
     logits = random_logits(1009)
     logits = np.round(4 * logits) if ties else logits
@@ -176,7 +176,7 @@ def test_top_k_keeps_ties():
 
 
 @each_case
-def test_top_p_is_the_slow_one(logits):
+def test_top_p_matches_the_slow_version(logits):
     for ps in [(0.1, 0.5, 0.9), (0.999, 0.3, 1.0), (1e-6, 0.75, 0.99)]:
         ours = keep_top_p(logits, f32(*ps))
         lower, upper = (
@@ -200,7 +200,7 @@ def test_top_p_includes_the_token_that_crosses():
     assert counts.tolist() == [3, 4, 1]
 
 
-def test_top_p_that_is_reached_exactly_needs_no_further_token():
+def test_top_p_stops_at_the_token_that_reaches_it_exactly():
     logits = np.array([[1, 1, -200, -200, -300]] * ROWS, np.float32)
     counts = kept(keep_top_p(logits, f32(0.5, 0.99, 0.9999999))).sum(axis=1)
     assert counts.tolist() == [2, 2, 2]
@@ -214,7 +214,7 @@ def test_top_p_keeps_ties_at_the_boundary():
 
 
 @each_case
-def test_min_p_is_the_slow_one(logits):
+def test_min_p_matches_the_slow_version(logits):
     for ms in [(0.03, 0.2, 0.55), (0.0, 0.97, 1e-5)]:
         ours = keep_min_p(logits, f32(*ms))
         ms = f32(*ms).tolist()
@@ -284,7 +284,7 @@ def columns(settings):
 
 @pytest.mark.parametrize("given_settings", SETTINGS)
 @each_case
-def test_the_chain_and_its_draw_are_the_slow_ones(logits, given_settings):
+def test_all_filters_and_the_sample_match_the_slow_version(logits, given_settings):
     vocab_size = logits.shape[1]
     settings = arrays(ROWS, vocab_size, **given_settings)
     ours = filter_logits(logits, settings)
@@ -333,7 +333,7 @@ def test_the_order_is_temperature_top_k_top_p_min_p():
 
 @pytest.mark.parametrize("given_settings", SETTINGS)
 @pytest.mark.parametrize("vocab_size", [V, 1009])
-def test_a_row_is_the_same_alone(vocab_size, given_settings):
+def test_a_row_gets_the_same_token_alone(vocab_size, given_settings):
     logits = random_logits(vocab_size, seed=5)
     settings = arrays(ROWS, vocab_size, **given_settings)
     together = sample(logits, settings, keys(ROWS))
@@ -354,7 +354,7 @@ def test_a_row_is_the_same_alone(vocab_size, given_settings):
 
 
 @pytest.mark.parametrize("vocab_size", [1009, 50257])
-def test_the_knife_edge_of_top_p_falls_alike_in_any_company(vocab_size):
+def test_the_boundary_of_top_p_is_the_same_in_any_batch(vocab_size):
     """Each p is about what the first so many tokens sum to: a change in rounding would show."""
     logits = random_logits(vocab_size, seed=2)
     reached = np.cumsum([-np.sort(-slow_probabilities(row)) for row in logits], axis=1)
@@ -413,7 +413,7 @@ def test_the_frequencies_are_the_probabilities(given_settings):
     assert not chi_square_fits(counts, np.where(probabilities > 0, wrong, 0))
 
 
-def test_the_noise_is_the_generator_s_own():
+def test_the_noise_is_that_of_jax_random_gumbel():
     for vocab_size in (V, 128, 50257):
         want = np.stack([jax.random.gumbel(key, (vocab_size,), jnp.float32) for key in keys(ROWS)])
         np.testing.assert_array_equal(sampling.gumbel_noise(keys(ROWS), vocab_size), want)
@@ -448,7 +448,7 @@ def test_ties_in_argmax_go_to_the_lowest_id():
     assert sample(logits, arrays(ROWS, 4), keys(ROWS)).tolist() == [1, 0, 0]
 
 
-def test_bad_logits_give_no_token():
+def test_bad_logits_return_an_id_outside_the_vocabulary():
     """V stands outside the vocabulary: the caller notices, instead of token 0 for ever."""
     logits = random_logits()
     logits[1, 5] = np.nan
@@ -477,7 +477,7 @@ def test_a_token_excluded_beforehand_stays_excluded():
 # Cost
 
 
-def test_no_value_compiles_anew():
+def test_no_setting_recompiles():
     step = jax.jit(lambda *arguments: sampling.sample(*arguments))
     logits = random_logits(211)
     sweep = itertools.product(
@@ -509,7 +509,7 @@ def primitives(jaxpr, into_branches):
     return names
 
 
-def test_what_no_row_uses_stays_in_a_branch():
+def test_work_that_no_row_needs_is_in_a_branch():
     logits, settings = random_logits(1009), arrays(ROWS, 1009)
     costly = {"random_bits", "exp", "log", "while", "scan", "top_k", "sort", "cumsum"}
     jaxpr = jax.make_jaxpr(sampling.sample)(logits, settings, keys(ROWS)).jaxpr
@@ -521,7 +521,7 @@ def test_what_no_row_uses_stays_in_a_branch():
     assert not costly - {"log"} & primitives(jaxpr, into_branches=False)
 
 
-def test_shapes_and_types_are_those_annotated():
+def test_shapes_and_types_match_the_annotations():
     logits, settings = random_logits(), arrays(ROWS, V, temperature=1.0, top_k=2)
     checked = {
         name: jaxtyped(typechecker=beartype)(getattr(sampling, name))
@@ -560,10 +560,10 @@ def test_log_probability_of_extreme_logits():
     assert log_probability(logits, tokens).tolist() == [0, 0, -2e4]
 
 
-# The door
+# Checks of settings
 
 
-def test_settings_per_row():
+def test_settings_become_one_array_per_setting():
     one = arrays(ROWS, V)
     assert [x.tolist() for x in one] == [[0.0] * 3, [V] * 3, [1.0] * 3, [0.0] * 3]
     several = arrays(
@@ -679,7 +679,7 @@ def test_the_best_survives_and_nothing_better_than_a_survivor_is_excluded(logits
 
 @few
 @given(any_logits, per_row(st.integers(1, WIDTH)), st.permutations(range(WIDTH)))
-def test_top_k_does_not_look_at_the_order(logits, ks, order):
+def test_top_k_does_not_depend_on_the_order(logits, ks, order):
     filtered = np.asarray(keep_top_k(logits, i32(*ks)))
     np.testing.assert_array_equal(
         filtered, [slow_top_k(row, k) for row, k in zip(logits, ks, strict=True)]
@@ -690,7 +690,7 @@ def test_top_k_does_not_look_at_the_order(logits, ks, order):
 
 @few
 @given(any_logits, per_row(st.floats(1e-3, 0.999)))
-def test_top_p_reaches_p_with_the_fewest(logits, ps):
+def test_top_p_reaches_p_with_the_fewest_tokens(logits, ps):
     filtered = keep_top_p(logits, f32(*ps))
     for row, left, p in zip(logits.astype(np.float64), kept(filtered), ps, strict=True):
         probabilities = slow_probabilities(row)
