@@ -118,7 +118,7 @@ def test_streams_and_scores_take_any_tokenizer(own):
     pieces = stream_text(model, params, [PROMPT], gpt2_tokenizer(400), 6)
     assert "".join(piece for (piece,) in pieces) != expected
     assert score(model, params, [PROMPT], tokenizer=gpt2_tokenizer(400)) != rows
-    with pytest.raises(ValueError, match=r"400 tokens may have any tokenizer: give it"):
+    with pytest.raises(ValueError, match=r"a model of 400 tokens is unknown; pass tokenizer="):
         score(model, params, [PROMPT])
 
 
@@ -290,7 +290,7 @@ def test_ids_are_read_and_written_as_numbers():
 
 def test_stop_strings_are_refused_with_ids(own, fails):
     words = ("generate", "1", "--ids", "--model", own, "--stop", "x")
-    assert "--stop is text, and with --ids there is none" in fails(*words)
+    assert "--stop takes text, but --ids has none" in fails(*words)
 
 
 # The record.
