@@ -46,7 +46,13 @@ def add_parser(commands: Any) -> None:
 
     add = partial(add_option, parser.add_argument_group("devices"))
     add("--mesh", "mesh over all devices, such as data=4,fsdp=1,model=2", "SIZES")
-    add("--coordinator", "address of process 0 of several processes", "HOST:PORT")
+    add(
+        "--distributed",
+        "join the other processes of this job; SLURM, Open MPI and TPU pods are detected, for "
+        "others give the next three options, which imply this one",
+        action="store_true",
+    )
+    add("--coordinator", "address of process 0", "HOST:PORT")
     add("--processes", "number of processes", "N", positive_int)
     add("--process-id", "number of this process, from 0", "I", nonnegative_int)
     add("--join-timeout", "seconds to wait for all processes", "S", positive_int, default=60)
@@ -106,16 +112,18 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return a context manager that joins all processes, or does nothing if there is only one."""
-    how = (args.coordinator, args.processes, args.process_id)
-    if how == (None, None, None):
+    process = (args.coordinator, args.processes, args.process_id)
+    if not args.distributed and process == (None, None, None):
         return nullcontext()
-    if None in how:
-        raise ValueError("--coordinator, --processes and --process-id belong together; give all")
-    from obscura_jax.scale.processes import joined
+    from obscura_jax.scale.processes import distributed_session
 
     equal = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
-    options = {_option(name): getattr(args, name) for name in equal}
-    return joined(*how, timeout=args.join_timeout, options=options, complain=_warn)
+    return distributed_session(
+        *process,
+        timeout=args.join_timeout,
+        options={_option(name): getattr(args, name) for name in equal},
+        complain=_warn,
+    )
 
 
 @contextmanager
