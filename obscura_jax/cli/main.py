@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         try:
             args = parser.parse_args(argv)
             parser.prog = f"obscura {args.command}"
-            if not getattr(args, "distributed", False):  # processes connect before JAX starts
+            joins = ("distributed", "coordinator", "processes")
+            if not any(
+                getattr(args, name, None) for name in joins
+            ):  # they connect before JAX starts
                 _check_platforms()
             args.run(args)
         finally:

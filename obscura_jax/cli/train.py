@@ -17,14 +17,6 @@ from obscura_jax.runs.arguments import add_settings_arguments, given_settings, o
 from obscura_jax.runs.display import Display, print_line, show_tokenizing
 
 
-class _ImpliesDistributed(argparse.Action):
-    """Store the value of an option, and turn on --distributed."""
-
-    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
-        setattr(args, self.dest, value)
-        args.distributed = True
-
-
 def add_parser(commands: Any) -> None:
     """Declare the command's options."""
     parser = commands.add_parser("train", help="train a model on text")
@@ -39,10 +31,9 @@ def add_parser(commands: Any) -> None:
         "elsewhere, give the next three options, which imply this one"
     )
     add("--distributed", distributed, action="store_true")
-    joins: Any = {"action": _ImpliesDistributed}
-    add("--coordinator", "address of process 0", "HOST:PORT", str, **joins)
-    add("--processes", "number of processes", "N", positive_int, **joins)
-    add("--process-id", "number of this process, from 0", "I", nonnegative_int, **joins)
+    add("--coordinator", "address of process 0", "HOST:PORT")
+    add("--processes", "number of processes", "N", positive_int)
+    add("--process-id", "number of this process, from 0", "I", nonnegative_int)
     add("--join-timeout", "seconds to wait for all processes", "S", positive_int, default=60)
 
     group = parser.add_argument_group("run folder")
@@ -79,10 +70,10 @@ def run(args: argparse.Namespace) -> None:
         warnings.showwarning = _warn
         result = launch(given_settings(args), args.out, how)
         if jax.process_index() == 0:
-            resume = f"obscura train --out {shlex.quote(args.out)} --resume"
-            line = f"saved after step {result.steps}: {resume}"
-            if not result.stopped_by:
-                line = generate_command(Path(args.out, "model"), result.model.cfg)
+            line = generate_command(Path(args.out, "model"), result.model.cfg)
+            if result.stopped_by:
+                resume = f"obscura train --out {shlex.quote(args.out)} --resume"
+                line = f"saved after step {result.steps}: {resume}"
             print_line(line, sys.stdout)
         if result.stopped_by:
             sys.exit(128 + result.stopped_by)
@@ -90,15 +81,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return a context manager that joins all processes, or does nothing if there is only one."""
-    if not args.distributed:
+    process = (args.coordinator, args.processes, args.process_id)
+    if not args.distributed and process == (None, None, None):
         return nullcontext()
     from obscura_jax.scale.processes import distributed_session
 
     equal = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
     return distributed_session(
-        args.coordinator,
-        args.processes,
-        args.process_id,
+        *process,
         timeout=args.join_timeout,
         options={option_name(name): getattr(args, name) for name in equal},
         complain=_warn,
@@ -112,8 +102,7 @@ def _watch(steps: int) -> Iterator[Any]:
 
     from obscura_jax.runs.fit import Callbacks
 
-    first = jax.process_index() == 0
-    bar = Display(steps) if first else nullcontext(lambda row: None)
+    bar = nullcontext(lambda row: None) if jax.process_index() else Display(steps)
     with deferred() as should_stop, bar as show:
         yield Callbacks(show, should_stop)
 
