@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> None:
         warnings.showwarning = _warn
         result = launch(given_settings(args), args.out, how)
         if jax.process_index() == 0:
-            line = generate_command(Path(args.out, "model"), result.model.cfg)
-            if result.stopped_by:
-                resume = f"obscura train --out {shlex.quote(args.out)} --resume"
-                line = f"saved after step {result.steps}: {resume}"
+            resume = f"obscura train --out {shlex.quote(args.out)} --resume"
+            line = f"saved after step {result.steps}: {resume}"
+            if not result.stopped_by:
+                line = generate_command(Path(args.out, "model"), result.model.cfg)
             print_line(line, sys.stdout)
         if result.stopped_by:
             sys.exit(128 + result.stopped_by)
