@@ -20,7 +20,6 @@ import torch
 
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
-from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.parity import torch_reference
@@ -210,9 +209,9 @@ def test_help_and_version(capsys):
 def test_every_argument_has_a_help_text():
     """A phrase that can be read alone: it does not continue the option's name."""
     commands = argparse.ArgumentParser().add_subparsers()
-    for command in (bench, compile, convert, export, generate_command, info, parity, train):
+    for command in (bench, compile, convert, export, info, parity, train):
         command.add_parser(commands)
-    assert len(commands.choices) == 8
+    assert len(commands.choices) == 7
     for name, parser in commands.choices.items():
         for action in parser._actions:
             words = (action.help or "").split()
@@ -247,7 +246,7 @@ def test_every_argument_has_a_help_text():
         (["generate", "x", "", "--model", "y"], "a prompt needs at least one character"),
         (["generate", "\udcff", "--model", "y"], "argument prompt: is not UTF-8 text"),
         (["generate", "x", "--stop", "\udcff"], "argument --stop: is not UTF-8 text"),
-        (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
+        (["generate", "x", "--model", "y"], "no model at 'y'; give a folder"),
         (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
         (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
         (["info", f"torch-seed:{2**64}"], "a torch seed must be a 64-bit integer"),
@@ -374,7 +373,7 @@ def test_files_that_are_no_models_are_one_line(fails, native, course, tmp_path):
         ("picture.png", b"\x89PNG\r\n\x1a\n", "does not end in .safetensors, .pth, .pt"),
         ("code.pth", pickle.dumps(Code(str(tmp_path / "witness"))), "calls posix.mkdir"),
         ("old.pth", pickle.dumps(Code(str(tmp_path / "witness")), 2), "calls posix.mkdir"),
-        ("list.pth", [1, 2], "holds one object of type list, not a state dict"),
+        ("list.pth", [1, 2], "holds an object of type list, not a state dict"),
         ("less.pth", {"tok_emb.weight": state["tok_emb.weight"]}, "pos_emb.weight is missing"),
         ("more.pth", {**state, "bia\n\x1b[1ms": state["final_norm.scale"]}, r"bia \x1b[1ms"),
         ("shape.pth", {**state, "final_norm.scale": torch.ones(11)}, "final_norm.scale has shape"),

@@ -13,7 +13,7 @@ from obscura_jax import GPTConfig, GPTModel, generate, save_model
 from obscura_jax.cli.main import main
 from obscura_jax.export.artifact import load_artifact
 from obscura_jax.export.exporter import PLATFORMS, export_model
-from obscura_jax.interop.tensor_files import write_safetensors
+from obscura_jax.safetensors_files import write_safetensors
 from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
 

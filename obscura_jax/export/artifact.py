@@ -24,9 +24,10 @@ from obscura_jax.export.file_format import (
     state_from_plain,
 )
 from obscura_jax.interop.locate import MANIFEST
-from obscura_jax.interop.tensor_files import header_digest, read, read_safetensors
+from obscura_jax.interop.tensor_files import read
 from obscura_jax.interop.tokens import CARRIED
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.safetensors_files import header_digest, read_safetensors
 
 _PLATFORMS = {"gpu": "cuda"}  # name of a backend in JAX -> in jax.export
 

@@ -31,10 +31,10 @@ from obscura_jax.export.file_format import (
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.locate import MANIFEST
-from obscura_jax.interop.tensor_files import header_digest, write_safetensors
 from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import Target, tracing_for
+from obscura_jax.safetensors_files import header_digest, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
