@@ -65,7 +65,9 @@ def read_safetensors(path: Path, *, verify: bool = True) -> Tensors:
             "fetch it again, or save the model again"
         ) from error
     except (AttributeError, TypeError) as error:  # raised by safetensors for types NumPy lacks
-        raise ValueError(f"{path} has tensors of a type that NumPy lacks: {error}") from error
+        raise ValueError(
+            f"{path} has tensors of a type that NumPy lacks ({error}); save them as float32"
+        ) from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -110,7 +112,7 @@ def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RepeatedKeyError(f"the key {twice!r} twice")
+        raise RepeatedKeyError(f"duplicate key {twice!r}")
     return found
 
 

@@ -65,7 +65,7 @@ class Callbacks:
     """
 
     on_metrics: Callable[[Mapping[str, Any]], object] = lambda row: None
-    should_stop: Callable[[], object] = lambda: False
+    should_stop: Callable[[], int] = lambda: 0
     sample_text: Callable[[Any], str] | None = None
 
 

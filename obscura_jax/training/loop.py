@@ -56,7 +56,7 @@ def dispatch_steps(
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
                 f"training diverged at step {step} (loss {loss}, gradient norm {norm}); start "
-                "again in another folder with a lower learning rate (--lr) or stronger "
+                "again in another folder with a lower learning rate (--learning-rate) or stronger "
                 "clipping (--clip-norm)"
             )
         return {

@@ -13,7 +13,7 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, create_dataloader_v1, generate
 from obscura_jax.cli.main import main
-from obscura_jax.decoding.request import plan
+from obscura_jax.decoding.request import plan_generation
 from obscura_jax.nn.scan import stack_blocks
 from obscura_jax.safetensors_files import read_safetensors
 from obscura_jax.scale.collectives import collectives
@@ -296,7 +296,7 @@ def test_tokens_of_each_layout(layout, tie_weights):
         assert got.tokens == want.tokens
         for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert over.compiled() == 2  # a program each, for all settings
+    assert over.n_compilations() == 2  # a program each, for all settings
     if layout == LAYOUTS[-1]:
         slid = generate(model, placed, PROMPTS, C + 3, sliding_window=True, programs=over).tokens
         assert slid == generate(model, params, PROMPTS, C + 3, sliding_window=True).tokens
@@ -307,13 +307,13 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
     params = gpt2_init(CFG, jax.random.key(0))
     mesh = make_mesh({"data": 2, "model": 4})
     placed, over = place(mesh, params), mesh_programs(mesh)
-    call = plan(model, placed, PROMPTS, 8)
-    state = over.prefill(model, placed, call.prompts, call.request, 16, 16)
+    plan = plan_generation(CFG, PROMPTS, 8)
+    state = over.prefill(model, placed, plan.request, plan.prompts, 16, 16)
     assert state.cache.keys[0].shape == (8, H, 16, D // H)
     assert state.cache.keys[0].addressable_shards[0].data.shape == (4, 1, 16, D // H)
-    decode = over.decode.lower(model, placed, state, call.request, jnp.asarray(8))
-    prefill = over.prefill.lower(model, placed, call.prompts, call.request, 16, 16)
-    for lowered, positions in ((decode, 1), (prefill, call.prompts.shape[1])):
+    decode = over.decode.lower(model, placed, plan.request, state, jnp.asarray(8))
+    prefill = over.prefill.lower(model, placed, plan.request, plan.prompts, 16, 16)
+    for lowered, positions in ((decode, 1), (prefill, plan.prompts.shape[1])):
         found = collectives(lowered.compile().as_text())
         assert {c.kind for c in found} == {"all-reduce"}
         largest = max(math.prod(shape) for c in found for _, shape in c.arrays)
