@@ -92,7 +92,7 @@ class SingleDevice:
         self, loader: DataLoader, start: int = 0, grad_accum_steps: int = 1
     ) -> Iterator[Batch]:
         """Yield (inputs, targets), (A, B, T) each, from training step `start`, indefinitely."""
-        for inputs, targets in loader.steps(start):
+        for inputs, targets in loader.batches_from(start):
             shape = (grad_accum_steps, -1, inputs.shape[1])
             yield jnp.asarray(inputs.reshape(shape)), jnp.asarray(targets.reshape(shape))
 
