@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one line with exit code 2 for each mistake of a user."""
+"""The command line: its output, and one line with exit code 2 for each mistake of a user."""
 
 import argparse
 import hashlib
@@ -20,6 +20,7 @@ import torch
 
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
+from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.parity import torch_reference
@@ -44,7 +45,7 @@ MODULE = [sys.executable, "-m", "obscura_jax"]
 
 @pytest.fixture
 def course(tmp_path):
-    """A course checkpoint."""
+    """Return the path of a course checkpoint."""
     torch.manual_seed(0)
     torch.save(torch_reference.GPTModel(TINY).state_dict(), tmp_path / "course.pth")
     return str(tmp_path / "course.pth")
@@ -52,7 +53,7 @@ def course(tmp_path):
 
 @pytest.fixture
 def native(tmp_path, course):
-    """A native folder, converted by the command."""
+    """Return a native folder that the command has converted."""
     call("convert", course, tmp_path / "native", "--n-heads", 3)
     return str(tmp_path / "native")
 
@@ -68,7 +69,7 @@ def speaking(tmp_path_factory):
 
 
 def call(*words):
-    """Run the command; what it exited with, 0 when it returned."""
+    """Run the command and return its exit code, 0 if it returned."""
     try:
         main([str(word) for word in words])
     except SystemExit as end:
@@ -78,7 +79,7 @@ def call(*words):
 
 @pytest.fixture
 def fails(capsys):
-    """Run the command, which must end with code 2 and one line; return the line."""
+    """Run the command, which must exit with code 2 after one line; return the line."""
 
     def run(*words):
         capsys.readouterr()
@@ -96,7 +97,7 @@ def fails(capsys):
 # What the commands print.
 
 
-def test_convert_prints_what_each_tensor_became(course, tmp_path, capsys):
+def test_convert_prints_the_source_and_target_of_each_tensor(course, tmp_path, capsys):
     assert call("convert", course, tmp_path / "native", "--n-heads", "3") == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -126,7 +127,7 @@ def test_convert_there_and_back_keeps_every_bit(course, native, tmp_path):
     torch_reference.GPTModel(TINY).load_state_dict(back, strict=True)
 
 
-def test_info_counts(native, course, capsys):
+def test_info_prints_parameter_counts_and_memory(native, course, capsys):
     state = torch.load(course, weights_only=True)
     count = sum(x.numel() for name, x in state.items() if "mask" not in name)
     for source, dialect in ((native, "native"), (course, "course")):
@@ -207,13 +208,15 @@ def test_help_and_version(capsys):
 
 
 def test_every_argument_has_a_help_text():
-    """A phrase that can be read alone: it does not continue the option's name."""
+    """It can be read alone: it does not continue the option's name."""
     commands = argparse.ArgumentParser().add_subparsers()
-    for command in (bench, compile, convert, export, info, parity, train):
+    for command in (bench, compile, convert, export, generate_command, info, parity, train):
         command.add_parser(commands)
-    assert len(commands.choices) == 7
+    assert len(commands.choices) == 8
     for name, parser in commands.choices.items():
         for action in parser._actions:
+            if action.help == argparse.SUPPRESS:  # an earlier spelling
+                continue
             words = (action.help or "").split()
             assert len(words) > 1, (name, action.dest)
             assert words[0] not in ("of", "in", "rather", "which", "it"), (name, action.dest)
@@ -278,7 +281,7 @@ def test_no_prompt_on_standard_input_is_one_line(fails, monkeypatch, text, messa
     assert message in fails("generate", "--model", "torch-seed:1")
 
 
-def test_bytes_that_are_not_text_are_one_line(fails, monkeypatch):
+def test_bytes_that_are_not_utf8_are_one_line(fails, monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", stdin)
     message = "standard input is not UTF-8 text: byte 5 is 0xff"
@@ -295,7 +298,7 @@ def test_line_ends_and_a_byte_order_mark_do_not_belong_to_a_prompt(monkeypatch, 
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense", "cuda,tpu"])
-def test_a_platform_that_is_not_there_is_one_line(tmp_path, platforms):
+def test_an_unavailable_platform_is_one_line(tmp_path, platforms):
     (tmp_path / "text").write_text("text " * 1000)
     words = ("train", "--text", tmp_path / "text", "--out", tmp_path / "run")
     done = processes.run(*MODULE, *words, env={"JAX_PLATFORMS": platforms})
@@ -305,6 +308,15 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path, platforms):
     )
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--coordinator", "host"], ["--distributed"]])
+def test_jax_does_not_start_before_processes_connect(fails, tmp_path, monkeypatch, words):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    join = [*words, "--processes", 2, "--process-id", 0]
+    if "--distributed" in words:
+        join += ["--coordinator", "host"]
+    assert "invalid coordinator" in fails("train", "--out", tmp_path / "run", *join)
 
 
 LOCALES = [
@@ -352,7 +364,7 @@ def test_ids_that_the_tokenizer_lacks_are_shown_as_the_replacement_character(tmp
 
 
 class Code:
-    """What makes a file when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -361,7 +373,7 @@ class Code:
         return os.mkdir, (self.path,)
 
 
-def test_files_that_are_no_models_are_one_line(fails, native, course, tmp_path):
+def test_files_that_are_not_models_are_one_line(fails, native, course, tmp_path):
     state = torch.load(course, weights_only=True)
     whole = Path(course).read_bytes()
     weights = (Path(native) / "model.safetensors").read_bytes()
@@ -400,12 +412,12 @@ def test_files_that_are_no_models_are_one_line(fails, native, course, tmp_path):
     assert not (tmp_path / "witness").exists()
 
 
-def test_heads_are_asked_for(fails, course):
+def test_a_missing_number_of_heads_is_one_line(fails, course):
     assert "give n_heads (--n-heads), a divisor of emb_dim=12" in fails("info", course)
     assert "not divisible by n_heads=5" in fails("info", course, "--n-heads", 5)
 
 
-def test_destinations_of_the_wrong_sort_are_one_line(fails, course, native, tmp_path):
+def test_destinations_of_the_wrong_kind_are_one_line(fails, course, native, tmp_path):
     (tmp_path / "file").write_text("mine")
     for words, message in (
         ((course, tmp_path / "file"), "is a file; this form is a folder"),
@@ -420,7 +432,9 @@ def test_destinations_of_the_wrong_sort_are_one_line(fails, course, native, tmp_
     load_model(course, n_heads=3)
 
 
-def test_without_torch_it_says_what_to_install(fails, course, native, monkeypatch, tmp_path):
+def test_without_torch_the_error_names_what_to_install(
+    fails, course, native, monkeypatch, tmp_path
+):
     monkeypatch.setitem(sys.modules, "torch", None)
     needed = "needs torch: run pip install -e '.[torch]' in the clone of obscura_jax"
     assert needed in fails("info", course, "--n-heads", 3)
@@ -466,7 +480,7 @@ main(sys.argv[1:])
 """
 
 
-def test_the_module_is_the_command_and_says_nothing_more(speaking):
+def test_the_module_is_the_command_and_prints_nothing_else(speaking):
     command = (*MODULE, "generate", "--model", speaking[1], "--max-new-tokens", 2)
     done = processes.run(*command, input="Hello\n")
     text = gpt2_tokenizer().decode(continued(speaking[0], "Hello", 2))
@@ -491,7 +505,7 @@ def test_the_script_converts_from_any_folder(course, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_machine_without_torch(course, native):
+def test_native_models_are_read_without_torch(course, native):
     done = processes.run(sys.executable, "-c", WITHOUT_TORCH, "info", native)
     assert (done.returncode, done.stderr) == (0, "")
     done = processes.run(sys.executable, "-c", WITHOUT_TORCH, "info", course)
@@ -503,7 +517,7 @@ def test_a_machine_without_torch(course, native):
 
 
 @pytest.mark.parametrize("words", ["--help", "info {native}"])
-def test_a_reader_that_leaves_is_no_error(native, words):
+def test_a_closed_pipe_is_no_error(native, words):
     read, write = os.pipe()
     os.close(read)  # before the command has written anything
     done = processes.run(*MODULE, *words.format(native=native).split(), stdout=write)
@@ -511,14 +525,14 @@ def test_a_reader_that_leaves_is_no_error(native, words):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_output_that_takes_no_more_is_one_line(native):
+def test_a_full_output_is_one_line(native):
     with open("/dev/full", "w") as full:
         done = processes.run(*MODULE, "info", native, stdout=full)
     assert done.returncode == 2
     assert done.stderr == "obscura info: [Errno 28] No space left on device\n"
 
 
-def test_closed_streams_are_no_traceback(native):
+def test_closed_streams_give_no_traceback(native):
     command = f"{sys.executable} -m obscura_jax"
     done = processes.run("sh", "-c", f"{command} info {native} >&-")
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Signals end a command quietly at any moment, and training after its step."""
+"""Signals end a command quietly at any time, and training after the current step."""
 
 import json
 import os
@@ -46,12 +46,12 @@ def ends_quietly(command, number):
 
 @pytest.mark.parametrize("count", [10, 300, 600, 900])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_modules_are_imported(count, number):
+def test_a_signal_during_imports_ends_the_command_quietly(count, number):
     ends_quietly(["-c", AT_A_MOMENT, "import", str(count), str(int(number)), *LONG], number)
 
 
 @pytest.mark.parametrize("count", [1, 20, 60])
-def test_a_signal_inside_the_garbage_collector(count):
+def test_a_signal_inside_the_garbage_collector_ends_the_command_quietly(count):
     number = signal.SIGINT
     ends_quietly(["-c", AT_A_MOMENT, "gc", str(count), str(int(number)), *LONG], number)
 
@@ -59,7 +59,7 @@ def test_a_signal_inside_the_garbage_collector(count):
 @pytest.mark.parametrize(
     "words", [["convert", "torch-seed:1", "made"], ["parity", "tiny"], ["bench", "--model", "tiny"]]
 )
-def test_a_signal_to_other_commands_leaves_nothing(words, tmp_path, monkeypatch):
+def test_a_signal_to_other_commands_leaves_no_files(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -82,7 +82,7 @@ def test_an_ignored_signal_stays_ignored():
     assert "parameters" in done.stdout
 
 
-def test_training_stops_after_its_step_and_a_second_signal_stops_it_at_once(tmp_path):
+def test_training_stops_after_the_current_step_or_at_the_second_signal(tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
     words = ["train", "--text", str(text), "--out", str(out), "--vocab-size", "300"]

@@ -1,4 +1,4 @@
-"""A training that is really killed, again and again, ends as one that was left alone."""
+"""A training run that is killed repeatedly ends like one that was not interrupted."""
 
 import errno
 import json
@@ -23,8 +23,8 @@ SETTINGS += ["--steps", "600", "--drop-rate", "0.1", "--learning-rate", "0.01"]
 HOW = ["--save-every", "20", "--validate-every", "200"]
 
 
-# Sends a signal to its own process in a function call after a step: the arguments are the signal's
-# number, the step and the number of calls after it, then the command's.
+# Sends a signal to its own process in a function call after a step. The arguments are the signal's
+# number, the step, the number of calls after it, and those of the command.
 AT_A_CALL = """
 import os, sys
 
@@ -67,7 +67,7 @@ def wait_for_step(process, out, step):
 
 
 def what_was_computed(out):
-    """All rows but for their speed, and the model's bytes."""
+    """Return all rows of the metrics without their speed, and the model's bytes."""
     rows = [
         {name: row[name] for name in row if name != "tokens_per_second"}
         for row in read_metrics(out / "metrics.jsonl")
@@ -75,7 +75,7 @@ def what_was_computed(out):
     return rows, (out / "model" / "model.safetensors").read_bytes()
 
 
-def test_two_trainings_in_one_folder(tmp_path, capsys):
+def test_a_second_process_in_the_folder_is_refused(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
     words = ["train", "--text", text, "--out", out, *SETTINGS, "--steps", 10**6]
@@ -84,10 +84,12 @@ def test_two_trainings_in_one_folder(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "--out", str(out), "--resume"])
     assert "another process is training in" in capsys.readouterr().err
-    wait_for_step(process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100)  # it goes on
+    wait_for_step(
+        process, out, read_metrics(out / "metrics.jsonl")[-1]["step"] + 100
+    )  # the first one continues
 
 
-def test_killed_at_random_moments(tmp_path):
+def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
     alone, out = tmp_path / "alone", tmp_path / "killed"
@@ -110,7 +112,7 @@ def test_killed_at_random_moments(tmp_path):
         at = read_metrics(out / "metrics.jsonl")[-1]["step"]
         folders = [path.name for path in (out / "checkpoints").glob("*")]
         kept = max([int(name) for name in folders if name.isdecimal()], default=0)
-        assert kept > at - 20  # at most the interval is lost
+        assert kept > at - 20  # no more steps than --save-every are lost
         reached, words = at, ["--resume"]
     text.unlink()  # its tokens are in the folder
     done = processes.run(*processes.OBSCURA, "train", "--out", out, "--resume", *HOW)
@@ -118,14 +120,14 @@ def test_killed_at_random_moments(tmp_path):
     assert what_was_computed(out) == want
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    # The control: another seed computes something else.
+    # Control: another seed gives another result.
     other = tmp_path / "other"
     text.write_text(sample_text(), encoding="utf-8")
     main(["train", "--text", str(text), "--out", str(other), *SETTINGS, *HOW, "--seed", "1"])
     assert what_was_computed(other)[0][-1] != want[0][-1]
 
 
-def test_resume_says_what_is_wrong(tmp_path, capsys):
+def test_a_resume_with_wrong_settings_or_files_is_refused(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
     out = tmp_path / "run"
@@ -176,12 +178,14 @@ def test_resume_says_what_is_wrong(tmp_path, capsys):
             (out / "metrics.jsonl").write_bytes(metrics + wrong + b"\n" + after)
             message = f"metrics.jsonl is damaged: line {number} is not a row; delete that line"
             refused(message, "--resume")
-    (out / "metrics.jsonl").write_bytes(metrics + b'{"st')  # a kill left half a line
+    (out / "metrics.jsonl").write_bytes(
+        metrics + b'{"st'
+    )  # a killed process left an incomplete line
     main(["train", "--out", str(out), "--resume"])  # nothing is left to do
     assert what_was_computed(out) == before
 
 
-def test_a_folder_that_is_not_empty_is_left_as_it_is(tmp_path, capsys):
+def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
     for name in ("checkpoints/3/bad", "notes.txt"):
@@ -220,12 +224,14 @@ def fail(error):
         ("training.placement.train_step_jit", ValueError("no such step")),
     ],
 )
-def test_a_run_that_cannot_begin_leaves_nothing(place, error, tmp_path, capsys, monkeypatch):
+def test_a_run_that_fails_before_its_first_step_leaves_no_files(
+    place, error, tmp_path, capsys, monkeypatch
+):
     text, out = tmp_path / "text.txt", tmp_path / "new" / "deep" / "run"
     text.write_text(sample_text(), encoding="utf-8")
     monkeypatch.setattr(f"obscura_jax.{place}", fail(error))
     words = ["train", "--text", str(text), "--out", str(out), *SETTINGS, "--steps", "1"]
-    for _ in range(2):  # and the second is refused for the same reason
+    for _ in range(2):  # the second call fails for the same reason
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 2
@@ -264,7 +270,7 @@ def test_a_refused_resume_changes_no_setting(tmp_path, capsys):
     assert (out / "settings.json").read_bytes() == before
 
 
-def test_no_checkpoint_that_can_be_read_is_one_line(tmp_path, capfd):
+def test_unreadable_checkpoints_are_reported_in_one_line(tmp_path, capfd):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
     words = [*SETTINGS, "--steps", "2", "--save-every", "1"]
@@ -281,7 +287,7 @@ def test_no_checkpoint_that_can_be_read_is_one_line(tmp_path, capfd):
     assert "can be read: step 2 (" in error
 
 
-def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
+def test_max_seconds_ends_a_run_that_can_be_resumed(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
     out = str(tmp_path / "run")
@@ -295,8 +301,8 @@ def test_max_seconds_ends_and_a_resume_goes_on(tmp_path, capsys):
     assert "max_seconds must be above 0" in capsys.readouterr().err
 
 
-def test_other_ways_to_run_go_on_from_the_same_checkpoint(tmp_path):
-    """With --scan, recomputed, with logits in parts, dropping: the losses of a run left alone."""
+def test_a_run_may_be_resumed_with_scan_remat_and_logits_chunks(tmp_path):
+    """The losses, with dropout, are those of an uninterrupted run without these options."""
     text, one, two = tmp_path / "text.txt", tmp_path / "one", tmp_path / "two"
     text.write_text(sample_text(), encoding="utf-8")
     words = [*SIZES[:-1], "3", "--context-length", "16", "--batch-size", "4", "--steps", "8"]

@@ -1,4 +1,4 @@
-"""The commands that train and export print at their end can be pasted into a shell and work."""
+"""The commands that train and export print at the end work when pasted into a shell."""
 
 import shlex
 import sys
@@ -62,7 +62,7 @@ def test_an_exported_model_continues_the_suggested_prompt(tmp_path, pasted):
 
 
 def test_a_context_of_one_token(tmp_path, capsys):
-    """Only sliding makes a token there, and an exported model does not slide."""
+    """It generates only with --sliding, which exported models do not support."""
     cfg = config(300, 1)
     save_model(tmp_path / "m", cfg, weights(300, 1), tokens=gpt2_record(cfg))
     command = shlex.split(generate_command(tmp_path / "m", cfg))
@@ -73,7 +73,7 @@ def test_a_context_of_one_token(tmp_path, capsys):
     assert "obscura generate" not in capsys.readouterr().out
 
 
-def test_token_ids_are_suggested_where_no_tokenizer_can_be_read(tmp_path, monkeypatch):
+def test_token_ids_are_suggested_if_no_tokenizer_can_be_read(tmp_path, monkeypatch):
     cfg = config(300)
     source = hf_folder(tmp_path / "a", 300)
     bpe(300).save(str(source / "tokenizer.json"))

@@ -68,7 +68,7 @@ def test_a_text_becomes_a_model(text, tmp_path, capsys):
     assert model.cfg.emb_dim == 8
 
 
-def test_standard_input_and_the_same_run_again(tmp_path, monkeypatch):
+def test_the_same_text_from_standard_input_gives_the_same_losses(tmp_path, monkeypatch):
     losses = []
     for name in "ab":
         data = io.BytesIO(sample_text().encode())
@@ -80,8 +80,8 @@ def test_standard_input_and_the_same_run_again(tmp_path, monkeypatch):
     assert len(set(losses[0])) == 4
 
 
-def test_nanogpts_token_files(tmp_path, capsys):
-    """As they are: 16-bit GPT-2 tokens, train.bin and val.bin."""
+def test_nanogpt_token_files_are_read(tmp_path, capsys):
+    """Unchanged: 16-bit GPT-2 tokens in train.bin and val.bin."""
     ids = np.array(gpt2_tokenizer().encode(sample_text()), np.uint16)
     ids[:-80].tofile(tmp_path / "train.bin")
     ids[-80:].tofile(tmp_path / "val.bin")
@@ -110,17 +110,17 @@ def test_nanogpts_token_files(tmp_path, capsys):
 
 
 def test_a_padded_vocabulary_is_trained_on_text(text, tmp_path):
-    """The sample shows U+FFFD for ids beyond GPT-2's, most of a vocabulary as large as this one."""
+    """The sample shows U+FFFD for ids beyond GPT-2's, which are most of this vocabulary."""
     out = tmp_path / "run"
     call("--text", text, "--out", out, "--vocab-size", 500_000, "--steps", 1, *SMALL)
     ids = np.fromfile(out / "tokens.bin", np.uint16).tolist()
     assert ids == [*gpt2_tokenizer().encode(sample_text()), 50256]
     (row,) = [row for row in read_metrics(out / "metrics.jsonl") if "val_loss" in row]
-    assert row["sample"].count("\ufffd") > 10  # of 15 drawn ids
+    assert row["sample"].count("\ufffd") > 10  # of 15 sampled ids
     assert load_model(out / "model")[0].cfg.vocab_size == 500_000
 
 
-def test_a_small_vocabulary_is_for_token_ids(text, tmp_path, capsys):
+def test_a_vocabulary_too_small_for_text_can_be_trained_on_token_ids(text, tmp_path, capsys):
     message = "at least 257 tokens, got 65; raise --vocab-size, or pass files of token ids with --d"
     words = ["--out", tmp_path / "run", "--vocab-size", 65, "--steps", 2, *SMALL]
     refused(capsys, message, "--text", text, *words)
@@ -129,7 +129,7 @@ def test_a_small_vocabulary_is_for_token_ids(text, tmp_path, capsys):
         np.random.default_rng(0).integers(0, 65, 99).astype(np.uint16).tofile(tmp_path / name)
     call("--data", tmp_path, *words)
     (row,) = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in row]
-    assert "sample" not in row  # nobody knows what the ids spell
+    assert "sample" not in row  # the ids have no known text
 
 
 def test_a_context_of_one_token_trains_without_a_sample(text, tmp_path):
@@ -140,7 +140,7 @@ def test_a_context_of_one_token_trains_without_a_sample(text, tmp_path):
     assert load_model(tmp_path / "run" / "model")[0].cfg.context_length == 1
 
 
-def test_an_error_in_what_is_only_shown_does_not_end_a_run(text, tmp_path, monkeypatch, capsys):
+def test_errors_in_samples_and_plots_do_not_end_a_run(text, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no room")
 
@@ -176,7 +176,7 @@ def test_no_configuration_of_jax_changes_the_losses(text, tmp_path):
     assert rows("other", "--seed", 1) != plain
 
 
-def test_a_damaged_journal_is_a_line_with_a_way_out(text, tmp_path, capsys):
+def test_a_damaged_journal_is_reported_with_a_remedy(text, tmp_path, capsys):
     out = tmp_path / "run"
     call("--text", text, "--out", out, "--vocab-size", 300, "--steps", 2, *SMALL)
     tokens = (out / "tokens.bin").read_bytes()
@@ -274,7 +274,7 @@ def test_gpt2_parameters():
         (b"too short", "the text has 3 tokens"),
     ],
 )
-def test_bad_texts(tmp_path, capsys, data, message):
+def test_bad_texts_are_refused(tmp_path, capsys, data, message):
     path = tmp_path / "text.txt"
     if data is not None:
         path.write_bytes(data)
@@ -282,7 +282,7 @@ def test_bad_texts(tmp_path, capsys, data, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_settings(text, tmp_path, capsys):
+def test_bad_settings_are_refused(text, tmp_path, capsys):
     out = ["--text", text, "--out", tmp_path / "run", *SMALL]
     refused(capsys, "learning_rate must be a number above 0, got 0.0", *out, "--learning-rate", 0)
     refused(capsys, "learning_rate must be a number above 0, got nan", *out, "--lr", "nan")
@@ -297,7 +297,7 @@ def test_bad_settings(text, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_training_is_not_written_over(text, tmp_path, capsys):
+def test_existing_files_are_not_overwritten(text, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("mine")
     refused(
         capsys,

@@ -11,6 +11,7 @@ import pytest
 from obscura_jax.cli import train as command
 from obscura_jax.config import PRESETS
 from obscura_jax.nn.model import RematPolicy
+from obscura_jax.runs.arguments import given_settings
 from obscura_jax.runs.settings import TrainSettings, setting_of
 
 # As version 0.1.0 wrote them for `obscura train --text a.txt --preset tiny --lr 0.02 --chunk 5`.
@@ -144,7 +145,7 @@ def test_only_changeable_settings_may_differ_on_resume():
 
 def test_options_have_the_names_values_and_help_of_the_settings():
     assert {f.name for f in fields(TrainSettings)} <= vars(parsed()).keys()
-    given = command.given_settings(
+    given = given_settings(
         parsed("--text", "a", "b", "--emb-dim", 8, "--learning-rate", 0.5, "--remat", "blocks")
     )
     assert given == {"text": ["a", "b"], "emb_dim": 8, "learning_rate": 0.5, "remat": "blocks"}

@@ -1,4 +1,4 @@
-"""A training outlives the terminal or pipe that it reports to."""
+"""A training run continues when its terminal or pipe is closed."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def show_everything():
     show_tokenizing(1 << 23, 1 << 24)
 
 
-def test_what_is_shown(capsys):
+def test_metrics_and_progress_are_shown(capsys):
     show_everything()
     assert capsys.readouterr().out.splitlines() == [
         "step 10: loss 1.0000, 5 tokens/s",
@@ -50,16 +50,16 @@ def full_disk():
 
 
 @pytest.mark.parametrize("make", [lambda: None, broken_pipe, closed_stream, full_disk])
-def test_nothing_is_raised_where_nothing_can_be_written(monkeypatch, make):
+def test_a_stream_that_cannot_be_written_raises_nothing(monkeypatch, make):
     stream = make()
     monkeypatch.setattr(sys, "stdout", stream)
     show_everything()
     print_line("a line", stream)
     if stream is not None:
-        stream.close()  # nothing is left in it that could not be written
+        stream.close()  # its buffer is empty
 
 
-def test_a_plain_print_raises_there():
+def test_a_plain_print_to_such_a_stream_raises():
     """Control for the test before."""
     for make, error in ((broken_pipe, BrokenPipeError), (closed_stream, ValueError)):
         stream = make()
@@ -70,7 +70,7 @@ def test_a_plain_print_raises_there():
                 stream.close()
 
 
-def test_a_terminal_and_its_encoding_are_seen(monkeypatch):
+def test_a_terminal_and_its_encoding_are_detected(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), "latin-1")
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     assert ExpendableStream(stream).isatty()
@@ -80,9 +80,9 @@ def test_a_terminal_and_its_encoding_are_seen(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["closed", "broken"])
-def test_a_run_ends_well_without_its_outputs(tmp_path, how):
-    """Closed by the shell from the start; or pipes whose reader is gone."""
-    words = sample_text() + "\n" * (9 << 20)  # long enough for lines about the reading
+def test_a_run_finishes_without_standard_output_and_error(tmp_path, how):
+    """The shell closed them, or they are pipes without a reader."""
+    words = sample_text() + "\n" * (9 << 20)  # long enough to print the progress of tokenizing
     (tmp_path / "text.txt").write_text(words, encoding="utf-8")
     sizes = "--emb-dim 8 --n-heads 2 --n-layers 1 --context-length 16 --vocab-size 50257"
     rest = f"--steps 11 --batch-size 2 --val-fraction 0.0001 --out {tmp_path}/run"

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
     add_option(
         parser, "--dtype", "dtype of the weights and results", choices=dtypes, default="float32"
     )
-    platforms = "platforms that can run the programs"
-    add_option(parser, "--platforms", platforms, "P,...", default="cpu,cuda,tpu")
+    platforms = "cpu,cuda,tpu"
+    add_option(parser, "--platforms", "platforms for the programs", "P,...", default=platforms)
     add_model_arguments(parser)
     overwrite = "replace an existing model in the folder"
     add_option(parser, "--overwrite", overwrite, action="store_true")

@@ -6,7 +6,9 @@ import sys
 from typing import Any
 
 from obscura_jax.arguments import (
+    MODEL_HELP,
     add_model_arguments,
+    add_option,
     positive_int,
     refuse_for_exported,
     seed_value,
@@ -25,22 +27,17 @@ def add_parser(commands: Any) -> None:
     group = parser.add_argument_group("input")
     add = group.add_argument
     add("prompt", type=utf8, nargs="*", help="text to continue; by default one per line of stdin")
-    add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
+    add_option(group, "--model", f"model: {MODEL_HELP}; also an exported model", default="tiny")
     add_model_arguments(group)
     add("--ids", action="store_true", help="read and write token ids, such as '1 2 3'")
 
-    add = parser.add_argument_group("sampling").add_argument
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
     add("--temperature", type=float, default=0.0, metavar="T", help="sample if above 0; default: 0")
     add("--top-k", type=positive_int, metavar="K", help="keep the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="keep the best tokens of total probability P")
     add("--min-p", type=float, metavar="P", help="keep tokens P times as probable as the best one")
-    add(
-        "--seed",
-        type=seed_value,
-        default=0,
-        metavar="S",
-        help="random seed for sampling; default: 0",
-    )
+    add_option(group, "--seed", "random seed for sampling", "S", seed_value, default=0)
 
     add = parser.add_argument_group("output").add_argument
     most = "maximum number of new tokens; default: what fits in the context, up to 64"

@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         try:
             args = parser.parse_args(argv)
             parser.prog = f"obscura {args.command}"
-            if not getattr(args, "distributed", False):  # processes connect before JAX starts
-                _check_platforms()
+            given = {name for name, value in vars(args).items() if value}
+            if given.isdisjoint(("distributed", "coordinator", "processes")):
+                _check_platforms()  # starts JAX; several processes must connect before that
             args.run(args)
         finally:
             if sys.stdout is not None:  # it is None if the shell closed it

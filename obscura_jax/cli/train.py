@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,44 +13,24 @@ from typing import Any
 from obscura_jax.arguments import add_hidden_alias, add_option, nonnegative_int, positive_int
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.interrupts import deferred
+from obscura_jax.runs.arguments import add_settings_arguments, given_settings, option_name
 from obscura_jax.runs.display import Display, print_line, show_tokenizing
-from obscura_jax.runs.settings import DEFAULT_SIZES, TrainSettings, setting_of
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command's options."""
     parser = commands.add_parser("train", help="train a model on text")
-    groups: dict[str, Any] = {}
-    for f in fields(TrainSettings):
-        setting = setting_of(f.name)
-        if setting.group not in groups:
-            groups[setting.group] = parser.add_argument_group(setting.group)
-        group = groups[setting.group]
-        action = add_option(
-            group,
-            _option(f.name),
-            setting.help,
-            setting.metavar,
-            setting.kind.parse,
-            default=DEFAULT_SIZES.get(f.name, f.default),
-            choices=setting.kind.choices,
-            nargs="+" if f.name == "text" else None,
-        )
-        action.default = None  # to tell the options that were given
-        if setting.old:
-            add_hidden_alias(group, _option(setting.old), action)
-
+    groups = add_settings_arguments(parser)
     scan = "compile one block and run it in a loop"
     add_option(groups["memory"], "--scan", scan, action="store_true")
 
     add = partial(add_option, parser.add_argument_group("devices"))
     add("--mesh", "mesh over all devices, such as data=4,fsdp=1,model=2", "SIZES")
-    add(
-        "--distributed",
-        "join the other processes of this job; SLURM, Open MPI and TPU pods are detected, for "
-        "others give the next three options, which imply this one",
-        action="store_true",
+    distributed = (
+        "join the other processes of this job, which SLURM, Open MPI or a TPU pod describes; "
+        "elsewhere, give the next three options, which imply this one"
     )
+    add("--distributed", distributed, action="store_true")
     add("--coordinator", "address of process 0", "HOST:PORT")
     add("--processes", "number of processes", "N", positive_int)
     add("--process-id", "number of this process, from 0", "I", nonnegative_int)
@@ -67,10 +46,6 @@ def add_parser(commands: Any) -> None:
     kept = add("--max-checkpoints", "number of checkpoints to keep", "N", positive_int, default=2)
     add_hidden_alias(group, "--keep", kept)
     parser.set_defaults(run=run)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,19 +70,13 @@ def run(args: argparse.Namespace) -> None:
         warnings.showwarning = _warn
         result = launch(given_settings(args), args.out, how)
         if jax.process_index() == 0:
-            resume = f"obscura train --out {shlex.quote(args.out)} --resume"
-            line = f"saved after step {result.steps}: {resume}"
-            if not result.stopped_by:
-                line = generate_command(Path(args.out, "model"), result.model.cfg)
+            line = generate_command(Path(args.out, "model"), result.model.cfg)
+            if result.stopped_by:
+                resume = f"obscura train --out {shlex.quote(args.out)} --resume"
+                line = f"saved after step {result.steps}: {resume}"
             print_line(line, sys.stdout)
         if result.stopped_by:
             sys.exit(128 + result.stopped_by)
-
-
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given as options."""
-    values = {f.name: getattr(args, f.name) for f in fields(TrainSettings)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
@@ -121,7 +90,7 @@ def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     return distributed_session(
         *process,
         timeout=args.join_timeout,
-        options={_option(name): getattr(args, name) for name in equal},
+        options={option_name(name): getattr(args, name) for name in equal},
         complain=_warn,
     )
 
@@ -133,8 +102,7 @@ def _watch(steps: int) -> Iterator[Any]:
 
     from obscura_jax.runs.fit import Callbacks
 
-    first = jax.process_index() == 0
-    bar = Display(steps) if first else nullcontext(lambda row: None)
+    bar = nullcontext(lambda row: None) if jax.process_index() else Display(steps)
     with deferred() as should_stop, bar as show:
         yield Callbacks(show, should_stop)
 

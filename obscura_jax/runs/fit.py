@@ -18,14 +18,13 @@ import jax
 
 from obscura_jax.atomic_files import replace_text
 from obscura_jax.checks import check_sizes, real_number
+from obscura_jax.runs.folder import CHECKPOINTS, METRICS
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import CheckpointManager
 from obscura_jax.training.loop import DivergedError, dispatch_steps, validation_loss
 from obscura_jax.training.placement import SINGLE_DEVICE, Placement, host_device
 from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import TrainState, init_train_state
-
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 from obscura_jax.atomic_files import new_folders, replace_text, temporary_paths
 from obscura_jax.runs.settings import TrainSettings
 
-SETTINGS, TOKENS, MODEL, LOSS_PLOT = "settings.json", "tokens.bin", "model", "loss.png"
+SETTINGS, TOKENS, CHECKPOINTS = "settings.json", "tokens.bin", "checkpoints"
+METRICS, LOSS_PLOT, MODEL = "metrics.jsonl", "loss.png", "model"
 
 
 @contextlib.contextmanager
@@ -102,8 +103,6 @@ def delete_partial_run(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from obscura_jax.runs.fit import CHECKPOINTS, METRICS
-
         metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
         begun = (metrics.exists() and metrics.stat().st_size) or any(checkpoints.glob("[0-9]*"))
         if not begun and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):

@@ -15,9 +15,10 @@ from obscura_jax.interop.checkpoint import save_model
 from obscura_jax.interop.tokens import NO_TOKENS, gpt2_record
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.plots import loss_curves
-from obscura_jax.runs.fit import METRICS, Callbacks, Schedule, fit, read_metrics
+from obscura_jax.runs.fit import Callbacks, Schedule, fit, read_metrics
 from obscura_jax.runs.folder import (
     LOSS_PLOT,
+    METRICS,
     MODEL,
     delete_partial_run,
     locked_run_folder,

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from obscura_jax.checks import check_size
+from obscura_jax.checks import check_number, check_size
 
 _VECTORS = ("bias", "scale", "shift")
 
@@ -50,20 +49,14 @@ class OptimizerConfig:
         """Check the fields."""
         check_size("warmup_steps", self.warmup_steps, 0)
         check_size("decay_steps", self.decay_steps, 0)
-        _check(self, "learning_rate", lambda x: 0 < x < math.inf, "above 0")
-        _check(self, "end_lr_fraction", lambda x: 0 <= x <= 1, "in [0, 1]")
-        _check(self, "weight_decay", lambda x: 0 <= x < math.inf, "at least 0")
-        _check(self, "beta1", lambda x: 0 <= x < 1, "in [0, 1)")
-        _check(self, "beta2", lambda x: 0 <= x < 1, "in [0, 1)")
-        _check(self, "epsilon", lambda x: 0 < x < 1, "in (0, 1)")
+        check_number("learning_rate", self.learning_rate, lambda x: 0 < x < math.inf, "above 0")
+        check_number("end_lr_fraction", self.end_lr_fraction, lambda x: 0 <= x <= 1, "in [0, 1]")
+        check_number("weight_decay", self.weight_decay, lambda x: 0 <= x < math.inf, "at least 0")
+        check_number("beta1", self.beta1, lambda x: 0 <= x < 1, "in [0, 1)")
+        check_number("beta2", self.beta2, lambda x: 0 <= x < 1, "in [0, 1)")
+        check_number("epsilon", self.epsilon, lambda x: 0 < x < 1, "in (0, 1)")
         if self.clip_norm is not None:
-            _check(self, "clip_norm", lambda x: 0 < x < math.inf, "above 0")
-
-
-def _check(config: OptimizerConfig, field: str, holds: Any, range_: str) -> None:
-    value = getattr(config, field)
-    if not isinstance(value, Real) or isinstance(value, bool) or not holds(float(value)):
-        raise ValueError(f"{field} must be a number {range_}, got {value!r}")
+            check_number("clip_norm", self.clip_norm, lambda x: 0 < x < math.inf, "above 0")
 
 
 def learning_rate(config: OptimizerConfig, step: Any) -> Float[Array, ""]:
