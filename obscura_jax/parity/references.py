@@ -13,8 +13,8 @@ from obscura_jax.extras import require
 from obscura_jax.interop import name_tables
 from obscura_jax.interop.hf_config import to_hf_config
 from obscura_jax.interop.names import understood
-from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.torch_capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.users_class import UsersClass
 
 Arrays = Mapping[str, NDArray[Any]]
