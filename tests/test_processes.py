@@ -1,7 +1,6 @@
-"""Real processes as one run: over loopback, resumed on others, killed, and kept waiting."""
+"""Several processes as one run: over loopback, detected, resumed, killed, and kept waiting."""
 
 import json
-import shutil
 import signal
 import socket
 import sys
@@ -14,16 +13,18 @@ import pytest
 
 from obscura_jax.cli.main import main
 from obscura_jax.runs.fit import read_metrics
-from obscura_jax.scale.processes import joined
-from obscura_jax.scale.rendezvous import parse_address
+from obscura_jax.scale.processes import distributed_session, parse_address
 from obscura_jax.text import sample_text
-from tests.support.processes import OBSCURA, PIPE, ended
+from tests.support.processes import OBSCURA, ended
 from tests.support.processes import devices as cpu_devices
 from tests.support.processes import start as start_process
 
 SIZES = ["--vocab-size", "300", "--emb-dim", "8", "--n-heads", "2", "--n-layers", "2"]
-HOW = [*SIZES, "--context-length", "16", "--batch-size", "8", "--lr", "0.01", "--seed", "3"]
-HOW += ["--steps", "12", "--save-every", "6", "--validate-every", "6"]
+HOW = [*SIZES, "--context-length", "16", "--batch-size", "6", "--seed", "3"]
+HOW += ["--steps", "1000000", "--lr", "0.01", "--warmup-steps", "4"]
+SAVING = ["--save-every", "6", "--validate-every", "6"]
+QUICK = [sys.executable, "-m", "tests.support.train_process"]
+SESSION = [sys.executable, "-m", "tests.support.session_process"]
 
 
 def free_port():
@@ -32,8 +33,8 @@ def free_port():
 
 
 def start(count, devices, *words):
-    """So many processes of one training, each with so many devices."""
-    command = [*OBSCURA, "train", *words, "--coordinator", f"localhost:{free_port()}"]
+    """Start the processes of one training, each with its own CPU devices."""
+    command = [*QUICK, "train", *words, "--coordinator", f"localhost:{free_port()}"]
     command += ["--processes", count, "--join-timeout", "100000"]
     env = {**cpu_devices(devices), "OMP_NUM_THREADS": "1"}
     return [start_process(*command, "--process-id", n, env=env) for n in range(count)]
@@ -43,100 +44,121 @@ def losses(out):
     return [row.get("loss", row.get("val_loss")) for row in read_metrics(out / "metrics.jsonl")]
 
 
-def test_two_processes_then_four_on_another_mesh(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(sample_text(), encoding="utf-8")
-    main(["train", "--text", str(text), "--out", str(tmp_path / "one"), *HOW])
-    want = losses(tmp_path / "one")
-    assert len(want) == 14
-    two, four = tmp_path / "two", tmp_path / "four"
-    said, codes = ended(start(2, 2, "--text", text, "--out", two, *HOW, "--mesh", "data=2,model=2"))
+def checkpoints(out):
+    return {int(path.name) for path in (out / "checkpoints").glob("*") if path.name.isdecimal()}
+
+
+def wait_until(condition, processes):
+    while not condition():
+        assert all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(sample_text(), encoding="utf-8")
+    return path
+
+
+def test_a_run_survives_a_signal_a_kill_and_other_processes(text, tmp_path):
+    """The same run in turn on three sets of processes has the losses of one device."""
+    out = tmp_path / "run"
+    processes = start(2, 2, "--text", text, "--out", out, *HOW, *SAVING, "--mesh", "data=2,model=2")
+    wait_until(lambda: 6 in checkpoints(out), processes)
+    processes[1].terminate()
+    said, codes = ended(processes)
+    assert codes == [128 + signal.SIGTERM] * 2, said
+    stopped = max(checkpoints(out))
+    assert f"saved after step {stopped}" in said[0]
+    assert "step 6: validation loss" in said[0]
+    assert "step 6" not in said[1]  # only process 0 reports
+    rows = read_metrics(out / "metrics.jsonl")
+    assert max(row["step"] for row in rows) == stopped - 1  # nothing is lost
+    assert len(checkpoints(out)) == 2  # as with --keep 2
+
+    processes = start(3, 1, "--out", out, "--resume", *SAVING, "--mesh", "data=3", "--scan")
+    wait_until(lambda: max(checkpoints(out)) > stopped, processes)
+    processes[0].kill()
+    said, codes = ended(processes)
+    for number in (1, 2):
+        message = f"process 0 of 3 died; shutting down process {number}. Restart all"
+        assert message in said[number].splitlines()[-1], said
+        assert codes[number] == 2
+
+    resumed = start(2, 1, "--out", out, "--resume", "--mesh", "fsdp=2", "--max-seconds", "0.001")
+    said, codes = ended(resumed)
     assert codes == [0, 0], said
-    np.testing.assert_allclose(losses(two), want, rtol=1e-5)
-    assert "step 10" in said[0]
-    assert "step 10" not in said[1]
-    assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["12", "6"]
+    found = losses(out)
+    steps = [row["step"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(len(steps)))  # each is written once
+    assert len(steps) > stopped + 1  # also the second set of processes trained
+    assert json.loads((out / "model" / "config.json").read_text())["emb_dim"] == 8
 
-    shutil.copytree(two, four)
-    shutil.rmtree(four / "checkpoints" / "12")
-    shutil.rmtree(four / "model")
-    processes = start(4, 1, "--out", four, "--resume", "--mesh", "fsdp=4", "--scan")
-    said, codes = ended(processes)
-    assert codes == [0] * 4, said
-    np.testing.assert_allclose(losses(four), want, rtol=1e-5)
-    rows = [row["step"] for row in read_metrics(four / "metrics.jsonl") if "loss" in row]
-    assert rows == list(range(12))  # each written once
-    assert json.loads((four / "model" / "config.json").read_text())["emb_dim"] == 8
-
-
-PARTS = """
-import json, sys
-from obscura_jax import GPTConfig, GPT_CONFIG_124M
-from obscura_jax.scale.mesh import make_mesh, parse_mesh
-from obscura_jax.scale.processes import joined
-from obscura_jax.scale.placement import MeshPlacement
-
-with joined(sys.argv[1], 2, int(sys.argv[2]), timeout=100000):
-    cfg = GPTConfig(**GPT_CONFIG_124M)
-    meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
-    print(json.dumps([MeshPlacement(mesh=mesh, cfg=cfg).local_rows(8, 2) for mesh in meshes]))
-"""
+    # Without options of processes, a run is alone in any environment.
+    one = tmp_path / "one"
+    words = ["--text", text, "--out", one, *HOW, *SAVING]
+    alone = start_process(*OBSCURA, "train", *words, env=slurm(1, 2))
+    wait_until(lambda: checkpoints(one) and len(losses(one)) >= len(found), [alone])
+    alone.terminate()
+    assert ended([alone])[1] == [128 + signal.SIGTERM]
+    assert found[-1] < found[0] - 0.1
+    print(np.abs(np.array(found) / losses(one)[: len(found)] - 1).max(), len(found))
+    np.testing.assert_allclose(found, losses(one)[: len(found)], rtol=1e-5)
 
 
-def test_each_process_reads_its_own_part():
-    """Of two processes with two devices each, where a batch of 8 is read in two parts."""
+def start_sessions(mode, count, devices=1):
     address = f"localhost:{free_port()}"
-    command, pipes = [sys.executable, "-c", PARTS, address], {"stderr": PIPE}
-    processes = [start_process(*command, n, env=cpu_devices(2), **pipes) for n in range(2)]
+    env = cpu_devices(devices)
+    return [start_process(*SESSION, mode, address, count, n, env=env) for n in range(count)]
+
+
+@pytest.mark.parametrize(("victim", "mode"), [(0, "waiting"), (1, "computing")])
+def test_a_killed_process_stops_the_others(victim, mode):
+    processes = start_sessions(mode, 3)
+    for process in processes:
+        while not process.stdout.readline().startswith("["):  # in the session
+            assert process.poll() is None, ended(processes)
+    processes[victim].kill()
     said, codes = ended(processes)
-    assert codes == [0, 0]
-    first, second = map(json.loads, said)
+    for number in {0, 1, 2} - {victim}:
+        assert said[number].splitlines()[-1] == (
+            f"process {victim} of 3 died; shutting down process {number}. Restart all processes, "
+            "with --resume if training had started"
+        )
+        assert codes[number] == 2
+
+
+def test_each_process_reads_its_own_rows():
+    """Two processes of two devices read a batch of 8 in two micro-batches."""
+    said, codes = ended(start_sessions("rows", 2, devices=2))
+    assert codes == [0, 0], said
+    first, second = (json.loads(lines.splitlines()[-1]) for lines in said)
     assert first == [[0, 1, 4, 5], [0, 1, 4, 5], list(range(8))]
     assert second == [[2, 3, 6, 7], [2, 3, 6, 7], list(range(8))]  # model=4 splits no rows
 
 
-def start_three(out):
-    """Three processes of a training without end, which has made a checkpoint."""
-    text = out.with_name("text.txt")
-    text.write_text(sample_text(), encoding="utf-8")
-    processes = start(3, 1, "--text", text, "--out", out, *HOW, "--batch-size", 6, "--steps", 10**6)
-    while not (out / "checkpoints" / "6").exists():
-        assert all(process.poll() is None for process in processes), ended(processes)
-        time.sleep(0.05)
-    return processes
+def slurm(number, count):
+    """Return the environment that SLURM gives to a task."""
+    return {
+        "SLURM_JOB_ID": str(free_port()),  # JAX derives the coordinator's port from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
 
 
-def test_a_signal_to_one_saves_and_stops_all(tmp_path):
-    processes = start_three(tmp_path / "run")
-    processes[1].terminate()
-    said, codes = ended(processes)
-    assert codes == [128 + signal.SIGTERM] * 3, said
-    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert f"saved after step {step}" in said[0]
-    rows = [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert max(rows) == step - 1  # nothing is lost
+def test_slurm_is_detected():
+    shared = slurm(0, 2) | cpu_devices(2)
+    numbers = ({"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(2))
+    said, codes = ended([start_process(*SESSION, "rows", env=shared | own) for own in numbers])
+    assert codes == [0, 0], said
+    for number, lines in enumerate(said):
+        assert f"[{number}, 2, 4]" in lines.splitlines()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_stops_the_others(victim, tmp_path):
-    out = tmp_path / "run"
-    processes = start_three(out)
-    processes[victim].kill()
-    said, codes = ended(processes)
-    for number in {0, 1, 2} - {victim}:
-        message = f"process {victim} of 3 died; shutting down process {number}. Restart all"
-        assert message in said[number].splitlines()[-1]
-        assert codes[number] == 2
-    main(["train", "--out", str(out), "--resume", "--max-seconds", "0.001"])
-    assert losses(out)  # one device went on from the newest checkpoint
-    steps = [row["step"] for row in read_metrics(out / "metrics.jsonl") if "loss" in row]
-    assert steps == list(range(len(steps)))
-    assert len(steps) > 6
-
-
-def test_a_process_that_fails_stops_the_others(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(sample_text(), encoding="utf-8")
+def test_a_process_that_fails_stops_the_others(text, tmp_path):
     words = ("--text", text, "--out", tmp_path / "run", *HOW, "--mesh", "data=3")
     said, codes = ended(start(2, 1, *words))
     assert codes == [2, 2]
@@ -145,7 +167,7 @@ def test_a_process_that_fails_stops_the_others(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_with_other_options(tmp_path):
+def test_different_options_are_refused(tmp_path):
     command = [*OBSCURA, "train", "--out", tmp_path, "--join-timeout", "100000"]
     command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
     processes = [
@@ -167,10 +189,11 @@ def test_processes_with_other_options(tmp_path):
         (["--coordinator", "{}", "--processes", 3, "--process-id", 0], "for process 1, 2 of 3 to"),
         (["--coordinator", "host", "--processes", 2, "--process-id", 0], "invalid coordinator"),
         (["--coordinator", "{}", "--processes", 2, "--process-id", 2], "process 2 is not one of 2"),
-        (["--coordinator", "{}"], "--coordinator, --processes and --process-id belong together"),
+        (["--coordinator", "{}"], "give --coordinator, --processes and --process-id"),
+        (["--distributed"], "no SLURM, Open MPI, Kubernetes or TPU pod was detected"),
     ],
 )
-def test_who_does_not_come(words, message, tmp_path, capsys):
+def test_a_process_without_the_others_fails_in_one_line(words, message, tmp_path, capsys):
     address = f"localhost:{free_port()}"
     words = [str(word).format(address) for word in words]
     with pytest.raises(SystemExit) as stop:
@@ -184,8 +207,7 @@ def test_who_does_not_come(words, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
-    """Another program at the address; another program that comes to it, and says nothing."""
+def test_another_program_at_the_address_is_recognized():
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
 
@@ -197,39 +219,51 @@ def test_who_is_no_coordinator_and_who_asks_for_nothing(tmp_path):
         threading.Thread(target=greet).start()
         with (
             pytest.raises(ValueError, match="is not a coordinator"),
-            joined(address, 2, 1, timeout=100000),
+            distributed_session(address, 2, 1, timeout=100000),
         ):
             pass
-    address = f"localhost:{free_port()}"
 
-    over = threading.Event()
+
+def test_programs_that_connect_and_say_nothing_are_ignored():
+    address = f"localhost:{free_port()}"
+    over, connected = threading.Event(), threading.Event()
 
     def disturb():
-        while not over.wait(0.1):
+        while not over.wait(0.01):
             with suppress(OSError), socket.create_connection(parse_address(address)):
+                connected.set()
                 over.wait()
 
     disturbing = threading.Thread(target=disturb)
     disturbing.start()
     with (
         pytest.raises(ValueError, match="waiting for process 1 of 2 to connect"),
-        joined(address, 2, 0, timeout=4),
+        distributed_session(address, 2, 0, timeout=1),
     ):
         pass
     over.set()
     disturbing.join()
+    assert connected.is_set()
 
 
-def test_processes_that_count_differently(tmp_path):
+def test_different_numbers_of_processes_are_refused():
     address = f"localhost:{free_port()}"
-    code = (
-        "from obscura_jax.scale.processes import joined\n"
-        f"with joined('{address}', 3, 2, timeout=100000): pass\n"
-    )
-    other = start_process(sys.executable, "-c", code, stderr=PIPE)
+    other = start_process(*SESSION, "rows", address, 3, 2)
+    message = "process 2 was started with --processes 3, process 0 with --processes 2"
     with (
-        pytest.raises(ValueError, match="process 2 was started as one of 3, process 0 as one"),
-        joined(address, 2, 0, timeout=100000),
+        pytest.raises(ValueError, match=message),
+        distributed_session(address, 2, 0, timeout=100000),
     ):
         pass
-    assert "ValueError: process 2 was started as one of 3" in other.communicate()[1]
+    assert f"ValueError: {message}" in other.communicate()[0]
+
+
+def test_two_processes_with_one_number_are_refused():
+    address = f"localhost:{free_port()}"
+    others = [start_process(*SESSION, "rows", address, 3, 1) for _ in range(2)]
+    with (
+        pytest.raises(ValueError, match=r"two processes connected to .* as number 1"),
+        distributed_session(address, 3, 0, timeout=100000),
+    ):
+        pass
+    assert all("as number 1; give each its own" in said for said in ended(others)[0])

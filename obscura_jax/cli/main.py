@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             args = parser.parse_args(argv)
             parser.prog = f"obscura {args.command}"
-            if getattr(args, "coordinator", None) is None:  # processes meet before JAX starts
+            if not getattr(args, "distributed", False):  # processes connect before JAX starts
                 _check_platforms()
             args.run(args)
         finally:

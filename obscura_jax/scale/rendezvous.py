@@ -1,163 +1,190 @@
-"""The rendezvous of a run's processes before JAX starts, over sockets that stay open.
+"""Connections from each process of a run to process 0, open from before JAX starts until the end.
 
-Each process sends one line to process 0 to identify itself. Once all have connected, process 0
-answers "go PORT"; if something does not match, it answers "no" and the reason.
+A process sends its number and options as a line of JSON. Once all have connected, process 0 answers
+with the port of JAX's coordinator. A connection that closes early means that its process died.
 """
 
+import asyncio
 import json
-import re
 import socket
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-_HELLO_TIMEOUT_S = 4.0  # seconds for a new connection to identify itself
+EXIT_GRACE_S = 4.0  # for this process to report an error of its own after another one died
 
 
-@dataclass(frozen=True)
-class ProcessInfo:
-    """A process: its number, the number of processes, and the options that must be equal in all."""
+class Rendezvous:
+    """The connections of process `number`, served by a background thread.
 
-    number: int
-    count: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        address: host and port of process 0.
+        number: number of this process, from 0.
+        options: JSON values that must be equal in all processes, by option name. The value of
+            --processes is the number of processes.
+        timeout: seconds to wait until all processes have connected.
+        end: called with the number of a process that died, after `EXIT_GRACE_S` seconds.
 
-
-class Peer:
-    """A connection that sends and receives lines."""
-
-    def __init__(self, connection: socket.socket, seconds: float) -> None:
-        self._connection = connection
-        self.wait(seconds)
-        self._lines = connection.makefile("r", encoding="utf-8", newline="\n")
-
-    def wait(self, seconds: float | None) -> None:
-        """Set the timeout of `hear`; None waits indefinitely."""
-        self._connection.settimeout(seconds)
-
-    def say(self, line: str) -> None:
-        """Send one line; ignore errors from a closed connection."""
-        with suppress(OSError):
-            self._connection.sendall(f"{line}\n".encode())
-
-    def hear(self) -> str:
-        """Return the next line; "" if the connection closed or the timeout passed."""
-        try:
-            return self._lines.readline(10_000).rstrip("\n")
-        except (OSError, ValueError):
-            return ""
-
-    def hang_up(self) -> None:
-        """Shut the connection down; another thread may still be in `hear`."""
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._lines.close()
-        self._connection.close()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split host:port into host and port; ValueError for anything else."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"invalid coordinator address {text!r}; write it as host:port")
-    return host, int(port)
-
-
-def gather(address: tuple[str, int], own: ProcessInfo, timeout: float) -> dict[int, Peer]:
-    """Accept connections from all other processes, as process 0, and return them by number.
+    Attributes:
+        jax_port: a port of this machine that leads to JAX's coordinator.
+        died: a future of the number of the first process that dies.
 
     Raises:
-        ValueError: if not all connect in time, or one does not match. The processes that have
-            connected receive the message.
+        ValueError: if not all connect in time (the message gives the address and the missing
+            processes), if their options differ, or if another program has the address.
     """
-    place, deadline = "{}:{}".format(*address), time.monotonic() + timeout
-    peers: dict[int, Peer] = {}
-    try:
-        server = socket.create_server(("", address[1]), reuse_port=False, backlog=own.count)
-    except OSError as error:
-        raise ValueError(f"cannot listen at {place}: {error.strerror}") from error
-    problem = ""
-    with server:
-        while len(peers) < own.count - 1 and not problem:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        number: int,
+        options: Mapping[str, Any],
+        timeout: float,
+        end: Callable[[int], object],
+    ) -> None:
+        self.died: Future[int] = Future()
+        self._told = False
+        self._address, self._number, self._options, self._end = address, number, options, end
+        self._at = f"{address[0]}:{address[1]}"
+        self._peers: dict[int, asyncio.StreamWriter] = {}
+        self._kept: list[Any] = []  # asyncio closes connections that nothing refers to
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        connecting = self._join(timeout) if number else self._accept_all(timeout)
+        self.jax_port: int = self._run(connecting)
+
+    def close(self, last_line: str = "") -> None:
+        """Close all connections, after sending `last_line`: "end" if the run ended normally."""
+        self._run(self._send(last_line, close=True))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _accept_all(self, timeout: float) -> int:
+        count = self._options["--processes"]
+        outcome = self._loop.create_future()  # an error, or "" once all have connected
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                peer = Peer(server.accept()[0], _HELLO_TIMEOUT_S)
-            except TimeoutError:
-                missing = sorted({*range(1, own.count)} - peers.keys())
-                problem = (
-                    f"timed out after {timeout:g} s waiting for process "
-                    f"{', '.join(map(str, missing))} of {own.count} to connect to {place}"
-                )
-                break
-            member = _member(peer.hear())
-            if member is None:
-                peer.close()  # an unrelated connection
-                continue
-            problem = _option_mismatch(member, own)
-            if not problem and member.number in peers:
-                problem = (
-                    f"two processes connected to {place} with number {member.number}; "
-                    "give each its own"
-                )
-            peers[-1 if problem else member.number] = peer
-    if problem:
-        for peer in peers.values():
-            peer.say(f"no {problem}")
-            peer.close()
-        raise ValueError(problem)
-    return peers
+                number, options = json.loads(await _line(reader))
+            except (ValueError, TypeError):
+                writer.close()  # an unrelated program
+                return
+            error = self._mismatch(number, options)
+            self._peers[-1 if error else number] = writer
+            if not outcome.done() and (error or len(self._peers) == count - 1):
+                outcome.set_result(error)
+            if not await outcome:
+                await self._watch(number, reader)
 
+        server = await asyncio.start_server(serve, None, self._address[1])
+        if count == 1:
+            outcome.set_result("")
+        await asyncio.wait([outcome], timeout=timeout)
+        server.close()
+        if not outcome.done():
+            missing = ", ".join(str(n) for n in range(1, count) if n not in self._peers)
+            outcome.set_result(
+                f"timed out after {timeout:g} s waiting for process {missing} of {count} to "
+                f"connect to {self._at}"
+            )
+        if error := outcome.result():
+            await self._send(f"error {error}", close=True)
+            raise ValueError(error)
+        with socket.create_server(("", 0)) as free:
+            port = int(free.getsockname()[1])
+        await self._send(f"port {port}")
+        return port
 
-def introduce(address: tuple[str, int], own: ProcessInfo, timeout: float) -> tuple[Peer, int]:
-    """Connect to process 0; return the connection and the port that process 0 names.
-
-    Raises:
-        ValueError: if no coordinator answers in time, or process 0 reports a mismatch.
-    """
-    place, deadline = "{}:{}".format(*address), time.monotonic() + timeout
-    while True:
+    async def _join(self, timeout: float) -> int:
         try:
-            connection = socket.create_connection(address, timeout=2)
-            break
-        except socket.gaierror as error:
-            raise ValueError(f"cannot resolve the coordinator in {place}: {error}") from error
-        except OSError:
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"no coordinator answered at {place} within {timeout:g} s; "
-                    "is process 0 running there?"
-                ) from None
-            time.sleep(0.1)
-    peer = Peer(connection, timeout + _HELLO_TIMEOUT_S)  # process 0 may have only just started
-    peer.say(f"obscura {own.number} {own.count} {json.dumps(own.options)}")
-    answer, _, rest = peer.hear().partition(" ")
-    if answer == "go" and rest.isdecimal():
-        return peer, int(rest)
-    peer.close()
-    if answer == "no":
-        raise ValueError(rest)
-    raise ValueError(f"the program at {place} is not a coordinator, or it has exited")
+            reader, self._peers[0] = await asyncio.wait_for(self._connect(), timeout)
+        except TimeoutError:
+            raise ValueError(
+                f"no coordinator answered at {self._at} within {timeout:g} s; is process 0 "
+                "running there?"
+            ) from None
+        await self._send(json.dumps([self._number, self._options]))
+        word, _, rest = (await _line(reader)).partition(" ")  # process 0 limits the wait
+        if word == "port":
+            self._kept.append(self._loop.create_task(self._watch(0, reader)))
+            return await self._relay(self._address[0], int(rest))
+        await self._send("", close=True)
+        other = f"the program at {self._at} is not a coordinator, or it has exited"
+        raise ValueError(rest if word == "error" else other)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while True:
+            try:
+                return await asyncio.open_connection(*self._address)
+            except OSError:  # process 0 does not listen yet
+                await asyncio.sleep(0.1)
+
+    def _mismatch(self, number: int, options: Mapping[str, Any]) -> str:
+        """Return the reason why process `number` does not belong to this run, or ""."""
+        for name, value in self._options.items():
+            if (other := options.get(name)) != value:
+                return (
+                    f"process {number} was started with {name} {other}, process 0 with {name} "
+                    f"{value}; all need the same"
+                )
+        if number in self._peers or not 0 < number < self._options["--processes"]:
+            return f"two processes connected to {self._at} as number {number}; give each its own"
+        return ""
+
+    async def _watch(self, number: int, reader: asyncio.StreamReader) -> None:
+        """Wait until process `number` ends, and set `died` if it did not end normally."""
+        word, _, rest = (await _line(reader)).partition(" ")
+        if word == "end" or self._told:
+            return
+        self._told, dead = True, int(rest) if word == "died" else number
+        if self._number == 0:  # the others learn it before this process ends
+            await self._send(f"died {dead}")
+        self.died.set_result(dead)
+        await asyncio.sleep(EXIT_GRACE_S)
+        self._end(dead)
+
+    async def _relay(self, host: str, port: int) -> int:
+        """Forward a local port to `host` and `port`; return its number.
+
+        JAX aborts with a stack trace as soon as its connection to process 0 closes. The local
+        connection stays open then, so that the failure can be reported in one line.
+        """
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+                    await sink.drain()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                far_reader, far_writer = await asyncio.open_connection(host, port)
+            except OSError:  # not listening yet; JAX retries
+                writer.close()
+                return
+            self._kept += [writer, far_writer]
+            await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def _send(self, line: str, close: bool = False) -> None:
+        """Send a line to all peers; ignore errors from closed connections."""
+        for writer in self._peers.values():
+            with suppress(OSError):
+                writer.write(f"{line}\n".encode())
+                await writer.drain()
+                if close:
+                    writer.close()
+                    await writer.wait_closed()
 
 
-def _member(line: str) -> ProcessInfo | None:
-    """Parse the line with which a process identifies itself; None for any other line."""
-    said = re.fullmatch(r"obscura (\d+) (\d+) (\{.*\})", line)
-    with suppress(ValueError):
-        return ProcessInfo(int(said[1]), int(said[2]), json.loads(said[3])) if said else None
-    return None
-
-
-def _option_mismatch(member: ProcessInfo, own: ProcessInfo) -> str:
-    """Return the reason why a process does not belong to this run, or "" if it does."""
-    who = f"process {member.number} was started"
-    if member.count != own.count:
-        return f"{who} as one of {member.count}, process 0 as one of {own.count}; all need the same"
-    for name, value in own.options.items():
-        if (theirs := member.options.get(name)) != value:
-            return f"{who} with {name} {theirs}, process 0 with {name} {value}; all need the same"
-    return ""
+async def _line(reader: asyncio.StreamReader) -> str:
+    """Return the next line; "" if the connection closed, or sent no text."""
+    try:
+        return (await reader.readline()).decode().rstrip("\n")
+    except (OSError, ValueError):
+        return ""
