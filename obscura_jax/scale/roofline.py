@@ -54,7 +54,7 @@ def matrix_flops(jaxpr: Any) -> int:
     return total
 
 
-def bound(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
+def roofline(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
     """Return the seconds that each resource of a chip needs, the longest, and its name."""
     seconds = {
         "compute": flops / chip.flops,
