@@ -3,10 +3,12 @@
 from .config import GPT_CONFIG_124M as GPT_CONFIG_124M
 from .config import GPTConfig as GPTConfig
 from .decoding.generate import generate as generate
+from .decoding.request import GenerationOptions as GenerationOptions
+from .decoding.sampling import Sampling as Sampling
 from .decoding.score import score as score
 from .decoding.simple import generate_text_simple as generate_text_simple
 from .decoding.stream import stream as stream
-from .decoding.stream import stream_text as stream_text
+from .decoding.text import stream_text as stream_text
 from .interop.checkpoint import load_model as load_model
 from .interop.checkpoint import save_model as save_model
 from .interop.model_tokenizer import load_tokenizer as load_tokenizer

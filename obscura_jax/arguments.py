@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from obscura_jax.checks import check_size
 
@@ -49,6 +50,24 @@ def utf8(word: str) -> str:
         raise argparse.ArgumentTypeError("is not UTF-8 text") from None
 
 
+def add_option(
+    parser: argparse._ActionsContainer,
+    name: str,
+    help: str,
+    metavar: str | None = None,
+    type: Callable[[str], Any] | None = None,
+    *,
+    default: Any = None,
+    **more: Any,
+) -> argparse.Action:
+    """Add an option, with its default appended to the help, and return the argparse action."""
+    if default is not None:
+        help = f"{help}; default: {default}"
+    given = {"metavar": metavar, "type": type, "default": default}
+    more |= {name: value for name, value in given.items() if value is not None}
+    return parser.add_argument(name, help=help, **more)
+
+
 def add_hidden_alias(
     parser: argparse._ActionsContainer, old_name: str, action: argparse.Action
 ) -> None:
@@ -56,7 +75,7 @@ def add_hidden_alias(
     parser.add_argument(
         old_name,
         dest=action.dest,
-        type=action.type,
+        type=action.type or str,
         choices=action.choices,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS,
@@ -65,18 +84,10 @@ def add_hidden_alias(
 
 def add_model_arguments(parser: argparse._ActionsContainer) -> None:
     """Declare options for what a model's file may leave open: its heads and its entry."""
-    add = parser.add_argument
-    add(
-        "--n-heads",
-        type=positive_int,
-        metavar="H",
-        help="number of attention heads, if the model's files do not give it",
-    )
-    add(
-        "--entry",
-        metavar="NAME",
-        help="entry of the file that contains the model's weights, such as ema",
-    )
+    heads = "number of attention heads, if the model's files do not give it"
+    add_option(parser, "--n-heads", heads, "H", positive_int)
+    entry = "entry of the file that contains the model's weights, such as ema"
+    add_option(parser, "--entry", entry, "NAME")
 
 
 def refuse_for_exported(args: argparse.Namespace, source: str, names: Iterable[str]) -> None:

@@ -39,7 +39,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from obscura_jax.interop.checkpoint import load_model, save_model  # noqa: E402
-from tests.support.checkpoints import course_model  # noqa: E402
+from tests.support.models import course_model  # noqa: E402
 from tests.support.processes import kill_all  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from obscura_jax.decoding.stream import TextStream, decode_until_stop
+from obscura_jax.decoding.text import TextStream, decode_until_stop
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 from obscura_jax.text.tokenizers import (
     END_OF_TEXT,

@@ -9,7 +9,6 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from obscura_jax.interop.course_state import from_course
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.capture import (
@@ -19,17 +18,16 @@ from obscura_jax.parity.capture import (
     course_taps,
     hugging_face_taps,
 )
-from tests.support import faults
-from tests.support.checkpoints import BIASED, IDS, course_model
-from tests.test_name_tables import hf_model
+from tests.support import faults, models
+from tests.support.models import BIASED, IDS, course_model, hf_model
 
 MODEL = GPTModel(BIASED)
 ERROR = 4 * 9e-16  # measured: 8.9e-16 of the largest entry, in float64
 
 
 def params_of(reference, dtype=jnp.float32):
-    state = {name: x.float().numpy() for name, x in reference.state_dict().items()}
-    params, _ = from_course(state, BIASED)
+    state = {name: x.float() for name, x in reference.state_dict().items()}
+    params = models.params_of(state, BIASED)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 

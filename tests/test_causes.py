@@ -15,8 +15,7 @@ from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.mistakes import mistakes
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
-from tests.support.checkpoints import BIASED
-from tests.test_name_tables import model_of
+from tests.support.models import BIASED, model_of
 from tests.test_parity_guests import GUESTS
 
 # Four heads of width 4, so several wrong scales are the same number.

@@ -20,12 +20,11 @@ import torch
 
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
-from obscura_jax.cli import generate as generate_command
-from obscura_jax.cli.generate import _prompts
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.parity import torch_reference
 from obscura_jax.rng.torch_generator import torch_seed_init
+from obscura_jax.text.prompts import read_prompts
 from obscura_jax.text.tokenizers import gpt2_tokenizer
 from tests.support import processes
 
@@ -152,7 +151,7 @@ def continued(model, prompt, count):
 PROMPTS = ("Hello, I am", "a", "<|endoftext|>", "Every effort moves you " * 5, " ", "naïve → 世界")
 
 
-def test_generate_says_what_torch_says(speaking, capsys):
+def test_generate_prints_the_text_of_torch(speaking, capsys):
     model, path = speaking
     assert call("generate", *PROMPTS, "--model", path, "--max-new-tokens", 4, "--sliding") == 0
     out, err = capsys.readouterr()
@@ -171,11 +170,11 @@ def test_generate_says_what_torch_says(speaking, capsys):
     assert changed != new
 
 
-def test_generate_is_told_the_heads(fails, tmp_path, capsys):
-    """Of a checkpoint that does not say them; 4 heads of width 3 are another model than 3 of 4."""
+def test_generate_needs_the_number_of_heads_of_a_bare_checkpoint(fails, tmp_path, capsys):
+    """A model with 4 heads of width 3 is not the model with 3 heads of width 4."""
     torch.manual_seed(1)
     model = torch_reference.GPTModel(SPEAKING).eval()
-    with torch.no_grad():  # a fresh model's attention is too faint to change a word
+    with torch.no_grad():  # the attention of a fresh model is too weak to change a token
         for name, p in model.named_parameters():
             p.mul_(9 if ".att." in name else 1)
     torch.save(model.state_dict(), tmp_path / "plain.pth")
@@ -210,9 +209,9 @@ def test_help_and_version(capsys):
 def test_every_argument_has_a_help_text():
     """A phrase that can be read alone: it does not continue the option's name."""
     commands = argparse.ArgumentParser().add_subparsers()
-    for command in (bench, compile, convert, export, generate_command, info, parity, train):
+    for command in (bench, compile, convert, export, info, parity, train):
         command.add_parser(commands)
-    assert len(commands.choices) == 8
+    assert len(commands.choices) == 7
     for name, parser in commands.choices.items():
         for action in parser._actions:
             words = (action.help or "").split()
@@ -247,7 +246,7 @@ def test_every_argument_has_a_help_text():
         (["generate", "x", "", "--model", "y"], "a prompt needs at least one character"),
         (["generate", "\udcff", "--model", "y"], "argument prompt: is not UTF-8 text"),
         (["generate", "x", "--stop", "\udcff"], "argument --stop: is not UTF-8 text"),
-        (["generate", "x", "--model", "y"], "no model at 'y': give a folder"),
+        (["generate", "x", "--model", "y"], "no model at 'y'; give a folder"),
         (["generate", "x", "--model", "torch-seed:x"], "'torch-seed:x' is not torch-seed:N"),
         (["info", "torch-seed:1:small"], "PRESET one of 124M, gpt2"),
         (["info", f"torch-seed:{2**64}"], "a torch seed must be a 64-bit integer"),
@@ -287,12 +286,12 @@ def test_bytes_that_are_not_text_are_one_line(fails, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["one\r\ntwo\r\n", "\ufeffone\ntwo", "\ufeffone\r\ntwo\r\n"])
-def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_prompt(monkeypatch, text):
+def test_line_ends_and_a_byte_order_mark_do_not_belong_to_a_prompt(monkeypatch, text):
     stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii", newline="")
     monkeypatch.setattr("sys.stdin", stdin)
-    assert _prompts([]) == ["one", "two"]
+    assert read_prompts([], sys.stdin) == ["one", "two"]
     monkeypatch.setattr("sys.stdin", io.StringIO("o\rne\ntwo \ufeff", newline=""))
-    assert _prompts([]) == ["o\rne", "two \ufeff"]  # inside a line they are text
+    assert read_prompts([], sys.stdin) == ["o\rne", "two \ufeff"]  # inside a line they are text
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense", "cuda,tpu"])
@@ -374,7 +373,7 @@ def test_files_that_are_no_models_are_one_line(fails, native, course, tmp_path):
         ("picture.png", b"\x89PNG\r\n\x1a\n", "does not end in .safetensors, .pth, .pt"),
         ("code.pth", pickle.dumps(Code(str(tmp_path / "witness"))), "calls posix.mkdir"),
         ("old.pth", pickle.dumps(Code(str(tmp_path / "witness")), 2), "calls posix.mkdir"),
-        ("list.pth", [1, 2], "holds one object of type list, not a state dict"),
+        ("list.pth", [1, 2], "holds an object of type list, not a state dict"),
         ("less.pth", {"tok_emb.weight": state["tok_emb.weight"]}, "pos_emb.weight is missing"),
         ("more.pth", {**state, "bia\n\x1b[1ms": state["final_norm.scale"]}, r"bia \x1b[1ms"),
         ("shape.pth", {**state, "final_norm.scale": torch.ones(11)}, "final_norm.scale has shape"),
@@ -463,9 +462,6 @@ class NoTorch:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
 from obscura_jax.cli.main import main
-from obscura_jax.cli import bench, compile, convert, export, info, parity, train
-from obscura_jax.cli import generate as generate_command
-from obscura_jax.cli.generate import _prompts
 main(sys.argv[1:])
 """
 
@@ -553,7 +549,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def says(capsys):
-    """Run `generate`, which must succeed without a word on standard error; what it prints."""
+    """Run `generate`, which must print nothing on standard error; return its output."""
 
     def run(*words):
         capsys.readouterr()
@@ -566,7 +562,7 @@ def says(capsys):
 
 
 class Terminal(io.StringIO):
-    """A terminal that remembers what it showed after each flush."""
+    """A terminal that records its contents at each flush."""
 
     def __init__(self):
         super().__init__()
@@ -582,7 +578,7 @@ class Terminal(io.StringIO):
 TWO = ("Hello, I am", "naïve → 世界")
 
 
-def test_generate_json_is_what_generate_gives(says, small):
+def test_generate_json_is_the_output_of_generate(says, small):
     rows = [
         json.loads(line)
         for line in says(*TWO, *small, "--max-new-tokens", 9, "--json").split("\n")[:-1]
@@ -604,7 +600,7 @@ def test_generate_json_is_what_generate_gives(says, small):
 
 
 def test_generate_fits_in_the_context_by_default(says, small, fails):
-    """The longest of several prompts leaves the room."""
+    """The longest of several prompts decides for all."""
 
     def count(*words):
         return [
@@ -623,7 +619,7 @@ def test_generate_fits_in_the_context_by_default(says, small, fails):
     assert count(full, "--sliding") == [64]
 
 
-def test_generate_draws_by_its_seed(says, small):
+def test_generate_samples_with_its_seed(says, small):
     words = (*TWO, *small, "--max-new-tokens", 9)
     greedy = says(*words)
     drawn = says(*words, "--temperature", 0.9)
@@ -635,7 +631,7 @@ def test_generate_draws_by_its_seed(says, small):
     assert says(*words, "--dtype", "bfloat16") != ""
 
 
-def test_generate_prints_the_same_however_jax_promotes_types(small):
+def test_jax_promotion_settings_do_not_change_the_text(small):
     command = (*MODULE, "generate", *small, *TWO, "--max-new-tokens", 99, "--sliding")
     command += ("--top-k", 9, "--top-p", 0.9)
     variables = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
@@ -680,14 +676,14 @@ def test_generate_ends_before_a_stop_string(says, small):
 def test_a_setting_out_of_range_is_one_line(fails, small, monkeypatch, words, message):
     words = ("generate", "Hello", *small, "--max-new-tokens", 63, *words)
     assert message in fails(*words)
-    if "argument" not in message:  # nor does a terminal show anything first
+    if "argument" not in message:  # a terminal shows nothing either
         terminal = Terminal()
         monkeypatch.setattr("sys.stdout", terminal)
         assert call(*words) == 2
         assert terminal.getvalue() == ""
 
 
-def test_a_terminal_is_shown_the_pieces_as_they_come(says, small, monkeypatch):
+def test_a_terminal_shows_text_while_it_is_generated(says, small, monkeypatch):
     words = (*TWO, *small, "--max-new-tokens", 40, "--temperature", 0.9, "--stop", "\x00")
     expected, objects = says(*words), says(*words, "--json")
     terminal = Terminal()
@@ -703,9 +699,9 @@ def test_a_terminal_is_shown_the_pieces_as_they_come(says, small, monkeypatch):
 
 
 def on_a_terminal(*words, until=None):
-    """Run the module on a pseudo-terminal: the pieces read, exit code, standard error.
+    """Run the module on a pseudo-terminal; return the pieces read, exit code and standard error.
 
-    After the piece in which more than `until` has come, Ctrl-C is sent.
+    If `until` is given, send Ctrl-C once more than that text was read.
     """
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
@@ -745,7 +741,7 @@ def test_ctrl_c_leaves_the_text_so_far(small):
     assert text.endswith("\n")
 
 
-def test_compiled_programs_are_kept_if_wanted(small, tmp_path):
+def test_compiled_programs_are_stored_unless_declined(small, tmp_path):
     command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
 
     def run(folder, *words):

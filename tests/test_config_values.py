@@ -1,4 +1,4 @@
-"""Configs as other programs write them: numbers as text, null, other names of one function."""
+"""Configs of other programs are read: numbers as text, null, other names of one function."""
 
 import json
 import math
@@ -10,23 +10,25 @@ import torch
 from obscura_jax.interop.checkpoint import load_model, save_hf
 from obscura_jax.interop.config_values import read_values, whole_number
 from obscura_jax.interop.hf_config import from_course_config, from_hf_config, from_model_args
-from tests.support.checkpoints import BIASED, LOGITS, course_model
-from tests.test_name_tables import (
-    ARGS,
+from tests.support.checkpoints import change_json
+from tests.support.models import (
+    BIASED,
+    LOGITS,
+    NANOGPT_ARGS,
     TIED,
+    course_model,
     distance,
-    hf_logits,
     hf_model,
     model_of,
+    nanogpt_model,
     same_bits,
     transformers,
 )
-from tests.test_names import nanogpt_model
 
 SAME_AS_GELU_NEW = ("gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh")
 
 
-def test_the_names_of_the_tanh_form_are_one_function():
+def test_all_names_of_the_tanh_form_are_one_function():
     """In float64, over the range where it is neither 0 nor the identity."""
     functions = transformers().activations.ACT2FN
     x = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
@@ -45,13 +47,13 @@ def test_every_name_of_the_tanh_form_is_read(tmp_path, name):
     theirs = hf_model(activation_function=name)
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["activation_function"] == name
-    assert distance(tmp_path, hf_logits(theirs)) <= LOGITS
+    assert distance(tmp_path, theirs) <= LOGITS
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_python", "gelu_10", "quick_gelu", "relu", None, []])
 def test_other_activations_are_refused(tmp_path, name):
     save_hf(tmp_path, TIED, model_of(TIED))
-    change(tmp_path / "config.json", activation_function=name)
+    change_json(tmp_path / "config.json", activation_function=name)
     words = r"activation_function=.*; this model computes 'gelu_new'$"
     with pytest.raises(ValueError, match=words) as error:
         load_model(tmp_path)
@@ -59,12 +61,8 @@ def test_other_activations_are_refused(tmp_path, name):
     assert ("the exact (erf) form, which differs by up to 5e-4" in str(error.value)) == exact
 
 
-def change(path, **entries):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
-
-
 @pytest.mark.parametrize("value", [4, 4.0, "4", "4.0", " 4", np.int64(4), np.float32(4)])
-def test_whole_numbers_are_read_in_any_writing(value):
+def test_whole_numbers_are_read_in_any_spelling(value):
     assert whole_number("n", value) == 4
     assert type(whole_number("n", value)) is int
 
@@ -72,7 +70,7 @@ def test_whole_numbers_are_read_in_any_writing(value):
 @pytest.mark.parametrize(
     "value", [True, False, 4.5, "4.5", "four", "", [4], {}, math.nan, math.inf, "inf", "9" * 5000]
 )
-def test_what_is_no_whole_number_is_named_with_its_type(value):
+def test_a_value_that_is_no_whole_number_is_refused_with_its_type(value):
     words = rf"^the config says n_head=.*, of type {type(value).__name__}; it must be a whole num"
     with pytest.raises(ValueError, match=words) as error:
         whole_number("n_head", value)
@@ -96,28 +94,28 @@ def test_null_leaves_a_size_out():
         from_hf_config({"n_embd": 12.0, "n_inner": "47"})
 
 
-def test_a_hugging_face_config_with_numbers_as_text(tmp_path):
+def test_a_hugging_face_config_may_have_numbers_as_text(tmp_path):
     save_hf(tmp_path, TIED, model_of(TIED))
     sizes = {"n_head": "3", "n_layer": 2.0, "n_embd": "12", "n_positions": "11", "vocab_size": 17.0}
-    change(tmp_path / "config.json", **sizes, n_inner="48", layer_norm_epsilon="1e-5")
+    change_json(tmp_path / "config.json", **sizes, n_inner="48", layer_norm_epsilon="1e-5")
     model, params = load_model(tmp_path)
     assert model.cfg == TIED
     assert same_bits(params, model_of(TIED))
     load_model(tmp_path, n_heads=3)
     with pytest.raises(ValueError, match="it has n_heads=3, not 4"):
         load_model(tmp_path, n_heads=4)
-    change(tmp_path / "config.json", n_head="4", n_layer="3")
-    with pytest.raises(ValueError, match="the config says 3 blocks, the tensors are of 2"):
+    change_json(tmp_path / "config.json", n_head="4", n_layer="3")
+    with pytest.raises(ValueError, match="the config says n_layers=3, but the file has 2"):
         load_model(tmp_path)
-    change(tmp_path / "config.json", n_head=None, n_layer=None)
+    change_json(tmp_path / "config.json", n_head=None, n_layer=None)
     with pytest.raises(ValueError, match="give n_heads"):
         load_model(tmp_path)
     assert load_model(tmp_path, n_heads=3)[0].cfg == TIED
 
 
-def test_model_args_as_text(tmp_path):
+def test_nanogpts_model_args_may_be_text(tmp_path):
     path = tmp_path / "ckpt.pt"
-    text = {name: str(value) for name, value in ARGS.items()}
+    text = {name: str(value) for name, value in NANOGPT_ARGS.items()}
     torch.save({"model": nanogpt_model().state_dict(), "model_args": text}, path)
     assert load_model(path)[0].cfg == TIED
     load_model(path, n_heads=3)
@@ -130,7 +128,7 @@ def test_model_args_as_text(tmp_path):
         load_model(path)
 
 
-def test_a_course_config_as_text(tmp_path):
+def test_a_course_config_may_have_numbers_as_text(tmp_path):
     path = tmp_path / "x.pth"
     settings = {name: str(value) for name, value in BIASED.to_dict().items()}
     settings |= {"qkv_bias": np.True_, "tie_weights": False, "drop_rate": None}
@@ -148,15 +146,18 @@ def test_a_course_config_as_text(tmp_path):
 @pytest.mark.parametrize(
     ("rate", "read"), [(None, 0), (1, 0), (1.0, 0), ("1.0", 0), ("0.2", 0.2), (0, 0), (0.3, 0.3)]
 )
-def test_a_drop_rate_that_nothing_can_be_trained_with_is_no_reason_to_refuse(tmp_path, rate, read):
+def test_a_drop_rate_of_one_or_null_is_read_as_zero(tmp_path, rate, read):
     """null is no dropout; at 1 nothing is left to learn from. A model that is run drops nothing."""
     save_hf(tmp_path, TIED, model_of(TIED))
     rates = dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), rate)
-    change(tmp_path / "config.json", **rates)
+    change_json(tmp_path / "config.json", **rates)
     model, params = load_model(tmp_path)
     assert model.cfg.drop_rate == read
     assert same_bits(params, model_of(TIED))
-    content = {"model": nanogpt_model().state_dict(), "model_args": {**ARGS, "dropout": rate}}
+    content = {
+        "model": nanogpt_model().state_dict(),
+        "model_args": {**NANOGPT_ARGS, "dropout": rate},
+    }
     torch.save(content, tmp_path / "ckpt.pt")
     assert load_model(tmp_path / "ckpt.pt")[0].cfg.drop_rate == read
 
@@ -178,20 +179,20 @@ def test_a_drop_rate_that_nothing_can_be_trained_with_is_no_reason_to_refuse(tmp
         ("tie_word_embeddings", None, "tie_word_embeddings=None, of type NoneType; it must be tr"),
         ("tie_word_embeddings", 1, "tie_word_embeddings=1, of type int; it must be true or false"),
         ("n_head", 0, "n_heads must be a whole number of at least 1, got 0"),
-        ("n_layer", -2, "the config says -2 blocks, the tensors are of 2"),
+        ("n_layer", -2, "the config says n_layers=-2, but the file has 2"),
         ("scale_attn_weights", None, "scale_attn_weights=None; this model computes True"),
     ],
 )
-def test_values_that_matter_are_refused(tmp_path, name, value, words):
+def test_a_wrong_value_of_a_used_entry_is_refused(tmp_path, name, value, words):
     save_hf(tmp_path, TIED, model_of(TIED))
-    change(tmp_path / "config.json", **{name: value})
+    change_json(tmp_path / "config.json", **{name: value})
     with pytest.raises(ValueError, match=words) as error:
         load_model(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_record_of_another_shape_is_none(tmp_path):
+def test_a_malformed_record_is_ignored(tmp_path):
     save_hf(tmp_path, TIED, model_of(TIED))
-    change(tmp_path / "config.json", obscura_jax=["qkv_bias"])
+    change_json(tmp_path / "config.json", obscura_jax=["qkv_bias"])
     assert load_model(tmp_path)[0].cfg == TIED

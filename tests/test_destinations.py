@@ -1,4 +1,4 @@
-"""Destinations: no model is replaced by accident, none is read with parts of an earlier one."""
+"""No model is replaced by accident, and none is read with parts of an earlier one."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from obscura_jax.interop.checkpoint import read_checkpoint, save_course, save_hf
 from obscura_jax.interop.locate import is_exported
 from obscura_jax.interop.tokens import TokenRecord, gpt2_record
 from tests.support import processes
-from tests.support.checkpoints import bits, leaves
+from tests.support.models import bits, leaves
 from tests.support.tokenizer_folders import bpe, config, hf_folder, weights, write_json
 
 CFG = config(300)
@@ -48,7 +48,7 @@ def names(folder):
 
 @pytest.fixture
 def fails(capsys):
-    """Run a command that must end with code 2 and one line; return the line."""
+    """Return a function that runs a command, which must end with code 2 and one line."""
 
     def run(*words):
         capsys.readouterr()
@@ -71,7 +71,7 @@ def exported(tmp_path_factory):
 # Replacing.
 
 
-def test_convert_replaces_no_model_unasked(tmp_path, fails):
+def test_convert_replaces_a_model_only_on_request(tmp_path, fails):
     for name, seed in (("old", 0), ("new", 1)):
         save_model(tmp_path / name, CFG, weights(300, seed=seed))
     for kind, name in (("native", "a"), ("hf", "b"), ("nanogpt", "c.pt"), ("course", "d.pth")):
@@ -89,7 +89,7 @@ def test_convert_replaces_no_model_unasked(tmp_path, fails):
         assert bits({n: x for n, x in leaves(found).items() if n in new}) == bits(new)
 
 
-def test_a_model_is_not_converted_onto_itself_unasked(tmp_path, fails):
+def test_convert_replaces_its_own_source_only_on_request(tmp_path, fails):
     source = hf_folder(tmp_path / "a", 300, eos_token_id=5)
     bpe(300).save(str(source / "tokenizer.json"))
     definition = (source / "tokenizer.json").read_bytes()
@@ -129,7 +129,7 @@ def test_a_folder_with_any_part_of_a_model_is_protected(tmp_path, fails, mark):
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 
 
-def test_export_replaces_no_model_unasked(tmp_path, exported, fails):
+def test_export_replaces_a_model_only_on_request(tmp_path, exported, fails):
     save_model(tmp_path / "m", CFG, weights(300), tokens=gpt2_record(CFG))
     before = contents(exported)
     assert "holds a model (manifest.json)" in fails("export", tmp_path / "m", exported)
@@ -144,7 +144,7 @@ def test_export_replaces_no_model_unasked(tmp_path, exported, fails):
 
 
 @pytest.mark.parametrize("save", [save_model, save_hf, save_nanogpt, save_course])
-def test_writers_in_python_replace_unless_told_not_to(tmp_path, save):
+def test_saving_in_python_replaces_unless_overwrite_is_false(tmp_path, save):
     path = tmp_path / ("m" if save in (save_model, save_hf) else "m.pt")
     save(path, CFG, weights(300), overwrite=False)
     before = contents(tmp_path)
@@ -159,7 +159,7 @@ def test_writers_in_python_replace_unless_told_not_to(tmp_path, save):
 
 
 @pytest.mark.parametrize("save", [save_model, save_hf])
-def test_nothing_of_an_earlier_model_is_read_with_the_new_one(tmp_path, exported, save):
+def test_no_file_of_an_earlier_model_is_read_with_the_new_one(tmp_path, exported, save):
     old = tmp_path / "old"
     old.mkdir()
     for path in exported.iterdir():
@@ -185,7 +185,7 @@ def test_nothing_of_an_earlier_model_is_read_with_the_new_one(tmp_path, exported
     assert read_checkpoint(old).tokens.eos_token_id == 9
 
 
-def test_a_manifest_of_another_program_is_no_export(tmp_path, capsys):
+def test_a_manifest_of_another_program_is_kept(tmp_path, capsys):
     save_model(tmp_path / "m", CFG, weights(300), tokens=gpt2_record(CFG))
     write_json(tmp_path / "m" / "manifest.json", {"name": "a page", "format": "x"})
     main(["info", str(tmp_path / "m")])
@@ -195,7 +195,7 @@ def test_a_manifest_of_another_program_is_no_export(tmp_path, capsys):
     assert names(tmp_path / "m") == ["config.json", "manifest.json", "model.safetensors"]
 
 
-def test_an_export_leaves_nothing_of_an_earlier_one(tmp_path, exported):
+def test_an_export_removes_the_files_of_an_earlier_one(tmp_path, exported):
     old = tmp_path / "old"
     old.mkdir()
     for name in ("decode.tpu.jaxexport", "tokenizer.json", "config.json", "tokens.json"):
@@ -204,7 +204,7 @@ def test_an_export_leaves_nothing_of_an_earlier_one(tmp_path, exported):
     assert names(old) == sorted(files) == names(exported)
 
 
-def test_a_file_of_the_tokenizer_that_was_changed_is_noticed(tmp_path, fails):
+def test_a_changed_tokenizer_file_is_detected(tmp_path, fails):
     trained = bpe(300)
     source = hf_folder(tmp_path / "a", 300)
     trained.save(str(source / "tokenizer.json"))
@@ -334,7 +334,7 @@ def test_only_new_and_empty_folders_are_removed(tmp_path):
         assert not (tmp_path / "e").exists()
 
 
-def test_a_new_folder_stays_if_the_model_is_written(tmp_path):
+def test_a_new_folder_is_kept_if_the_model_is_written(tmp_path):
     save_model(tmp_path / "a" / "b", CFG, weights(300))
     assert names(tmp_path / "a" / "b") == ["config.json", "model.safetensors"]
     relative = Path(os.path.relpath(tmp_path / "c" / "d"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from obscura_jax import create_dataloader_v1, gpt2_tokenizer
 from obscura_jax.decoding.score import score
-from obscura_jax.decoding.stream import stream_text
+from obscura_jax.decoding.text import stream_text
 from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.text import GPTDatasetV1, SimpleTokenizerV2, encoding
 from obscura_jax.text.encoding import encode_beginning, encode_ordinary, encode_text

@@ -12,10 +12,21 @@ import torch
 from flax.serialization import msgpack_serialize
 
 from obscura_jax.cli.main import main
-from obscura_jax.interop import pickled_numpy
+from obscura_jax.interop import name_tables, pickled_numpy
 from obscura_jax.interop.checkpoint import load_model, read_checkpoint
-from tests.support.checkpoints import BIASED, bits, course_model, leaves
-from tests.test_name_tables import ARGS, TIED, flax_tree, hf_model, model_of, same_bits
+from tests.support import checkpoints
+from tests.support.checkpoints import flax_tree
+from tests.support.models import (
+    BIASED,
+    NANOGPT_ARGS,
+    TIED,
+    bits,
+    course_model,
+    hf_model,
+    leaves,
+    model_of,
+    same_bits,
+)
 
 
 def state_of(seed=0):
@@ -23,7 +34,7 @@ def state_of(seed=0):
 
 
 def around():
-    """Return what a training run saves with a model: tensors, numbers, the state of generators."""
+    """Return entries that a training run saves: tensors, numbers, states of generators."""
     model = course_model()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
@@ -70,42 +81,45 @@ def test_the_only_model_is_found(tmp_path, name, wrapping):
     assert not same_bits(params, model_of(BIASED, seed=1))
 
 
-def test_of_two_models_one_is_chosen(tmp_path):
+def test_one_of_two_models_must_be_chosen(tmp_path):
     path = tmp_path / "x.pt"
     ema = {f"module.{k}": v for k, v in state_of(1).items()}
     torch.save({**around(), "model": state_of(), "ema": ema}, path)
-    refused(path, r"holds 2 models, its entries model and ema: choose .* \(--entry model\)")
-    refused(path, "entry 'emma' does not exist: its models are model, ema", entry="emma")
-    refused(path, "entry 'optimizer' is not a model: its models are model, ema", entry="optimizer")
-    refused(path, "entry 'metrics' is not a model: its models are model, ema", entry="metrics")
+    refused(path, r"holds 2 models, its entries model and ema; choose .* \(--entry model\)")
+    refused(path, "entry 'emma' does not exist; choose one of model, ema", entry="emma")
+    refused(path, "entry 'optimizer' is not a model; choose one of model, ema", entry="optimizer")
+    refused(path, "entry 'metrics' is not a model; choose one of model, ema", entry="metrics")
     for entry, seed in (("model", 0), ("ema", 1)):
         _, params = load_model(path, n_heads=3, entry=entry)
         assert same_bits(params, model_of(BIASED, seed))
         assert not same_bits(params, model_of(BIASED, 1 - seed))
 
 
-def test_entries_one_level_deeper(tmp_path):
+def test_entries_of_entries_are_found(tmp_path):
     path = tmp_path / "x.ckpt"
     first, second = ({"model": state_of(n), "step": n} for n in (0, 1))
     torch.save({"last": first, "best": second, "hyper_parameters": {"n_heads": 3}}, path)
-    refused(path, r"its entries last\.model and best\.model: choose")
-    refused(path, r"'model' holds 2 models: choose one of last\.model, best\.model", entry="model")
+    refused(path, r"its entries last\.model and best\.model; choose")
+    refused(path, r"'model' holds 2 models; choose one of last\.model, best\.model", entry="model")
     for entry in ("best", "best.model"):
         model, params = load_model(path, entry=entry)
         assert model.cfg == BIASED
         assert same_bits(params, model_of(BIASED, 1))
-    # A whole state dict is itself the model; what is in it can be chosen.
+    # A state dict is itself the model; a state dict inside it can be chosen.
     torch.save({**state_of(), "ema": state_of(1)}, path)
     assert same_bits(load_model(path, n_heads=3)[1], model_of(BIASED))
     assert same_bits(load_model(path, n_heads=3, entry="ema")[1], model_of(BIASED, 1))
     torch.save(state_of(), path)
-    refused(path, "'ema' does not exist: it has no entry that is a model", entry="ema")
+    refused(path, "'ema' does not exist; no entry is a model", entry="ema")
 
 
 def test_the_settings_around_the_chosen_entry_are_read(tmp_path):
-    """nanoGPT's own, one level deeper, and a config of the course's in Lightning's place."""
-    model = {"model": {k: torch.tensor(np.asarray(v)) for k, v in nanogpt_state().items()}}
-    torch.save({"checkpoint": {**model, "model_args": ARGS, "iter_num": 3}}, tmp_path / "a.pt")
+    """Settings of nanoGPT inside an entry, and a course config where Lightning stores its own."""
+    of_nanogpt = checkpoints.state_of(table=name_tables.NANOGPT)
+    model = {"model": {k: torch.tensor(np.asarray(v)) for k, v in of_nanogpt.items()}}
+    torch.save(
+        {"checkpoint": {**model, "model_args": NANOGPT_ARGS, "iter_num": 3}}, tmp_path / "a.pt"
+    )
     checkpoint = read_checkpoint(tmp_path / "a.pt")
     assert (checkpoint.dialect, checkpoint.cfg.n_heads) == ("nanogpt", 3)
     assert same_bits(checkpoint.params, model_of(TIED))
@@ -115,20 +129,13 @@ def test_the_settings_around_the_chosen_entry_are_read(tmp_path):
         assert load_model(tmp_path / "b.ckpt")[0].cfg == BIASED
 
 
-def nanogpt_state():
-    from obscura_jax.interop import name_tables
-    from tests.test_name_tables import state_of as tensors_of
-
-    return tensors_of(table=name_tables.NANOGPT)
-
-
-def test_an_entry_of_a_file_that_has_none(tmp_path, native):
+def test_an_entry_of_a_file_without_entries_is_refused(tmp_path, native):
     safetensors.torch.save_file(state_of(), tmp_path / "x.safetensors")
     for source in (tmp_path / "x.safetensors", native / "model.safetensors", "torch-seed:1:tiny"):
-        refused(source, r"has no entries to choose from: leave entry \(--entry\) out", entry="ema")
+        refused(source, r"has no entries to choose from; leave entry \(--entry\) out", entry="ema")
 
 
-def test_the_option(tmp_path, capsys):
+def test_every_command_takes_the_entry_option(tmp_path, capsys):
     path = tmp_path / "x.pt"
     torch.save({"model": state_of(), "ema": state_of(1)}, path)
     for words in (
@@ -140,8 +147,8 @@ def test_the_option(tmp_path, capsys):
     ):
         words = [*map(str, words), "--n-heads", "3"]
         for more, said in (
-            ([], "holds 2 models, its entries model and ema: choose one with entry='model' (--"),
-            (["--entry", "none"], "the entry 'none' does not exist: its models are model, ema"),
+            ([], "holds 2 models, its entries model and ema; choose one with entry='model' (--"),
+            (["--entry", "none"], "the entry 'none' does not exist; choose one of model, ema"),
         ):
             with pytest.raises(SystemExit) as end:
                 main([*words, *more])
@@ -155,7 +162,7 @@ def test_the_option(tmp_path, capsys):
     assert "tok_emb.weight -> tok_emb.weight" in capsys.readouterr().out
 
 
-def test_the_parameters_in_a_training_state_of_flax(tmp_path):
+def test_the_parameters_in_a_flax_training_state_are_read(tmp_path):
     theirs = hf_model()
     tree = flax_tree(theirs)
     trees = [{"params": tree}, {"params": {"params": tree}}]
@@ -171,8 +178,8 @@ def test_the_parameters_in_a_training_state_of_flax(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_numbers_of_numpy_in_a_checkpoint(tmp_path, zipped):
-    """Metrics are passed over, a size is read; the values are those that NumPy would make."""
+def test_numpy_numbers_in_a_checkpoint_are_read(tmp_path, zipped):
+    """Metrics are ignored, a size is read; the values are those that NumPy would return."""
     types = "?bhilqBHILQefd"
     numbers = {code: np.dtype(code).type(3) for code in types}
     others = {
@@ -196,10 +203,10 @@ def test_numbers_of_numpy_in_a_checkpoint(tmp_path, zipped):
     kinds = (pickled_numpy.Unread, pickled_numpy.PickledType)
     assert all(isinstance(found[name], kinds) for name in others)
     with pytest.raises(pickle.UnpicklingError, match="Unsupported global"):
-        torch.load(path, weights_only=True)  # what is allowed is allowed here only
+        torch.load(path, weights_only=True)  # the exceptions end with the block
 
 
-def test_a_scalar_with_the_bytes_of_another_type_is_left_unread():
+def test_a_scalar_with_bytes_of_another_type_is_ignored():
     double = pickled_numpy.PickledType("f8", False, True)
     assert pickled_numpy.scalar(double, b"\0" * 6 + b"\xf0\x3f") == 1.0
     double.__setstate__((3, ">", None))
@@ -229,7 +236,7 @@ class Call:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_code_next_to_a_number_of_numpy_is_named_and_not_run(tmp_path, zipped, protocol):
+def test_code_next_to_a_numpy_number_is_named_and_not_run(tmp_path, zipped, protocol):
     witness = tmp_path / "witness"
     evil = Call(os.system, f"touch {witness}")
     for hidden in (evil, np.array([evil], object), {"deep": [np.array([[evil]], object)]}):

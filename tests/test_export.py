@@ -1,4 +1,4 @@
-"""A model as an artifact: the same tokens, with and without this package; what is refused."""
+"""An exported model gives the same tokens, with and without this package; damage is noticed."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from obscura_jax import GPTConfig, GPTModel, generate, save_model
 from obscura_jax.cli.main import main
 from obscura_jax.export.artifact import load_artifact
 from obscura_jax.export.exporter import PLATFORMS, export_model
-from obscura_jax.interop.tensor_files import write_safetensors
+from obscura_jax.safetensors_files import write_safetensors
 from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
 
@@ -33,14 +33,14 @@ PROMPTS = [[1, 2, 3, 4, 5], [300], [7, 8]]
 
 @pytest.fixture(scope="module")
 def model():
-    """A model and parameters that are far from ties."""
+    """Return a model and parameters whose best tokens are far from ties."""
     params = gpt2_init(CFG, jax.random.key(0))
     return GPTModel(CFG), jax.tree.map(lambda leaf: leaf * 10, params)
 
 
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
-    """Its artifact."""
+    """Return the folder of the exported model."""
     path = tmp_path_factory.mktemp("artifact") / "out"
     export_model(path, CFG, model[1])
     return path
@@ -48,13 +48,13 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """A copy to be damaged."""
+    """Return a copy of the folder, to damage."""
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 def run(words):
-    """The command; what it compiles is not kept."""
+    """Run the command without a cache of compiled programs."""
     main([*map(str, words), *["--no-compile-cache"] * (words[0] == "generate")])
 
 
@@ -77,31 +77,31 @@ def fails(capsys):
     return failing
 
 
-def test_the_same_tokens(model, folder):
+def test_an_exported_model_gives_the_same_tokens(model, folder):
     _, weights, programs = load_artifact(folder)
     keys = jax.random.split(jax.random.key(3), 3)
     sampled = {"temperature": [0.9, 0.0, 1.0], "top_k": 40, "top_p": 0.9, "min_p": 0.01}
-    stopping = {"stop_ids": list(range(150))}
-    for settings in ({}, sampled | {"key": keys}, stopping):
+    never, soon = {"stop_ids": [306] * 150}, {"stop_ids": list(range(150))}
+    for settings in (never, never | sampled | {"key": keys}, soon):
         want = generate(*model, PROMPTS, 12, **settings)
         got = generate(model[0], weights, PROMPTS, 12, **settings, programs=programs)
-        assert (got.tokens, got.finish) == (want.tokens, want.finish)
+        assert (got.tokens, got.finish_reasons) == (want.tokens, want.finish_reasons)
         for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert set(want.finish) == {"stop"}
-    assert programs.compiled() == 4  # both once more for longer lists of stop ids
-    alone = generate(model[0], weights, PROMPTS[:1], 12, programs=programs)
-    assert alone.tokens[0] == generate(*model, PROMPTS[:1], 12).tokens[0]
-    with pytest.raises(ValueError, match="draws with threefry2x32, and the key is for rbg"):
+    assert set(want.finish_reasons) == {"stop"}
+    assert programs.n_compilations() == 2
+    want = generate(*model, PROMPTS[:1], 12).tokens  # another batch size, and fewer stop ids
+    assert generate(model[0], weights, PROMPTS[:1], 12, programs=programs).tokens == want
+    assert programs.n_compilations() == 4
+    with pytest.raises(ValueError, match="samples with threefry2x32 keys, but this key is of rbg"):
         generate(
             model[0], weights, PROMPTS, 12, key=jax.random.key(1, impl="rbg"), programs=programs
         )
-    with jax.default_prng_impl("rbg"):  # greedy: no key of the caller's
-        assert generate(model[0], weights, PROMPTS, 9, programs=programs).tokens == [
-            row[:9] for row in generate(*model, PROMPTS, 12).tokens
-        ]
-    with pytest.raises(ValueError, match="an artifact cannot slide"):
-        generate(model[0], weights, PROMPTS, 40, sliding_window=True, programs=programs)
+    with jax.default_prng_impl("rbg"):  # greedy, without a key
+        out = generate(model[0], weights, PROMPTS[:1], 12, programs=programs)
+    assert out.tokens == want
+    with pytest.raises(ValueError, match="an exported model cannot slide"):
+        generate(model[0], weights, [[1] * 31], 4, sliding_window=True, programs=programs)
 
 
 def test_other_weights_give_other_tokens_and_are_refused(model, copy, fails):
@@ -111,10 +111,10 @@ def test_other_weights_give_other_tokens_and_are_refused(model, copy, fails):
     assert got.tokens != generate(*model, PROMPTS, 12).tokens
     write_safetensors(copy / "new", {name: np.asarray(x) for name, x in changed.items()})
     (copy / "new").replace(copy / "model.safetensors")
-    assert "is not the file that manifest.json tells of" in fails("generate", "--model", copy, "a")
+    assert "is not the file that manifest.json lists" in fails("generate", "--model", copy, "a")
 
 
-def test_what_a_killed_export_left_is_not_taken_for_the_weights(model, tmp_path):
+def test_files_of_a_killed_export_are_ignored(model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".model.safetensors.1").write_bytes(b"cut short")
@@ -128,7 +128,7 @@ def test_what_a_killed_export_left_is_not_taken_for_the_weights(model, tmp_path)
     load_artifact(out)
 
 
-def test_what_is_in_the_folder(folder):
+def test_the_folder_has_the_files_of_the_manifest(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     programs = {f"{n}.{p}.jaxexport" for n in ("prefill", "decode") for p in PLATFORMS}
     assert manifest["files"].keys() == programs | {"model.safetensors"}
@@ -140,7 +140,20 @@ def test_what_is_in_the_folder(folder):
         assert jax.export.deserialize(data).platforms == (platform,)
 
 
-def test_programs_of_other_platforms_have_no_forms_of_the_cpu(folder):
+def test_the_arrays_of_the_programs_keep_their_names(folder):
+    """Programs of earlier versions, and scripts without this package, use these names."""
+    state = {"count", "tokens", "logprobs", "made", "done", "broken", "keys", "values"}
+    request = {"lengths", "temperature", "top_k", "top_p", "min_p", "keys", "stop_ids"}
+    for name, places in (("prefill", (2, 3)), ("decode", (2, 1))):
+        data = bytearray((folder / f"{name}.cpu.jaxexport").read_bytes())
+        exported = jax.export.deserialize(data)
+        arguments, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        found = [set(arguments[place]) for place in places]
+        assert found == [request, state]
+        assert {leaf.shape[1] for leaf in arguments[places[1]]["keys"]} == {CFG.n_heads}
+
+
+def test_only_programs_for_the_cpu_have_its_barriers(folder):
     def barriers(platform):
         data = bytearray((folder / f"decode.{platform}.jaxexport").read_bytes())
         return jax.export.deserialize(data).mlir_module().count("optimization_barrier")
@@ -148,7 +161,7 @@ def test_programs_of_other_platforms_have_no_forms_of_the_cpu(folder):
     assert [barriers(platform) > 0 for platform in PLATFORMS] == [True, False, False]
 
 
-def test_a_script_without_this_package(model, folder):
+def test_a_script_runs_the_programs_without_this_package(model, folder):
     source = SCRIPT.read_text()
     assert len(source.splitlines()) <= 40
     blocked = "import sys\nfor name in ('obscura_jax', 'flax'): sys.modules[name] = None\n"
@@ -159,7 +172,7 @@ def test_a_script_without_this_package(model, folder):
     assert [int(word) for word in done.stdout.split()] == want
 
 
-def test_bfloat16(model, tmp_path):
+def test_an_exported_model_in_bfloat16_is_close_to_generate_in_bfloat16(model, tmp_path):
     export_model(tmp_path / "half", CFG, model[1], dtype="bfloat16", platforms=["cpu", "tpu"])
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
     assert manifest["cache_dtypes"] == {"cpu": "float32", "tpu": "bfloat16"}
@@ -171,7 +184,7 @@ def test_bfloat16(model, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=0.3)  # 0.07 measured; logits are near 10
 
 
-def test_the_commands(model, tmp_path, capsys, fails):
+def test_the_command_exports_and_runs_a_model(model, tmp_path, capsys, fails):
     save_model(tmp_path / "model", *(model[0].cfg, model[1]))
     printed = call(capsys, "export", tmp_path / "model", tmp_path / "out", "--platforms", "cpu")
     assert "prefill.cpu.jaxexport" in printed
@@ -182,7 +195,7 @@ def test_the_commands(model, tmp_path, capsys, fails):
         error = fails("generate", "--model", tmp_path / "out", "a", *option)
         assert f"is an exported model; leave out {option[0]}" in error
     out = tmp_path / "out"
-    assert "platforms are of cpu" in fails("export", "tiny", out, "--platforms", "metal")
+    assert "platforms must be among cpu" in fails("export", "tiny", out, "--platforms", "metal")
     assert "is a file" in fails("export", tmp_path / "model", tmp_path / "out" / "manifest.json")
     assert "holds a model" in fails("export", "tiny", tmp_path / "model")
     with pytest.raises(ValueError, match="float32 or bfloat16"):
@@ -192,17 +205,23 @@ def test_the_commands(model, tmp_path, capsys, fails):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "obscura_jax artifact 9"}, "this version reads 'obscura_jax artifact 2'"),
-        ({"format": "obscura_jax artifact 1"}, "is a 'obscura_jax artifact 1', this version reads"),
-        ({"cache_dtypes": {"cuda": "float32", "tpu": "float32"}}, "is for cuda, tpu, and this is"),
-        ({"files": {}}, "is not whole: prefill.cpu.jaxexport is missing"),
+        ({"format": "obscura_jax artifact 9"}, "but this version reads 'obscura_jax artifact 2'"),
+        (
+            {"format": "obscura_jax artifact 1"},
+            "has format 'obscura_jax artifact 1', but",
+        ),
+        (
+            {"cache_dtypes": {"cuda": "float32", "tpu": "float32"}},
+            "was exported for cuda, tpu, but this",
+        ),
+        ({"files": {}}, "is incomplete: prefill.cpu.jaxexport is missing"),
         ({"config": {"emb_dim": 3}}, "manifest.json is damaged"),
         ({"files": None}, "manifest.json is damaged"),
         ({"cache_dtypes": {"cpu": "floaty"}}, "manifest.json is damaged"),
         ({"cache_dtypes": ["cpu"]}, "manifest.json is damaged"),
     ],
 )
-def test_manifests_that_are_refused(change, message, copy, fails):
+def test_a_bad_manifest_is_refused(change, message, copy, fails):
     path = copy / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert message in fails("generate", "--model", copy, "a")
@@ -212,7 +231,7 @@ def test_damage_is_noticed(copy, fails):
     program, weights = copy / "decode.cpu.jaxexport", copy / "model.safetensors"
     good = program.read_bytes()
     program.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert "its SHA-256 is not that of manifest.json" in fails("generate", "--model", copy, "a")
+    assert "its SHA-256 differs from manifest.json" in fails("generate", "--model", copy, "a")
     program.write_bytes(good)
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
@@ -224,7 +243,7 @@ def test_damage_is_noticed(copy, fails):
     assert "is not JSON" in fails("generate", "--model", copy, "a")
 
 
-def test_a_program_that_this_jax_cannot_read(copy, fails, monkeypatch):
+def test_a_program_of_another_jax_is_refused(copy, fails, monkeypatch):
     def unreadable(data):
         raise ValueError("calling convention version 99")
 

@@ -1,4 +1,4 @@
-"""`generate_text_simple`: token for token what the PyTorch loop gives, in one compilation."""
+"""`generate_text_simple` gives the tokens of the PyTorch loop, with one compilation."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def prompts(length: int, seed: int = 0) -> np.ndarray:
         (11, 1, 11),  # exactly full
     ],
 )
-def test_the_tokens_are_those_of_torch(length, new, context_size):
+def test_the_tokens_match_those_of_torch(length, new, context_size):
     idx = prompts(length)
     ours = generate_text_simple(MODEL, PARAMS, idx, new, context_size)
     theirs = reference.generate_text_simple(torch_model(), torch.tensor(idx), new, context_size)
@@ -81,7 +81,7 @@ def test_sizes_may_be_integers_of_numpy_and_jax():
     assert not np.array_equal(generate_text_simple(MODEL, PARAMS, prompts(4, 1), 3, 7), expected)
 
 
-def test_a_row_is_the_same_alone():
+def test_a_row_gets_the_same_tokens_alone():
     idx = prompts(5)
     together = generate_text_simple(MODEL, PARAMS, idx, 20, 11)
     for row, ids in zip(together, idx, strict=True):
@@ -109,6 +109,6 @@ def test_a_row_is_the_same_alone():
         ([[1, 2]], 3, 12, "context_size=12 exceeds the model's context_length=11"),
     ],
 )
-def test_bad_input(idx, new, context_size, message):
+def test_bad_input_is_an_error_that_names_it(idx, new, context_size, message):
     with pytest.raises(ValueError, match=message):
         generate_text_simple(MODEL, PARAMS, idx, new, context_size)

@@ -8,7 +8,7 @@ from obscura_jax.nn.intermediates import apply_tapped, names, tapped
 from obscura_jax.nn.model import GPTModel, TransformerBlock
 from obscura_jax.nn.parameters import init_shapes
 from obscura_jax.scale.mesh import ACTIVATIONS
-from tests.support.checkpoints import BIASED, IDS
+from tests.support.models import BIASED, IDS
 
 MODEL = GPTModel(BIASED)
 SHAPES = init_shapes(BIASED)

@@ -14,6 +14,7 @@ PACKAGE = Path(obscura_jax.__file__).parent
 FLOORS = [
     "checks",
     "atomic_files",
+    "safetensors_files",
     "config",
     "arguments",
     "extras",

@@ -1,4 +1,4 @@
-"""Model files: read is what was written, and a file is written whole or not at all."""
+"""A model is read as it was written, and its files are written completely or not at all."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity import torch_reference
 from tests.support import processes
-from tests.support.checkpoints import (
+from tests.support.models import (
     BIASED,
     CFG,
     IDS,
@@ -43,12 +43,14 @@ def test_the_native_file_opens_in_torch(native):
     assert difference(*load_model(native), reference) <= LOGITS
 
 
-def test_parameters_are_the_pages_of_the_file(native):
-    """Nothing is copied; and what is written there, as by a donation, does not reach the file."""
+def test_parameters_are_views_of_the_mapped_file(native):
+    """Nothing is copied, and writing to the memory, as a donation does, leaves the file alone."""
     path = native / "model.safetensors"
     before = path.read_bytes()
     assert (8 + int.from_bytes(before[:8], "little")) % 64 == 0
-    weight = load_model(native)[1]["final_norm"]["scale"]  # the first, so it lies as the data do
+    weight = load_model(native)[1]["final_norm"][
+        "scale"
+    ]  # the first tensor, at the beginning of the data
     own_memory = jax.numpy.array(weight)
     assert in_a_mapped_file(weight)
     assert not in_a_mapped_file(own_memory)
@@ -57,7 +59,7 @@ def test_parameters_are_the_pages_of_the_file(native):
 
 
 def in_a_mapped_file(array):
-    """Linux's table of this process's memory says so."""
+    """Look the address up in Linux's memory map of this process."""
     address = array.unsafe_buffer_pointer()
     for line in Path("/proc/self/maps").read_text().splitlines():
         begin, end = (int(x, 16) for x in line.split()[0].split("-"))
@@ -66,7 +68,7 @@ def in_a_mapped_file(array):
     raise AssertionError("no such memory")
 
 
-def test_a_file_of_another_writer_may_begin_anywhere(native, tmp_path):
+def test_data_of_another_writer_may_begin_at_any_offset(native, tmp_path):
     tensors = safetensors.numpy.load_file(native / "model.safetensors")
     (tmp_path / "config.json").write_bytes((native / "config.json").read_bytes())
     starts = set()
@@ -79,7 +81,7 @@ def test_a_file_of_another_writer_may_begin_anywhere(native, tmp_path):
     assert len(starts) == 8
 
 
-def test_the_native_form_is_all_that_is_needed(native, tmp_path):
+def test_a_native_folder_is_complete(native, tmp_path):
     model, params = load_model(native)
     assert model.cfg == BIASED
     assert model == GPTModel(BIASED)
@@ -94,7 +96,7 @@ def test_the_native_form_is_all_that_is_needed(native, tmp_path):
     assert bits(leaves(alone.params)) == bits(leaves(params))
 
 
-def test_a_tied_model_survives(tmp_path):
+def test_a_tied_model_is_read_as_it_was_written(tmp_path):
     cfg = replace(BIASED, tie_weights=True, drop_rate=0)
     params = GPTModel(cfg).init(jax.random.key(0), jnp.asarray(IDS, jnp.int32))["params"]
     save_model(tmp_path / "tied", cfg, params)
@@ -103,7 +105,9 @@ def test_a_tied_model_survives(tmp_path):
     assert bits(leaves(read)) == bits(leaves(params))
     save_course(tmp_path / "tied.pth", cfg, params)
     untied, _ = load_model(tmp_path / "tied.pth", n_heads=3)
-    assert untied.cfg.tie_weights is False  # the course's model has a head of its own, equal here
+    assert (
+        untied.cfg.tie_weights is False
+    )  # the course's model always has a head, here an equal one
     reference = course_model(seed=1)
     reference.load_state_dict(torch.load(tmp_path / "tied.pth", weights_only=True), strict=True)
     assert (
@@ -113,13 +117,13 @@ def test_a_tied_model_survives(tmp_path):
     assert difference(model, read, reference) > 1e-3
 
 
-def test_an_eps_of_its_own_stays_in_the_native_form(tmp_path):
-    """The course's layer norm fixes eps, and a `.pth` would lose it without a word."""
+def test_a_model_with_another_eps_has_only_the_native_form(tmp_path):
+    """The course's layer norm fixes eps, so a `.pth` would lose it silently."""
     cfg = replace(BIASED, ln_eps=1e-6)
     params = GPTModel(cfg).init(jax.random.key(0), jnp.asarray(IDS, jnp.int32))["params"]
     save_model(tmp_path / "own", cfg, params)
     assert load_model(tmp_path / "own")[0].cfg == cfg
-    with pytest.raises(ValueError, match=r"layer norm has eps 1e-05, and this model's .* 1e-06"):
+    with pytest.raises(ValueError, match=r"layer norm has eps 1e-05, but this model's .* 1e-06"):
         save_course(tmp_path / "own.pth", cfg, params)
     assert not (tmp_path / "own.pth").exists()
     save_course(tmp_path / "own.pth", BIASED, params)
@@ -129,7 +133,7 @@ def test_an_eps_of_its_own_stays_in_the_native_form(tmp_path):
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_narrow_files_widen_exactly(tmp_path, dtype, kind):
     state = {name: x.to(dtype) for name, x in course_model().state_dict().items()}
-    if dtype is torch.bfloat16:  # out of the reach of float16
+    if dtype is torch.bfloat16:  # out of the range of float16
         state["final_norm.scale"] *= 2.0**100
         state["final_norm.shift"] *= 2.0**-130
     path = tmp_path / f"narrow.{kind}"
@@ -151,7 +155,7 @@ def test_narrow_parameters_are_written(tmp_path):
         assert bits(leaves(load_model(path, n_heads=3)[1])) == wide
 
 
-def test_a_seed_is_a_model(monkeypatch):
+def test_a_torch_seed_is_a_model(monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", CFG)
     checkpoint = read_checkpoint("torch-seed:123:tiny")
     torch.manual_seed(123)
@@ -180,20 +184,20 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_destinations_of_the_wrong_sort_are_refused(tmp_path, course):
+def test_a_wrong_destination_is_refused(tmp_path, course):
     model, params = load_model(course[0], n_heads=3)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full" / "model.safetensors").mkdir(parents=True)
     (tmp_path / "full" / "config.json").write_text("mine")
     before = contents(tmp_path)
     for save, name, words in (
-        (save_model, "file", "is a file; this form is a folder"),
+        (save_model, "file", "is a file, but this form is a folder"),
         (save_model, "file/folder", "cannot be written: Not a directory"),
-        (save_model, "course.pth", "is a file's name, and this form is a folder"),
-        (save_model, "new.safetensors", "is a file's name, and this form is a folder"),
+        (save_model, "course.pth", "is the name of a file, but this form is a folder"),
+        (save_model, "new.safetensors", "is the name of a file, but this form is a folder"),
         (save_model, "full", r"model\.safetensors is a folder"),
         (save_model, "x" * 300, "cannot be written: File name too long"),
-        (save_course, "full", "is a folder; a course checkpoint is a file"),
+        (save_course, "full", "is a folder, but a course checkpoint is a file"),
         (save_course, "file", r"must end in \.pth or \.pt or"),
         (save_course, "new", r"must end in \.pth or \.pt or"),
         (save_course, "file/new.pth", "cannot be written: (Not a directory|File exists)"),
@@ -222,7 +226,7 @@ from obscura_jax.interop.checkpoint import (
     load_model, save_course, save_hf, save_model, save_nanogpt)
 model, params = load_model(sys.argv[1])
 params["out_head"] = params["tok_emb"]
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # what a full disk is, at 5000 bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # like a disk that is full after 5000 bytes
 for save, path in zip((save_model, save_course, save_hf, save_nanogpt), sys.argv[2:]):
     try:
         save(path, model.cfg, params)
@@ -246,8 +250,8 @@ def test_a_full_disk_loses_nothing(tmp_path, native, course):
 
 
 @pytest.mark.parametrize("size", [1, 10_000, 1_000_000])
-def test_torch_hands_on_what_the_system_says(tmp_path, size):
-    """As much of a tensor as a buffer holds, and more."""
+def test_an_error_of_the_system_passes_through_torch(tmp_path, size):
+    """For tensors smaller and larger than a write buffer."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("only Linux has a disk that is always full")
@@ -286,7 +290,7 @@ def test_a_model_may_be_written_over_its_own_source(native, course):
     assert bits(torch.load(course[0], weights_only=True)) == bits(course[1])
 
 
-def test_files_are_as_readable_as_any(tmp_path, native):
+def test_written_files_have_the_usual_permissions(tmp_path, native):
     (tmp_path / "any").touch()
     model, params = load_model(native)
     save_course(tmp_path / "x.pth", model.cfg, params)
@@ -297,6 +301,6 @@ def test_files_are_as_readable_as_any(tmp_path, native):
     assert len(modes) == 1
 
 
-def test_the_metadata_is_what_torch_tools_expect(native):
+def test_the_metadata_has_the_format_that_torch_tools_expect(native):
     with safetensors.safe_open(native / "model.safetensors", "numpy") as file:
         assert file.metadata()["format"] == "pt"

@@ -1,4 +1,4 @@
-"""Every program is lowered for GPUs and TPUs, which need not be here."""
+"""Every program is lowered for GPUs and TPUs, which need not be present."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel
 from obscura_jax.decoding import programs, score, simple
-from obscura_jax.decoding.programs import Request
-from obscura_jax.decoding.sampling import settings
+from obscura_jax.decoding.sampling import Sampling
+from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.nn.scan import stack_blocks
 from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
 from obscura_jax.training.initial import gpt2_init
@@ -49,13 +49,13 @@ def step(change=lambda state: state, **options):
 
 
 def request():
-    chosen = settings(3, 101, temperature=[0, 1, 0.5], top_k=7, top_p=0.9, min_p=0.1)
+    sampling = Sampling(temperature=[0, 1, 0.5], top_k=7, top_p=0.9, min_p=0.1).arrays(3, 101)
     keys = jax.random.split(jax.random.key(2), 3)
-    return Request(jnp.array([5, 7, 2]), chosen, keys, jnp.full((3, 4), -1))
+    return Request(jnp.array([5, 7, 2]), sampling, keys, jnp.full((3, 4), -1))
 
 
-def read():
-    return programs.prefill(MODEL, half(), IDS[0], request(), 13, 13)
+def prefill():
+    return programs.prefill(MODEL, half(), request(), IDS[0], 13, 13)
 
 
 PROGRAMS = {
@@ -64,16 +64,10 @@ PROGRAMS = {
     "a step, elementwise recomputed": step(remat="elementwise"),
     "a step over stacked blocks, recomputed": step(stack_blocks, remat="blocks"),
     "the loss": lambda: next_token_loss(MODEL, params(), IDS[0], IDS[0]),
-    "prefill": read,
-    "decode": lambda: programs.decode(MODEL, half(), read(), request(), jnp.array(6)),
+    "prefill": prefill,
+    "decode": lambda: programs.decode(MODEL, half(), request(), prefill(), jnp.array(6)),
     "slide": lambda: programs.slide(
-        MODEL,
-        half(),
-        IDS[0],
-        programs.initial_state(3, 16),
-        request(),
-        jnp.array(9),
-        13,
+        MODEL, half(), request(), initial_state(3, 16), jnp.array(9), IDS[0]
     ),
     "the course's loop": lambda: simple._greedy_loop.__wrapped__(MODEL, params(), IDS[0], 4, 13),
     "scores": lambda: score._log_probabilities.__wrapped__(MODEL, params(), IDS[0]),
@@ -81,7 +75,7 @@ PROGRAMS = {
 
 
 def lowered(program, platform):
-    """Its text."""
+    """Return the lowered program as text."""
     with tracing_for(Target(platform)):
         traced = jax.jit(lambda: program()).trace()
     return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -89,16 +83,16 @@ def lowered(program, platform):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_program(name, platform):
+def test_every_program_is_lowered_for_every_platform(name, platform):
     assert "dot_general" in lowered(PROGRAMS[name], platform)
 
 
-def test_what_only_the_cpu_can_do_is_noticed():
+def test_a_program_that_only_a_cpu_can_run_is_refused():
     with pytest.raises(NotImplementedError, match="tpu"):
         lowered(lambda: jnp.linalg.eig(jnp.eye(3)), "tpu")
 
 
-def test_the_target_is_asked_while_tracing():
+def test_the_target_is_read_while_tracing():
     assert on_one_cpu()
     with tracing_for(Target("tpu")):
         assert not on_one_cpu()
@@ -110,3 +104,24 @@ def test_the_target_is_asked_while_tracing():
             name for name in ("cpu", "cuda", "tpu") if words in lowered(PROGRAMS["decode"], name)
         }
         assert has == platforms
+
+
+def test_a_second_target_retraces_a_program_that_was_traced_before():
+    """The target is part of the key of jit's caches, although it is not an argument."""
+    decode = programs.DEFAULT_PROGRAMS.decode
+
+    def barriers(platform):
+        with tracing_for(Target(platform)):
+            state = jax.eval_shape(prefill)
+            traced = decode.trace(MODEL, half(), request(), state, jnp.array(6))
+            return str(traced.jaxpr).count("optimization_barrier")
+
+    assert barriers("cpu") > 0
+    assert barriers("cuda") == 0
+    assert barriers("cpu") > 0
+    seen = []
+    function = jax.jit(lambda x: seen.append(on_one_cpu()) or x)
+    for platform in ("cpu", "cuda", "cpu", "cuda"):
+        with tracing_for(Target(platform)):
+            function(1.0)
+    assert seen == [True, False]

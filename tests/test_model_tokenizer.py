@@ -1,4 +1,4 @@
-"""The tokenizer of a model: its own, GPT-2's, a guess that is announced, or none but ids."""
+"""A model uses its own tokenizer, GPT-2's, an announced guess, or plain token ids."""
 
 import json
 import pickle
@@ -76,7 +76,7 @@ def info(called, source):
 
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
-def test_text_goes_through_the_models_own_tokenizer_in_every_form(own, trained, called, form):
+def test_every_form_of_a_model_uses_its_own_tokenizer(own, trained, called, form):
     """The commands print the text that transformers' tokenizer makes of our ids."""
     if form == "vocab.json":
         (own / "tokenizer.json").unlink()
@@ -118,11 +118,11 @@ def test_streams_and_scores_take_any_tokenizer(own):
     pieces = stream_text(model, params, [PROMPT], gpt2_tokenizer(400), 6)
     assert "".join(piece for (piece,) in pieces) != expected
     assert score(model, params, [PROMPT], tokenizer=gpt2_tokenizer(400)) != rows
-    with pytest.raises(ValueError, match=r"400 tokens may have any tokenizer: give it"):
+    with pytest.raises(ValueError, match=r"a model of 400 tokens is unknown; pass tokenizer="):
         score(model, params, [PROMPT])
 
 
-def test_gpt2s_first_tokens_are_named(tmp_path, called):
+def test_gpt2s_first_tokens_are_recognized(tmp_path, called):
     folder = hf_folder(tmp_path / "m", 300)
     write_json(folder / "tokenizer.json", gpt2_definition(300))
     assert info(called, folder)["tokenizer"] == "GPT-2's (tokenizer.json)"
@@ -135,7 +135,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path, trained, fails, cal
     folder = hf_folder(tmp_path / "m", 300)
     words = ("generate", PROMPT, "--model", folder)
     trained.save(str(folder / "tokenizer.json"))
-    message = "tokenizer.json has ids up to 399, and the model has 300 tokens: it is another"
+    message = "tokenizer.json has ids up to 399, but the model has only 300 tokens; use"
     assert message in fails(*words)
     write_json(folder / "tokenizer.json", gpt2_definition(301))
     assert "has ids up to 300" in fails(*words)
@@ -143,7 +143,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path, trained, fails, cal
     assert "tokenizer.json is not JSON" in fails(*words)
     (folder / "tokenizer.json").unlink()
     (folder / "spiece.model").write_bytes(b"x")
-    assert "has its tokenizer in spiece.model, which is not read" in fails(*words)
+    assert "has its tokenizer in spiece.model, which obscura_jax cannot read" in fails(*words)
     assert info(called, folder)["tokenizer"].startswith("none: ")
     assert called(*words[:1], "1 2", *words[2:], "--ids").err == ""
 
@@ -152,7 +152,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path, trained, fails, cal
 
 
 @pytest.mark.parametrize("size", [50257, 50304, 51200])
-def test_a_model_of_gpt2s_size_is_taken_to_have_its_tokens(tmp_path, called, size):
+def test_a_model_of_gpt2s_size_is_assumed_to_use_its_tokens(tmp_path, called, size):
     save_model(tmp_path / "m", config(size, 16), weights(size, 16))
     found = load_tokenizer(tmp_path / "m", config(size, 16))
     assert found.encode(TEXTS[2]) == gpt2_tokenizer().encode(TEXTS[2], allowed_special="all")
@@ -168,17 +168,17 @@ def test_a_model_of_gpt2s_size_is_taken_to_have_its_tokens(tmp_path, called, siz
     assert info(called, tmp_path / "m")["tokenizer"] == "GPT-2's"
 
 
-def test_a_guess_is_announced_and_a_record_is_not(tmp_path, called):
+def test_an_assumed_tokenizer_is_announced_and_a_recorded_one_is_not(tmp_path, called):
     cfg = config(300)
     save_model(tmp_path / "m", cfg, weights(300))
     words = ("generate", PROMPT, PROMPT, "--model", tmp_path / "m", "--max-new-tokens", 3)
     out, err = called(*words)
     assert err == (
-        f"obscura generate: {tmp_path / 'm'} brings no tokenizer: text is read as GPT-2's first "
-        "299 tokens and <|endoftext|>, which models trained by obscura have\n"
+        f"obscura generate: {tmp_path / 'm'} has no tokenizer; assuming GPT-2's first 299 tokens "
+        "and <|endoftext|>, as in models trained by obscura\n"
     )
     assert info(called, tmp_path / "m")["tokenizer"] == (
-        "GPT-2's first 299 and <|endoftext|>, assumed: it brings none"
+        "GPT-2's first 299 and <|endoftext|>, assumed: the model has none of its own"
     )
     save_model(tmp_path / "m", cfg, weights(300), tokens=gpt2_record(cfg))
     assert called(*words) == (out, "")
@@ -221,8 +221,8 @@ def characters(tmp_path):
 
 
 def test_characters_of_nanogpt_are_read_as_ids(characters, tmp_path, called, fails):
-    message = f"{characters} has 65 tokens and no tokenizer; meta.pkl is a pickle, which is not "
-    message += "opened; give token ids (--ids)"
+    message = f"{characters} has 65 tokens and no tokenizer (meta.pkl is a pickle, which is not "
+    message += "opened); give token ids (--ids)"
     words = ("generate", PROMPT, "--model", characters)
     assert fails(*words) == f"obscura generate: {message}"
     assert info(called, characters)["tokenizer"] == f"none: {message}"
@@ -248,7 +248,7 @@ def test_characters_of_nanogpt_are_read_as_ids(characters, tmp_path, called, fai
     assert not (tmp_path / "witness").exists()
 
 
-def test_a_pickled_vocabulary_forbids_the_guess(tmp_path, fails):
+def test_a_pickled_vocabulary_prevents_the_assumption(tmp_path, fails):
     save_nanogpt(tmp_path / "ckpt.pt", config(300), weights(300))
     assert load_tokenizer(tmp_path / "ckpt.pt", config(300)).notice
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(Witness(tmp_path / "witness")))
@@ -277,26 +277,26 @@ def test_other_sizes_have_no_tokenizer(tmp_path, size):
         ("9" * 5000, "is not a list of token ids"),
     ],
 )
-def test_ids_that_are_none_are_one_line(own, fails, prompt, message):
+def test_invalid_ids_are_refused_in_one_line(own, fails, prompt, message):
     assert message in fails("generate", prompt, "--ids", "--model", own)
 
 
-def test_ids_are_text_of_numbers():
+def test_ids_are_read_and_written_as_numbers():
     tokenizer = IdTokenizer()
     for text in ("1 2 33", "1,2,33", " 1,  2\n33 "):
         assert tokenizer.encode(text) == [1, 2, 33]
     assert tokenizer.decode([1, 2, 33]) == " 1 2 33"
 
 
-def test_stop_strings_are_text(own, fails):
+def test_stop_strings_are_refused_with_ids(own, fails):
     words = ("generate", "1", "--ids", "--model", own, "--stop", "x")
-    assert "--stop is text, and with --ids there is none" in fails(*words)
+    assert "--stop takes text, but --ids has none" in fails(*words)
 
 
 # The record.
 
 
-def test_the_record_tells_the_end_of_a_text(own):
+def test_the_record_has_the_token_that_ends_a_text(own):
     cfg = load_model(own)[0].cfg
     found = read_checkpoint(own).tokens
     save_model(own.with_name("n"), cfg, weights(400), tokens=found)
@@ -310,6 +310,6 @@ def test_the_record_tells_the_end_of_a_text(own):
     assert load_tokenizer(own.with_name("n"), cfg).decode([0]) == END_OF_TEXT
 
 
-def test_a_tokenizer_of_nothing_is_not_found(tmp_path):
+def test_the_tokenizer_of_a_missing_model_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at"):
         load_tokenizer(tmp_path / "none", config(300))

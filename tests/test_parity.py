@@ -10,7 +10,7 @@ import torch
 
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import save_hf, save_model
-from obscura_jax.interop.course_state import from_course, named_tensors
+from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.parity.compare import Outputs, PrecisionPair, findings
 from obscura_jax.parity.lab import compare_implementations, default_precision_note
 from obscura_jax.parity.page import as_html
@@ -20,8 +20,14 @@ from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import as_json, as_text, verdict
 from obscura_jax.parity.verdict import Report
 from tests.support import faults
-from tests.support.checkpoints import BIASED, course_model
-from tests.test_name_tables import TIED, model_of, transformers
+from tests.support.models import (
+    BIASED,
+    TIED,
+    course_model,
+    model_of,
+    params_of,
+    transformers,
+)
 
 ONLY_HERE = "(here, but not earlier in the model)"
 FAULTS = faults.__file__
@@ -194,7 +200,7 @@ def test_a_near_tie_is_reported_as_one(tmp_path, native, capsys):
     head = state["out_head.weight"]
     head[3] = head[5] = 3 * state["final_norm.shift"]
     head[3, 0] = np.nextafter(head[3, 0], np.float32(9))
-    params, _ = from_course(state, BIASED)
+    params = params_of(state, BIASED)
     save_model(tmp_path / "m", BIASED, params)
     code, out, _ = against("TurnedTie", capsys, tmp_path / "m", "--steps", 1)
     different = [line for line in out.splitlines() if "differ at token" in line]

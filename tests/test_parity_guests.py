@@ -13,8 +13,7 @@ from obscura_jax.parity.outputs import OutputError, logits_in
 from obscura_jax.parity.references import reference
 from obscura_jax.parity.report import verdict
 from tests.support import guests, processes
-from tests.support.checkpoints import BIASED
-from tests.test_name_tables import model_of
+from tests.support.models import BIASED, model_of
 from tests.test_parity import call
 
 GUESTS = guests.__file__

@@ -17,8 +17,7 @@ from obscura_jax.parity.report import as_text
 from obscura_jax.parity.report_files import check_writable, write
 from obscura_jax.parity.verdict import Report, Section, Tokens
 from tests.support import processes
-from tests.support.checkpoints import BIASED
-from tests.test_name_tables import model_of
+from tests.support.models import BIASED, model_of
 from tests.test_parity import call
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-MODEL, DATA, GENERATION, TRAINING = blocks("README.md")
+MODEL, DATA, GENERATION, STREAMING, TRAINING = blocks("README.md")
 (MESH,) = blocks("obscura_jax/scale/README.md")
 
 
@@ -24,6 +24,7 @@ MODEL, DATA, GENERATION, TRAINING = blocks("README.md")
         pytest.param(MODEL, marks=pytest.mark.gpt2_124m, id="model"),
         pytest.param(DATA, id="data"),
         pytest.param(GENERATION, id="generation"),
+        pytest.param(STREAMING, id="streaming"),
         pytest.param(TRAINING, id="training"),
         pytest.param(MESH, id="mesh"),
     ],

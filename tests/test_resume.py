@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from obscura_jax.cli.main import main
-from obscura_jax.interop.tensor_files import read_safetensors
 from obscura_jax.runs.fit import read_metrics
+from obscura_jax.safetensors_files import read_safetensors
 from obscura_jax.text import sample_text
 from tests.support import processes
 

@@ -17,7 +17,7 @@ from obscura_jax import (
     TransformerBlock,
     generate,
 )
-from obscura_jax.interop.course_state import from_course
+from obscura_jax.interop.build import build
 from obscura_jax.parity import torch_reference, trajectory
 from obscura_jax.rng import same_draws, threefry
 from obscura_jax.rng.same_draws import linen_key, same_dropout, sample_tokens
@@ -63,8 +63,8 @@ def torch_model(dtype=torch.float32):
 
 
 def our_params(model, cfg=CFG):
-    params, _ = from_course({k: v.numpy() for k, v in model.state_dict().items()}, cfg)
-    return params
+    state = {k: v.numpy() for k, v in model.state_dict().items()}
+    return build(state, cfg.to_dict()).params
 
 
 def difference(model, ours, ids=IDS, seed=SEED):

@@ -13,21 +13,25 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jaxtyping import jaxtyped
 
-from obscura_jax.decoding import sampling
+from obscura_jax.decoding import filters, sampling
 
 V = 53
 ROWS = 3
 # So close to a boundary, relative, a token may fall on either side.
 SLACK = 2e-6
 
-scale_by_temperature = jax.jit(sampling.scale_by_temperature)
-keep_top_k = jax.jit(sampling.keep_top_k)
-keep_top_p = jax.jit(sampling.keep_top_p)
-keep_min_p = jax.jit(sampling.keep_min_p)
+scale_by_temperature = jax.jit(filters.scale_by_temperature)
+keep_top_k = jax.jit(filters.keep_top_k)
+keep_top_p = jax.jit(filters.keep_top_p)
+keep_min_p = jax.jit(filters.keep_min_p)
 filter_logits = jax.jit(sampling.filter_logits)
 greedy = jax.jit(sampling.greedy)
 log_probability = jax.jit(sampling.log_probability)
 sample = jax.jit(sampling.sample)
+
+
+def arrays(rows, vocab_size, **given):
+    return sampling.Sampling(**given).arrays(rows, vocab_size)
 
 
 def f32(*values):
@@ -146,7 +150,7 @@ def assert_between(ours, lower, upper):
 
 
 @each_case
-def test_top_k_is_the_slow_one(logits):
+def test_top_k_matches_the_slow_version(logits):
     vocab_size = logits.shape[1]
     for ks in [(1, 2, 3), (5, 17, vocab_size - 1), (vocab_size, 40, 1)]:
         want = [slow_top_k(row, k) for row, k in zip(logits, ks, strict=True)]
@@ -155,7 +159,7 @@ def test_top_k_is_the_slow_one(logits):
 
 @pytest.mark.parametrize("ks", [(127, 128, 1), (128, 129, 1009), (500, 1, 1008)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_top_k_by_prefix_and_by_search(ks, ties):
+def test_top_k_by_prefix_and_by_search_are_equal(ks, ties):
     """Up to 128 the threshold is read off a prefix, above it is searched for."""
     logits = random_logits(1009)
     logits = np.round(4 * logits) if ties else logits
@@ -172,7 +176,7 @@ def test_top_k_keeps_ties():
 
 
 @each_case
-def test_top_p_is_the_slow_one(logits):
+def test_top_p_matches_the_slow_version(logits):
     for ps in [(0.1, 0.5, 0.9), (0.999, 0.3, 1.0), (1e-6, 0.75, 0.99)]:
         ours = keep_top_p(logits, f32(*ps))
         lower, upper = (
@@ -196,7 +200,7 @@ def test_top_p_includes_the_token_that_crosses():
     assert counts.tolist() == [3, 4, 1]
 
 
-def test_top_p_that_is_reached_exactly_needs_no_further_token():
+def test_top_p_stops_at_the_token_that_reaches_it_exactly():
     logits = np.array([[1, 1, -200, -200, -300]] * ROWS, np.float32)
     counts = kept(keep_top_p(logits, f32(0.5, 0.99, 0.9999999))).sum(axis=1)
     assert counts.tolist() == [2, 2, 2]
@@ -210,7 +214,7 @@ def test_top_p_keeps_ties_at_the_boundary():
 
 
 @each_case
-def test_min_p_is_the_slow_one(logits):
+def test_min_p_matches_the_slow_version(logits):
     for ms in [(0.03, 0.2, 0.55), (0.0, 0.97, 1e-5)]:
         ours = keep_min_p(logits, f32(*ms))
         ms = f32(*ms).tolist()
@@ -256,7 +260,7 @@ def test_filters_that_are_off_are_the_identity(logits):
         keep_top_k(logits, i32(*[vocab_size] * ROWS)),
         keep_top_p(logits, f32(1, 1, 1)),
         keep_min_p(logits, f32(0, 0, 0)),
-        filter_logits(logits, sampling.settings(ROWS, vocab_size)),
+        filter_logits(logits, arrays(ROWS, vocab_size)),
     ):
         np.testing.assert_array_equal(np.asarray(filtered).view(np.int32), logits.view(np.int32))
     on_elsewhere = keep_top_p(keep_top_k(logits, i32(1, vocab_size, 1)), f32(0.1, 1, 0.1))
@@ -280,9 +284,9 @@ def columns(settings):
 
 @pytest.mark.parametrize("given_settings", SETTINGS)
 @each_case
-def test_the_chain_and_its_draw_are_the_slow_ones(logits, given_settings):
+def test_all_filters_and_the_sample_match_the_slow_version(logits, given_settings):
     vocab_size = logits.shape[1]
-    settings = sampling.settings(ROWS, vocab_size, **given_settings)
+    settings = arrays(ROWS, vocab_size, **given_settings)
     ours = filter_logits(logits, settings)
     wide = [row.astype(np.float64) for row in logits]
     lower, upper = (
@@ -314,7 +318,7 @@ def test_the_order_is_temperature_top_k_top_p_min_p():
         "min_p": (slow_min_p, 0.3),
     }
     logits = np.log([0.46, 0.16, 0.15, 0.08, 0.06, 0.04, 0.03, 0.03])
-    settings = sampling.settings(1, 8, **{name: value for name, (_, value) in steps.items()})
+    settings = arrays(1, 8, **{name: value for name, (_, value) in steps.items()})
     ours = kept(filter_logits(logits[None].astype(np.float32), settings))[0].tolist()
     same = []
     for order in itertools.permutations(steps):
@@ -329,28 +333,28 @@ def test_the_order_is_temperature_top_k_top_p_min_p():
 
 @pytest.mark.parametrize("given_settings", SETTINGS)
 @pytest.mark.parametrize("vocab_size", [V, 1009])
-def test_a_row_is_the_same_alone(vocab_size, given_settings):
+def test_a_row_gets_the_same_token_alone(vocab_size, given_settings):
     logits = random_logits(vocab_size, seed=5)
-    settings = sampling.settings(ROWS, vocab_size, **given_settings)
+    settings = arrays(ROWS, vocab_size, **given_settings)
     together = sample(logits, settings, keys(ROWS))
     filtered = filter_logits(logits, settings)
     key_data = np.asarray(jax.random.key_data(keys(ROWS)))
-    backwards = sampling.Settings(*(column[::-1] for column in settings))
+    backwards = sampling.SamplingArrays(*(column[::-1] for column in settings))
     swapped = sample(logits[::-1], backwards, keys_of(key_data[::-1]))
     assert swapped.tolist() == together.tolist()[::-1]
     for row in range(ROWS):
         only = slice(row, row + 1)
-        own = sampling.Settings(*(column[only] for column in settings))
+        own = sampling.SamplingArrays(*(column[only] for column in settings))
         np.testing.assert_array_equal(filter_logits(logits[only], own)[0], filtered[row])
         assert sample(logits[only], own, keys_of(key_data[only])).tolist() == [together[row]]
-    others = sampling.Settings(*(jnp.roll(column, 1) for column in settings))
+    others = sampling.SamplingArrays(*(jnp.roll(column, 1) for column in settings))
     assert not np.array_equal(filter_logits(logits, others), filtered)
     draws = {tuple(sample(logits, settings, keys(ROWS, seed)).tolist()) for seed in range(8)}
     assert len(draws) > 1
 
 
 @pytest.mark.parametrize("vocab_size", [1009, 50257])
-def test_the_knife_edge_of_top_p_falls_alike_in_any_company(vocab_size):
+def test_the_boundary_of_top_p_is_the_same_in_any_batch(vocab_size):
     """Each p is about what the first so many tokens sum to: a change in rounding would show."""
     logits = random_logits(vocab_size, seed=2)
     reached = np.cumsum([-np.sort(-slow_probabilities(row)) for row in logits], axis=1)
@@ -371,7 +375,7 @@ def test_the_knife_edge_of_top_p_falls_alike_in_any_company(vocab_size):
 def draws(count, row, **given_settings):
     """How often each token of one row comes out of `count` keys."""
     logits = np.tile(np.array(row, np.float32), (count, 1))
-    settings = sampling.settings(count, len(row), **given_settings)
+    settings = arrays(count, len(row), **given_settings)
     return np.bincount(sample(logits, settings, keys(count, 3)), minlength=len(row))
 
 
@@ -400,7 +404,7 @@ def test_the_frequencies_are_the_probabilities(given_settings):
     row[3] = row[7]
     counts = draws(20_000, row, **given_settings)
     full = {"top_k": 11, "top_p": 1.0, "min_p": 0.0} | given_settings
-    t, k, p, m = (full[name] for name in sampling.Settings._fields)
+    t, k, p, m = (full[name] for name in sampling.SamplingArrays._fields)
     probabilities = slow_probabilities(slow_chain(row.astype(np.float64), t, k, p, m))
     assert counts[probabilities == 0].sum() == 0
     assert chi_square_fits(counts, probabilities)
@@ -409,7 +413,7 @@ def test_the_frequencies_are_the_probabilities(given_settings):
     assert not chi_square_fits(counts, np.where(probabilities > 0, wrong, 0))
 
 
-def test_the_noise_is_the_generator_s_own():
+def test_the_noise_is_that_of_jax_random_gumbel():
     for vocab_size in (V, 128, 50257):
         want = np.stack([jax.random.gumbel(key, (vocab_size,), jnp.float32) for key in keys(ROWS)])
         np.testing.assert_array_equal(sampling.gumbel_noise(keys(ROWS), vocab_size), want)
@@ -420,14 +424,14 @@ def test_greedy_ignores_the_key_and_its_filters():
     logits = np.round(random_logits())
     best = logits.argmax(axis=1).tolist()
     for given_settings in ({}, {"top_k": 3}, {"top_p": 0.1, "min_p": 0.9}):
-        settings = sampling.settings(ROWS, V, **given_settings)
+        settings = arrays(ROWS, V, **given_settings)
         assert all(sample(logits, settings, keys(ROWS, s)).tolist() == best for s in range(3))
-    drawn = sampling.settings(ROWS, V, temperature=3.0)
+    drawn = arrays(ROWS, V, temperature=3.0)
     assert any(sample(logits, drawn, keys(ROWS, s)).tolist() != best for s in range(3))
 
 
 def test_the_same_key_gives_the_same_token():
-    logits, settings = random_logits(), sampling.settings(ROWS, V, temperature=2.0)
+    logits, settings = random_logits(), arrays(ROWS, V, temperature=2.0)
     first = sample(logits, settings, keys(ROWS)).tolist()
     assert sample(logits, settings, keys(ROWS)).tolist() == first
     assert any(sample(logits, settings, keys(ROWS, s)).tolist() != first for s in range(1, 4))
@@ -441,31 +445,31 @@ def test_the_same_key_gives_the_same_token():
 def test_ties_in_argmax_go_to_the_lowest_id():
     logits = np.array([[0, 2, 1, 2], [-0.0, 0.0, -1, 0.0], [-3, -3, -3, -3]], np.float32)
     assert greedy(logits).tolist() == logits.argmax(axis=1).tolist() == [1, 0, 0]
-    assert sample(logits, sampling.settings(ROWS, 4), keys(ROWS)).tolist() == [1, 0, 0]
+    assert sample(logits, arrays(ROWS, 4), keys(ROWS)).tolist() == [1, 0, 0]
 
 
-def test_bad_logits_give_no_token():
+def test_bad_logits_return_an_id_outside_the_vocabulary():
     """V stands outside the vocabulary: the caller notices, instead of token 0 for ever."""
     logits = random_logits()
     logits[1, 5] = np.nan
     undrawn, drawn = (
         sample(
             logits,
-            sampling.settings(ROWS, V, temperature=t, top_k=4, top_p=0.9, min_p=0.1),
+            arrays(ROWS, V, temperature=t, top_k=4, top_p=0.9, min_p=0.1),
             keys(ROWS),
         )
         for t in (0.0, 1.0)
     )
     assert [token == V for token in undrawn] == [token == V for token in drawn] == [0, 1, 0]
     logits[1, 5] = np.inf
-    assert sample(logits, sampling.settings(ROWS, V, temperature=1.0), keys(ROWS))[1] == V
+    assert sample(logits, arrays(ROWS, V, temperature=1.0), keys(ROWS))[1] == V
 
 
 def test_a_token_excluded_beforehand_stays_excluded():
     logits = random_logits()
     logits[:, 1::2] = -np.inf
     for given_settings in SETTINGS:
-        settings = sampling.settings(ROWS, V, **given_settings)
+        settings = arrays(ROWS, V, **given_settings)
         for seed in range(5):
             assert not any(t % 2 for t in sample(logits, settings, keys(ROWS, seed)).tolist())
 
@@ -473,7 +477,7 @@ def test_a_token_excluded_beforehand_stays_excluded():
 # Cost
 
 
-def test_no_value_compiles_anew():
+def test_no_setting_recompiles():
     step = jax.jit(lambda *arguments: sampling.sample(*arguments))
     logits = random_logits(211)
     sweep = itertools.product(
@@ -483,7 +487,7 @@ def test_no_value_compiles_anew():
         (None, 0.05, [0.0, 0.5, None]),
     )
     for t, k, p, m in sweep:
-        settings = sampling.settings(ROWS, 211, temperature=t, top_k=k, top_p=p, min_p=m)
+        settings = arrays(ROWS, 211, temperature=t, top_k=k, top_p=p, min_p=m)
         step(logits, settings, keys(ROWS))
     assert step._cache_size() == 1
     static = jax.jit(lambda x, k: jax.lax.top_k(x, k)[0], static_argnums=1)
@@ -505,8 +509,8 @@ def primitives(jaxpr, into_branches):
     return names
 
 
-def test_what_no_row_uses_stays_in_a_branch():
-    logits, settings = random_logits(1009), sampling.settings(ROWS, 1009)
+def test_work_that_no_row_needs_is_in_a_branch():
+    logits, settings = random_logits(1009), arrays(ROWS, 1009)
     costly = {"random_bits", "exp", "log", "while", "scan", "top_k", "sort", "cumsum"}
     jaxpr = jax.make_jaxpr(sampling.sample)(logits, settings, keys(ROWS)).jaxpr
     assert not costly & primitives(jaxpr, into_branches=False)
@@ -517,8 +521,8 @@ def test_what_no_row_uses_stays_in_a_branch():
     assert not costly - {"log"} & primitives(jaxpr, into_branches=False)
 
 
-def test_shapes_and_types_are_those_annotated():
-    logits, settings = random_logits(), sampling.settings(ROWS, V, temperature=1.0, top_k=2)
+def test_shapes_and_types_match_the_annotations():
+    logits, settings = random_logits(), arrays(ROWS, V, temperature=1.0, top_k=2)
     checked = {
         name: jaxtyped(typechecker=beartype)(getattr(sampling, name))
         for name in ("sample", "greedy", "filter_logits", "log_probability", "gumbel_noise")
@@ -556,13 +560,13 @@ def test_log_probability_of_extreme_logits():
     assert log_probability(logits, tokens).tolist() == [0, 0, -2e4]
 
 
-# The door
+# Checks of settings
 
 
-def test_settings_per_row():
-    one = sampling.settings(ROWS, V)
+def test_settings_become_one_array_per_setting():
+    one = arrays(ROWS, V)
     assert [x.tolist() for x in one] == [[0.0] * 3, [V] * 3, [1.0] * 3, [0.0] * 3]
-    several = sampling.settings(
+    several = arrays(
         ROWS,
         V,
         temperature=np.array([0, 1, 2]),
@@ -615,16 +619,14 @@ M_WORDS = "a number in [0, 1)"
 )
 def test_bad_settings_are_named(name, value, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        sampling.settings(ROWS, V, **{name: value})
+        arrays(ROWS, V, **{name: value})
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("least", [1e-50, 1e-45])
 def test_settings_too_small_for_float32_still_give_a_token(least):
     logits = random_logits()
-    settings = sampling.settings(
-        ROWS, V, temperature=[1, 1, least], top_p=[least, 1, 1], min_p=least
-    )
+    settings = arrays(ROWS, V, temperature=[1, 1, least], top_p=[least, 1, 1], min_p=least)
     tokens = sample(logits, settings, keys(ROWS))
     assert tokens[0] == logits[0].argmax()
     assert tokens[2] == logits[2].argmax()
@@ -662,7 +664,7 @@ few = hypothesis_settings(max_examples=40, deadline=None)
 @few
 @given(any_logits, some_settings, st.integers(0, 2**31))
 def test_the_best_survives_and_nothing_better_than_a_survivor_is_excluded(logits, given_, seed):
-    settings = sampling.settings(ROWS, WIDTH, **given_)
+    settings = arrays(ROWS, WIDTH, **given_)
     filtered = np.asarray(filter_logits(logits, settings))
     tokens = sample(logits, settings, keys(ROWS, seed)).tolist()
     for row, left, token, t in zip(
@@ -677,7 +679,7 @@ def test_the_best_survives_and_nothing_better_than_a_survivor_is_excluded(logits
 
 @few
 @given(any_logits, per_row(st.integers(1, WIDTH)), st.permutations(range(WIDTH)))
-def test_top_k_does_not_look_at_the_order(logits, ks, order):
+def test_top_k_does_not_depend_on_the_order(logits, ks, order):
     filtered = np.asarray(keep_top_k(logits, i32(*ks)))
     np.testing.assert_array_equal(
         filtered, [slow_top_k(row, k) for row, k in zip(logits, ks, strict=True)]
@@ -688,7 +690,7 @@ def test_top_k_does_not_look_at_the_order(logits, ks, order):
 
 @few
 @given(any_logits, per_row(st.floats(1e-3, 0.999)))
-def test_top_p_reaches_p_with_the_fewest(logits, ps):
+def test_top_p_reaches_p_with_the_fewest_tokens(logits, ps):
     filtered = keep_top_p(logits, f32(*ps))
     for row, left, p in zip(logits.astype(np.float64), kept(filtered), ps, strict=True):
         probabilities = slow_probabilities(row)

@@ -1,4 +1,4 @@
-"""`score`: the log-probability of each token is the model's own, and so is the perplexity."""
+"""`score` returns the model's own log-probability of each token, and their perplexity."""
 
 import math
 
@@ -31,8 +31,15 @@ def texts(*lengths):
     return [rng.integers(0, CFG.vocab_size, n).tolist() for n in lengths]
 
 
-def slowly(ids, params=PARAMS):
-    logits = np.asarray(MODEL.apply({"params": params}, [ids])[0], np.float64)
+@jax.jit
+def logits_of(ids):
+    return MODEL.apply({"params": PARAMS}, ids)
+
+
+def slow_log_probabilities(ids):
+    padded = np.zeros((1, CFG.context_length), np.int32)  # one program for all lengths
+    padded[0, : len(ids)] = ids
+    logits = np.asarray(logits_of(padded)[0, : len(ids)], np.float64)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return [logits[i, after] for i, after in enumerate(ids[1:])]
 
@@ -45,7 +52,7 @@ def test_log_probabilities_are_the_models():
     """Lengths below, at and above a chunk of 128 positions, in one ragged batch."""
     rows = texts(2, 17, 128, 129, 307)
     out = score(MODEL, PARAMS, rows)
-    want = [slowly(row) for row in rows]
+    want = [slow_log_probabilities(row) for row in rows]
     assert out.tokens == rows
     assert [len(row) for row in out.logprobs] == [len(row) - 1 for row in rows]
     assert largest_difference(out.logprobs, want) <= ROUNDING
@@ -54,11 +61,11 @@ def test_log_probabilities_are_the_models():
     assert out.corpus_perplexity == pytest.approx(
         math.exp(-np.mean(np.concatenate(want))), rel=1e-5
     )
-    # The control: the log-probabilities of the tokens one place further on.
+    # Negative control: the log-probabilities of the tokens at the next position.
     assert largest_difference(out.logprobs[2:], [row[1:] + row[:1] for row in want[2:]]) > 0.1
 
 
-def test_it_agrees_with_generate():
+def test_scores_agree_with_generate():
     (prompt,) = texts(20)
     out = generate(MODEL, PARAMS, [prompt], 30)
     scored = score(MODEL, PARAMS, [prompt + out.tokens[0]])
@@ -80,7 +87,7 @@ def test_a_text_of_one_token_has_nothing_to_score():
     assert math.isnan(out.perplexity[0])
 
 
-def test_strings_are_read_by_the_gpt2_tokenizer():
+def test_strings_are_encoded_with_the_gpt2_tokenizer():
     cfg = GPTConfig(
         vocab_size=50257,
         context_length=16,
@@ -99,7 +106,7 @@ def test_strings_are_read_by_the_gpt2_tokenizer():
     assert out == score(model, params, [ids])
 
 
-def test_bfloat16():
+def test_bfloat16_is_close_to_float32():
     rows = texts(30)
     exact, rough = (score(MODEL, PARAMS, rows, dtype=t).logprobs for t in (None, jnp.bfloat16))
     assert 5e-3 < largest_difference(exact, rough) < 0.13  # measured over 8 seeds: 0.019 to 0.065
@@ -111,17 +118,17 @@ def test_bfloat16():
         ([], "the batch is empty"),
         ([[]], "prompt 0: the prompt is empty"),
         ([[1], [61]], "prompt 1: token id 61 is outside the vocabulary"),
-        ([[1] * 308], "a text of 308 tokens exceeds context_length=307"),
+        ([[1] * 308], "a text of 308 tokens exceeds context_length=307; split it"),
         ("one string", "texts must be a list of texts"),
         ([[[1, 2]]], "must be a flat list"),
     ],
 )
-def test_bad_texts(rows, message):
+def test_bad_texts_are_an_error_that_names_them(rows, message):
     with pytest.raises(ValueError, match=message):
         score(MODEL, PARAMS, rows)
 
 
-def test_damaged_weights_are_named():
+def test_damaged_weights_are_an_error():
     broken = {**PARAMS, "tok_emb": {"weight": PARAMS["tok_emb"]["weight"].at[3].set(jnp.nan)}}
     with pytest.raises(ValueError, match="NaN or infinite"):
         score(MODEL, broken, [[1, 3, 5]])

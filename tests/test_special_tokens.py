@@ -1,4 +1,4 @@
-"""Special tokens and tokenizer files: carried from dialect to dialect, unknown ones unset."""
+"""Conversions keep special tokens and tokenizer files; unknown tokens stay unset."""
 
 import json
 import warnings
@@ -18,7 +18,8 @@ from obscura_jax.interop.checkpoint import read_checkpoint, save_hf, save_nanogp
 from obscura_jax.interop.hf_config import special_ids
 from obscura_jax.interop.tokens import CARRIED, TokenRecord, gpt2_record, tokens_at
 from obscura_jax.parity.prompts import stress_prompts
-from tests.support.checkpoints import BIASED
+from tests.support.checkpoints import flax_tree
+from tests.support.models import BIASED, hf_model, transformers
 from tests.support.tokenizer_folders import (
     bpe,
     change_config,
@@ -27,7 +28,6 @@ from tests.support.tokenizer_folders import (
     weights,
     write_json,
 )
-from tests.test_name_tables import flax_tree, hf_model, transformers
 
 IDS = {"bos_token_id": 3, "eos_token_id": [5, 7], "pad_token_id": 9, "sep_token_id": 11}
 
@@ -53,7 +53,7 @@ def convert(capsys):
     return run
 
 
-def test_special_tokens_go_through_every_dialect_and_back(tmp_path, convert):
+def test_special_tokens_survive_a_chain_of_conversions(tmp_path, convert):
     source = hf_folder(tmp_path / "a", 300, **IDS)
     assert ids_of(source) == IDS
     path = source
@@ -72,7 +72,7 @@ def test_special_tokens_go_through_every_dialect_and_back(tmp_path, convert):
     main(["export", str(path), str(tmp_path / "exported"), "--platforms", "cpu"])
     assert dict(tokens_at(tmp_path / "exported").ids) == IDS
     assert load_artifact(tmp_path / "exported")[0].cfg == config(300)
-    convert(path, tmp_path / "h.pth", "--to", "course")  # which has no place for them
+    convert(path, tmp_path / "h.pth", "--to", "course")  # which has no entry for them
     assert ids_of_course(tmp_path / "h.pth") == {}
 
 
@@ -80,7 +80,7 @@ def ids_of_course(path):
     return dict(read_checkpoint(path, n_heads=3).tokens.ids)
 
 
-def test_special_tokens_of_a_flax_folder(tmp_path, convert):
+def test_special_tokens_of_a_flax_folder_are_kept(tmp_path, convert):
     theirs = hf_model()
     theirs.config.save_pretrained(tmp_path)
     tree = flax_tree(theirs)
@@ -92,8 +92,8 @@ def test_special_tokens_of_a_flax_folder(tmp_path, convert):
 
 
 @pytest.mark.parametrize("size", [50257, 50300, 50304])
-def test_a_padded_vocabulary_does_not_move_the_end_of_a_text(tmp_path, size):
-    """It used to become the last id, which the model never makes."""
+def test_a_padded_vocabulary_keeps_the_token_that_ends_a_text(tmp_path, size):
+    """It used to become the last id, which the model never generates."""
     source = hf_folder(tmp_path / "a", size, 8, bos_token_id=50256, eos_token_id=50256)
     model, params = load_model(source)
     tokens = read_checkpoint(source).tokens
@@ -126,7 +126,7 @@ def always(token, cfg):
     }
 
 
-def test_transformers_stops_at_the_end_of_a_text_that_was_carried(tmp_path, convert):
+def test_transformers_stops_at_a_converted_end_token(tmp_path, convert):
     cfg = config(300)
     save_hf(tmp_path / "a", cfg, always(7, cfg), tokens=TokenRecord(None, IDS))
     convert(tmp_path / "a", tmp_path / "b")
@@ -162,7 +162,7 @@ def test_transformers_stops_at_the_end_of_a_text_that_was_carried(tmp_path, conv
         ({"vocab_size": 400, "pad_token_id": 0}, {"use_cache": True}, {"pad_token_id": 0}),
     ],
 )
-def test_what_a_config_says_of_special_tokens(entries, generation, ids):
+def test_special_tokens_are_read_from_both_configs(entries, generation, ids):
     """Absent ids are the defaults of transformers' GPT2Config; null ones are unset."""
     assert special_ids(entries, generation) == ids
     if generation is None:
@@ -173,14 +173,14 @@ def test_what_a_config_says_of_special_tokens(entries, generation, ids):
 
 
 @pytest.mark.parametrize("value", ["x", 5.5, True, [5, "x"], {"a": 5}])
-def test_special_tokens_that_are_no_ids_are_refused(tmp_path, value):
+def test_invalid_special_tokens_are_refused(tmp_path, value):
     folder = hf_folder(tmp_path / "a", 300, eos_token_id=value)
     words = r"config\.json: the config says eos_token_id=.*; it must be a whole number"
     with pytest.raises(ValueError, match=words):
         read_checkpoint(folder)
 
 
-def test_numbers_are_read_as_other_entries_are(tmp_path):
+def test_special_tokens_may_be_numbers_as_text(tmp_path):
     folder = hf_folder(tmp_path / "a", 300, eos_token_id="5", pad_token_id=[7.0, 8])
     change_config(folder, vocab_size="300")
     assert ids_of(folder) == {"eos_token_id": 5, "pad_token_id": [7, 8]}
@@ -189,14 +189,17 @@ def test_numbers_are_read_as_other_entries_are(tmp_path):
 def test_a_record_of_another_version_is_refused(tmp_path):
     save_model(tmp_path / "a", config(300), weights(300), tokens=gpt2_record(config(300)))
     for content, words in (
-        ({"tokenizer": "gpt5"}, "its tokenizer is 'gpt5', and this version knows 'gpt2'"),
+        (
+            {"tokenizer": "gpt5"},
+            "its tokenizer is 'gpt5', but this version of obscura_jax knows only 'gpt2'",
+        ),
         ({"eos_token_id": "x"}, "eos_token_id='x' is not a token id"),
     ):
         write_json(tmp_path / "a" / "tokens.json", content)
         with pytest.raises(ValueError, match=rf"tokens\.json: {words}"):
             read_checkpoint(tmp_path / "a")
     (tmp_path / "a" / "tokens.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^[^:]*: [^:]*tokens\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"^[^:]*tokens\.json is not JSON"):
         read_checkpoint(tmp_path / "a")
     save_nanogpt(tmp_path / "a.pt", config(300), weights(300))
     saved = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -220,7 +223,7 @@ def test_convert_lists_what_is_kept_and_what_is_left_out(tmp_path, convert):
     bpe(300).save(str(source / "tokenizer.json"))
     write_json(source / "generation_config.json", {"eos_token_id": [5, 7]})
     (source / "chat_template.jinja").write_text("{{ x }}")
-    (source / "README.md").write_text("of no meaning to a model")
+    (source / "README.md").write_text("not used by a model")
     entries = [f"{name}={value}" for name, value in IDS.items()]
     files = ["tokenizer.json", "generation_config.json", "chat_template.jinja"]
     unused = ["summary_type", "use_cache"]
@@ -243,14 +246,14 @@ def test_convert_lists_what_is_kept_and_what_is_left_out(tmp_path, convert):
     assert not any(line.startswith("left") for line in lines)
 
 
-def test_a_dropout_that_has_no_place_is_listed(tmp_path):
+def test_a_drop_rate_that_is_not_carried_is_listed(tmp_path):
     source = hf_folder(tmp_path / "a", 300)
     assert read_checkpoint(source).tokens.unused == ()
     change_config(source, attn_pdrop=0.3)
     assert read_checkpoint(source).tokens.unused == ("attn_pdrop",)
 
 
-def test_the_end_of_a_text_is_in_a_prompt_of_parity():
+def test_a_parity_prompt_has_the_token_that_ends_a_text():
     known = stress_prompts(BIASED, end_of_text=4)["<|endoftext|> inside"]
     assert known[0, known.shape[1] // 2] == 4
     for unknown in (None, 17, -1):
@@ -261,7 +264,7 @@ def test_the_end_of_a_text_is_in_a_prompt_of_parity():
         assert same == (name != "<|endoftext|> inside")
 
 
-def test_a_model_of_this_package_ends_a_text_with_its_last_token():
+def test_the_record_of_a_trained_model_ends_a_text_with_its_last_token():
     for size, last in ((300, 299), (50257, 50256), (50304, 50256)):
         record = gpt2_record(replace(config(300), vocab_size=size))
         assert record.to_dict() == {

@@ -1,4 +1,4 @@
-"""Tokenizers in model folders: the ids of transformers, GPT-2's without an extra, damage."""
+"""Tokenizers in folders have the ids of transformers; GPT-2's needs no extra."""
 
 import json
 import sys
@@ -100,7 +100,7 @@ def test_a_vocabulary_gives_the_ids_of_transformers(folder, trained, settings, s
         assert [read_tokenizer(folder)[0].encode(text) for text in TEXTS] != ids
 
 
-def test_a_definition_is_read_as_it_is(folder):
+def test_settings_do_not_change_a_definition(folder):
     """Its normalizer, template, unknown token; and not the limits that were set for training."""
     tokenizer = bpe(400, special=(END_OF_TEXT, "[BOS]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -196,7 +196,7 @@ def renumbered(definition):
         lambda d: d.update(pre_tokenizer=None),
     ],
 )
-def test_what_differs_from_gpt2s_is_left_to_the_library(folder, change):
+def test_the_library_reads_tokenizers_that_differ_from_gpt2s(folder, change):
     definition = gpt2_definition(300)
     write_json(folder / "tokenizer.json", definition)
     assert read_tokenizer(folder)[0] is gpt2_tokenizer(300)
@@ -225,9 +225,9 @@ def test_a_folder_without_a_tokenizer_has_none(folder):
     ("files", "message"),
     [
         ({"tokenizer.json": ""}, r"tokenizer\.json is not JSON"),
-        ({"tokenizer.json": "{}"}, r"tokenizer\.json is damaged, or not a tokenizer"),
-        ({"tokenizer.json": '{"model": 3}'}, r"tokenizer\.json is damaged, or not a tokenizer"),
-        ({"vocab.json": "{}"}, r"has vocab\.json without merges\.txt"),
+        ({"tokenizer.json": "{}"}, r"tokenizer\.json is damaged or not a tokenizer"),
+        ({"tokenizer.json": '{"model": 3}'}, r"tokenizer\.json is damaged or not a tokenizer"),
+        ({"vocab.json": "{}"}, r"has vocab\.json but no merges\.txt"),
         (
             {"vocab.json": '{"a": 0}', "merges.txt": "a\n"},
             r"merges\.txt is damaged: 'a' is not two",
@@ -236,7 +236,7 @@ def test_a_folder_without_a_tokenizer_has_none(folder):
         ({"vocab.json": '{"a": "x"}', "merges.txt": ""}, r"are (not a tokenizer|damaged)"),
         (
             {"vocab.json": '{"a": 0}', "merges.txt": "", ADDED: '{"[PAD]": 7}'},
-            r"gives \[PAD\] the id 7, and its vocabulary leaves it 1",
+            r"gives \[PAD\] the id 7, but its vocabulary gives it 1",
         ),
         (
             {
@@ -244,17 +244,23 @@ def test_a_folder_without_a_tokenizer_has_none(folder):
                 "merges.txt": "",
                 SETTINGS: '{"added_tokens_decoder": {"x": 3}}',
             },
-            r"tokenizer_config\.json is damaged: invalid literal",
+            r"tokenizer_config\.json is damaged \(invalid literal",
         ),
         (
             {"vocab.json": '{"a": 0}', "merges.txt": "", SETTINGS: '{"added_tokens_decoder": 3}'},
             r"the tokenizer files of .* are damaged",
         ),
-        ({"vocab.txt": "[UNK]\n"}, r"has its tokenizer in vocab\.txt, which is not read"),
-        ({"spiece.model": "x"}, r"spiece\.model, which is not read: write tokenizer\.json"),
+        (
+            {"vocab.txt": "[UNK]\n"},
+            r"has its tokenizer in vocab\.txt, which obscura_jax cannot read",
+        ),
+        (
+            {"spiece.model": "x"},
+            r"spiece\.model, which obscura_jax cannot read; write tokenizer\.json",
+        ),
     ],
 )
-def test_damaged_and_foreign_files_are_named(folder, files, message):
+def test_damaged_and_unsupported_files_are_named(folder, files, message):
     for name, content in files.items():
         (folder / name).write_text(content)
     with pytest.raises(ValueError, match=message) as caught:

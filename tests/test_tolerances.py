@@ -14,9 +14,8 @@ from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.lab import compare_implementations
 from obscura_jax.parity.references import reference
 from tests.support import faults
-from tests.support.checkpoints import BIASED, IDS
+from tests.support.models import BIASED, IDS, model_of
 from tests.support.tolerances import TOLERANCES, as_markdown
-from tests.test_name_tables import model_of
 
 SECTIONS = {
     "intermediates and logits": "forward pass",

@@ -1,4 +1,4 @@
-"""Course checkpoints: every bit there and back, and nothing in a pickle is run."""
+"""Course checkpoints keep every bit both ways, and no code in a pickle is run."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from obscura_jax.interop.checkpoint import load_model, read_checkpoint, save_course, save_model
-from tests.support.checkpoints import BIASED, CFG, LOGITS, bits, course_model, difference, leaves
+from tests.support.models import BIASED, CFG, LOGITS, bits, course_model, difference, leaves
 
 
 @pytest.mark.parametrize("cfg", [CFG, BIASED])
@@ -48,7 +48,7 @@ def test_the_written_checkpoint_is_the_same_model_in_torch(tmp_path, course):
 
 
 @pytest.mark.parametrize("name", ["W_query", "W_key", "W_value", "out_proj"])
-def test_a_transposed_square_matrix_does_not_pass_for_the_same_model(tmp_path, course, name):
+def test_a_transposed_square_matrix_gives_another_model(tmp_path, course, name):
     path, state = course
     name = f"trf_blocks.1.att.{name}.weight"
     torch.save({**state, name: state[name].T.contiguous()}, path)
@@ -57,17 +57,17 @@ def test_a_transposed_square_matrix_does_not_pass_for_the_same_model(tmp_path, c
     assert difference(*load_model(path, n_heads=3), course_model()) <= LOGITS
 
 
-OPTIMISER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}
+OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}
 
 
 @pytest.mark.parametrize(
     ("wrapping", "says_heads"),
     [
-        (lambda state: {"model_state_dict": state, "optimizer_state_dict": OPTIMISER}, False),
+        (lambda state: {"model_state_dict": state, "optimizer_state_dict": OPTIMIZER}, False),
         (lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(2.5)}, False),
         (lambda state: {"model": state, "config": BIASED.to_dict()}, True),
         (lambda state: {"model": state, "cfg": {"n_heads": 3, "lr": 1e-3, 7: None}}, True),
-        (lambda state: {1: state, 2: OPTIMISER, 3: {"n_heads": 3}}, True),
+        (lambda state: {1: state, 2: OPTIMIZER, 3: {"n_heads": 3}}, True),
         (lambda state: {"model": {k: torch.nn.Parameter(v) for k, v in state.items()}}, False),
     ],
 )
@@ -88,7 +88,7 @@ def test_a_state_dict_is_found_among_the_entries(course, wrapping, says_heads, z
     assert bits(leaves(params)) == expected
 
 
-def test_no_flipped_bit_of_a_checkpoint_passes_for_another_model(course):
+def test_a_flipped_bit_in_a_checkpoint_never_gives_another_model(course):
     path, _ = course
     whole = path.read_bytes()
     expected = bits(leaves(load_model(path, n_heads=3)[1]))
@@ -110,14 +110,14 @@ def test_no_flipped_bit_of_a_checkpoint_passes_for_another_model(course):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], "holds one object of type list"),
-        (3, "holds one object of type int"),
-        (torch.zeros(3), "holds one object of type Tensor"),
-        ({}, "holds 0 state dicts, not one; its entries: none"),
-        ({"a": 1, 2: "b"}, "holds 0 state dicts, not one; its entries: a, 2"),
+        ([1, 2], "holds an object of type list"),
+        (3, "holds an object of type int"),
+        (torch.zeros(3), "holds an object of type Tensor"),
+        ({}, r"holds 0 state dicts \(its entries: none\)"),
+        ({"a": 1, 2: "b"}, r"holds 0 state dicts \(its entries: a, 2\)"),
         ({"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, "holds 2 state dicts"),
-        ({3: torch.zeros(1)}, "entry 3 of the state dict is not a named tensor"),
-        ({"a": torch.zeros(1), "b": 3}, "of no known dialect: .*; the first are: a"),
+        ({3: torch.zeros(1)}, "the state dict has a tensor of the name 3, not text"),
+        ({"a": torch.zeros(1), "b": 3}, "of no known dialect: .* the first are: a"),
         ({"a": torch.zeros(3).to_sparse()}, "a is not a plain array"),
         ({"a": torch.zeros(3, device="meta")}, "a is not a plain array"),
         ({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, "a is not a plain array"),
@@ -129,7 +129,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, content, words):
         load_model(tmp_path / "x.pth", n_heads=3)
 
 
-def test_torchs_advice_to_its_callers_is_not_for_ours(course):
+def test_warnings_of_torch_are_not_shown(course):
     path, state = course
     torch.save(state, path, pickle_protocol=3)  # "might not support all instructions"
     with warnings.catch_warnings(record=True) as seen:
@@ -170,7 +170,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol, kind):
         assert witness.exists()
 
 
-def test_a_whole_module_is_refused_and_the_state_dict_asked_for(tmp_path):
+def test_a_pickled_module_is_refused(tmp_path):
     torch.save(course_model(), tmp_path / "x.pth")
     words = (
         r"calls obscura_jax\.parity\.torch_reference\.GPTModel, .*"
@@ -180,7 +180,7 @@ def test_a_whole_module_is_refused_and_the_state_dict_asked_for(tmp_path):
         load_model(tmp_path / "x.pth", n_heads=3)
 
 
-def test_without_torch_only_its_files_are_out_of_reach(tmp_path, course, native, monkeypatch):
+def test_only_pytorch_files_need_torch(tmp_path, course, native, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     model, params = load_model(native)
     save_model(tmp_path / "copy", model.cfg, params)

@@ -193,7 +193,9 @@ def test_a_damaged_journal_is_a_line_with_a_way_out(text, tmp_path, capsys):
 def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     out = tmp_path / "run"
     words = ["--text", text, "--out", out, "--steps", 40, "--lr", 1e30, "--warmup-steps", 1]
-    refused(capsys, "with a lower learning rate (--lr)", *words, "--vocab-size", 300, *SMALL)
+    refused(
+        capsys, "with a lower learning rate (--learning-rate)", *words, "--vocab-size", 300, *SMALL
+    )
     rows = read_metrics(out / "metrics.jsonl")
     kept = [int(path.name) for path in (out / "checkpoints").iterdir()]
     assert kept == [rows[-1]["step"] + 1]  # the state after the last step that was finite

@@ -1,4 +1,4 @@
-"""Time of a process that starts from an exported model, relative to a start from a model folder.
+"""Compare the time of a process that runs an exported model with one that runs a model folder.
 
     python tools/bench_export.py
 

@@ -1,4 +1,4 @@
-"""Greedy tokens of an exported model, by jax and NumPy only: run_artifact.py FOLDER NEW ID ..."""
+"""Print greedy tokens of an exported model with jax and NumPy: run_artifact.py FOLDER NEW ID..."""
 
 import json
 import sys

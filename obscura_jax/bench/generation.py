@@ -48,10 +48,10 @@ def generate_functions(
 ) -> dict[str, GenerateFn]:
     """Return `generate` of this package in `dtype`, by default in float32 and in bfloat16."""
     from obscura_jax.decoding.generate import generate
-    from obscura_jax.decoding.request import cast_params
+    from obscura_jax.nn.dtypes import cast_params
 
     def in_dtype(dtype: str) -> GenerateFn:
-        own = cast_params(dtype, params)
+        own = cast_params(params, dtype)
 
         def call(prompts: list[list[int]], new_tokens: int) -> tuple[float, float, list[list[int]]]:
             out = generate(model, own, prompts, new_tokens)

@@ -4,34 +4,23 @@ import argparse
 import json
 from typing import Any
 
-from obscura_jax.arguments import positive_int
+from obscura_jax.arguments import add_option, positive_int
 from obscura_jax.config import PRESETS
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser("compile", help="compile a program for a TPU slice, without a TPU")
-    add = parser.add_argument
-    add("--topology", required=True, metavar="T", help="TPU slice to compile for, such as v5e:4x4")
-    add("--preset", choices=PRESETS, default="gpt2", help="model to compile; default: gpt2")
-    add(
-        "--program",
-        choices=("train", "prefill", "decode"),
-        default="train",
-        help="training step, reading of prompts, or generation of a token; default: train",
-    )
-    add(
-        "--mesh",
-        metavar="SIZES",
-        help="mesh axes, such as data=8,model=2; default: fsdp for training, data for generation",
-    )
-    add(
-        "--batch-size",
-        type=positive_int,
-        metavar="B",
-        help="rows of a batch over all chips; default: one row per shard",
-    )
-    add("--json", action="store_true", help="print one JSON object instead of text")
+    add_option(parser, "--topology", "TPU slice, such as v5e:4x4", "T", required=True)
+    add_option(parser, "--preset", "model to compile", choices=PRESETS, default="gpt2")
+    program = "training step, reading of prompts, or generation of a token"
+    programs = ("train", "prefill", "decode")
+    add_option(parser, "--program", program, choices=programs, default="train")
+    mesh = "mesh axes, such as data=8,model=2; default: fsdp for training, data for generation"
+    add_option(parser, "--mesh", mesh, "SIZES")
+    rows = "rows of a batch over all chips; default: one row per shard"
+    add_option(parser, "--batch-size", rows, "B", positive_int)
+    add_option(parser, "--json", "print one JSON object instead of text", action="store_true")
     parser.set_defaults(run=run)
 
 

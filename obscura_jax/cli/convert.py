@@ -3,23 +3,20 @@
 import argparse
 from typing import Any
 
-from obscura_jax.arguments import MODEL_HELP, add_model_arguments
+from obscura_jax.arguments import MODEL_HELP, add_model_arguments, add_option
 
 
 def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser("convert", help="convert a model between PyTorch and JAX")
-    add = parser.add_argument
-    add("source", help=f"model to convert: {MODEL_HELP}")
-    add("destination", help="folder (native, hf) or file (course, nanogpt) to write")
-    add(
-        "--to",
-        choices=("native", "course", "hf", "nanogpt"),
-        default="native",
-        help="format to write; default: native",
-    )
+    parser.add_argument("source", help=f"model to convert: {MODEL_HELP}")
+    destination = "folder (native, hf) or file (course, nanogpt) to write"
+    parser.add_argument("destination", help=destination)
+    formats = ("native", "course", "hf", "nanogpt")
+    add_option(parser, "--to", "format to write", choices=formats, default="native")
     add_model_arguments(parser)
-    add("--overwrite", action="store_true", help="replace an existing model at the destination")
+    overwrite = "replace an existing model at the destination"
+    add_option(parser, "--overwrite", overwrite, action="store_true")
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import MODEL_HELP, add_model_arguments
+from obscura_jax.arguments import MODEL_HELP, add_model_arguments, add_option
 from obscura_jax.cli.suggestions import generate_command
 
 
@@ -13,23 +13,17 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "export", help="write a model as programs that run without this package"
     )
-    add = parser.add_argument
-    add("source", help=f"model to export: {MODEL_HELP}")
-    add("destination", help="folder to write")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="dtype of the weights and the computation; default: float32",
+    parser.add_argument("source", help=f"model to export: {MODEL_HELP}")
+    parser.add_argument("destination", help="folder to write")
+    dtypes = ("float32", "bfloat16")
+    add_option(
+        parser, "--dtype", "dtype of the weights and results", choices=dtypes, default="float32"
     )
-    add(
-        "--platforms",
-        default="cpu,cuda,tpu",
-        metavar="P,...",
-        help="platforms that can run the programs; default: cpu,cuda,tpu",
-    )
+    platforms = "platforms that can run the programs"
+    add_option(parser, "--platforms", platforms, "P,...", default="cpu,cuda,tpu")
     add_model_arguments(parser)
-    add("--overwrite", action="store_true", help="replace an existing model in the folder")
+    overwrite = "replace an existing model in the folder"
+    add_option(parser, "--overwrite", overwrite, action="store_true")
     parser.set_defaults(run=run)
 
 

@@ -1,13 +1,8 @@
-"""`obscura generate`: prompts in, text out."""
+"""`obscura generate`: continue prompts with a model."""
 
 import argparse
-import io
 import json
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from obscura_jax.arguments import (
@@ -20,174 +15,114 @@ from obscura_jax.arguments import (
 from obscura_jax.compile_cache import enable_compilation_cache
 from obscura_jax.config import GENERATOR
 from obscura_jax.interrupts import last_words
+from obscura_jax.text.prompts import read_prompts
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the command's words."""
+    """Declare the arguments of the command."""
     parser = commands.add_parser("generate", help="continue prompts with a model")
-    add = parser.add_argument
-    add("prompt", type=utf8, nargs="*", help="text to continue; none: one a line from stdin")
+
+    group = parser.add_argument_group("input")
+    add = group.add_argument
+    add("prompt", type=utf8, nargs="*", help="text to continue; by default one per line of stdin")
     add("--model", default="tiny", help="folder, file, gpt2, torch-seed:N[:PRESET]; default: tiny")
-    add_model_arguments(parser)
-    add(
-        "--max-new-tokens",
-        type=positive_int,
-        metavar="N",
-        help="largest number of new tokens; default: what fits in the context, up to 64",
-    )
-    add("--temperature", type=float, default=0.0, metavar="T", help="above 0 draws; default: 0")
-    add("--top-k", type=positive_int, metavar="K", help="draw from the K most probable tokens")
-    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
-    add("--min-p", type=float, metavar="P", help="draw from those at P of the most probable one")
-    add("--seed", type=seed_value, default=0, metavar="S", help="of what is drawn; default: 0")
-    add(
-        "--stop",
-        type=utf8,
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end before TEXT; repeatable",
-    )
+    add_model_arguments(group)
     add("--ids", action="store_true", help="read and write token ids, such as '1 2 3'")
-    add("--sliding", action="store_true", help="go on beyond the context, re-reading its end")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute in it; default: the model's")
-    add("--mesh", metavar="SIZES", help="split over all devices, such as data=4,model=2")
-    add("--json", action="store_true", help="print one JSON object a prompt")
-    add("--no-compile-cache", action="store_true", help="keep no compiled programs for next time")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, default=0.0, metavar="T", help="sample if above 0; default: 0")
+    add("--top-k", type=positive_int, metavar="K", help="keep the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="keep the best tokens of total probability P")
+    add("--min-p", type=float, metavar="P", help="keep tokens P times as probable as the best one")
+    add(
+        "--seed",
+        type=seed_value,
+        default=0,
+        metavar="S",
+        help="random seed for sampling; default: 0",
+    )
+
+    add = parser.add_argument_group("output").add_argument
+    most = "maximum number of new tokens; default: what fits in the context, up to 64"
+    add("--max-new-tokens", type=positive_int, metavar="N", help=most)
+    stop = {"type": utf8, "action": "append", "default": [], "metavar": "TEXT"}
+    add("--stop", **stop, help="end the output before TEXT; repeatable")
+    add("--sliding", action="store_true", help="continue beyond the context on its last tokens")
+    add("--json", action="store_true", help="print one JSON object per prompt")
+
+    add = parser.add_argument_group("devices").add_argument
+    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: the model's")
+    add("--mesh", metavar="SIZES", help="shard over all devices, such as data=4,model=2")
+    add("--no-compile-cache", action="store_true", help="do not store compiled programs on disk")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Continue each prompt: as a stream on a terminal, else all of them in one batch."""
-    prompts = _prompts(args.prompt)
+    prompts = read_prompts(args.prompt, sys.stdin)
     if not args.no_compile_cache:
         enable_compilation_cache()
     import jax
 
-    from obscura_jax.decoding.generate import generate
-    from obscura_jax.decoding.request import cast_params
-    from obscura_jax.decoding.stream import stream_text
-    from obscura_jax.export.artifact import load_artifact
-    from obscura_jax.interop.checkpoint import read_checkpoint
+    from obscura_jax.decoding.request import GenerationOptions
+    from obscura_jax.decoding.sampling import Sampling
+    from obscura_jax.decoding.text import generate_text, stream_text
+    from obscura_jax.export.open_model import open_model
     from obscura_jax.interop.locate import is_exported
     from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
-    from obscura_jax.interop.tokens import tokens_at
-    from obscura_jax.nn.model import GPTModel
 
-    settings: dict[str, Any] = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "key": jax.random.key(args.seed, impl=GENERATOR),  # whatever JAX's default is
-        "sliding": args.sliding,
-    }
     if is_exported(args.model):
         refuse_for_exported(args, args.model, ("n_heads", "entry", "dtype", "mesh", "sliding"))
-        model, params, settings["programs"] = load_artifact(args.model)
-        tokens = tokens_at(Path(args.model))
-    else:
-        with nullcontext() if args.mesh is None else _on_the_host():
-            checkpoint = read_checkpoint(args.model, n_heads=args.n_heads, entry=args.entry)
-            model, tokens = GPTModel(checkpoint.cfg), checkpoint.tokens
-            params = cast_params(args.dtype, checkpoint.params)
-            del checkpoint  # it has the tensors as the file has them
     if args.ids and args.stop:
-        raise ValueError("--stop is text, and with --ids there is none: leave one of them out")
-    tokenizer = IdTokenizer() if args.ids else tokenizer_of(tokens, model.cfg, args.model)
-    if args.mesh is not None:
-        from obscura_jax.scale import generation, mesh
-
-        over = mesh.make_mesh(mesh.parse_mesh(args.mesh))
-        mesh.check_model(model.cfg, over)
-        mesh.check_batch(len(prompts), over)
-        params, settings["programs"] = mesh.place(over, params), generation.mesh_programs(over)
+        raise ValueError("--stop takes text, but --ids has none; leave one of them out")
+    where = {"n_heads": args.n_heads, "entry": args.entry, "dtype": args.dtype, "mesh": args.mesh}
+    opened = open_model(args.model, **where)
+    cfg = opened.model.cfg
+    tokenizer = IdTokenizer() if args.ids else tokenizer_of(opened.tokens, cfg, args.model)
+    options = GenerationOptions(
+        Sampling(args.temperature, args.top_k, args.top_p, args.min_p),
+        key=jax.random.key(args.seed, impl=GENERATOR),  # whatever JAX's default is
+        sliding_window=args.sliding,
+        programs=opened.programs,
+    )
+    how: Any = (tokenizer, args.max_new_tokens, options)
+    model = (opened.model, opened.params)
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if terminal and not args.json and args.mesh is None:  # a mesh may need more rows than one
-        _stream(args, tokenizer, prompts, partial(stream_text, model, params, **settings))
+        # Every prompt is checked before the first is shown.
+        streams = [stream_text(*model, [prompt], *how, stop=args.stop) for prompt in prompts]
+        _print_notice(tokenizer)
+        for prompt, pieces in zip(prompts, streams, strict=True):
+            _print_stream(prompt, pieces)
     else:
-        _batch(args, tokenizer, prompts, partial(generate, model, params, **settings))
+        outputs = generate_text(*model, prompts, *how, stop=args.stop)
+        _print_notice(tokenizer)
+        for output in outputs:
+            print(json.dumps(_as_json(output)) if args.json else output.prompt + output.text)
 
 
-def _on_the_host() -> AbstractContextManager[Any]:
-    """Within, arrays are made in the host's memory: a model may be too large for one device."""
-    import jax
-
-    from obscura_jax.training.placement import host_device
-
-    return jax.default_device(host_device())
-
-
-def _stream(
-    args: argparse.Namespace, tokenizer: Any, prompts: list[str], stream: Callable[..., Any]
-) -> None:
-    """Show each prompt with its text as it is generated."""
-    # Every prompt is checked before the first is shown.
-    started = [stream(prompts=[prompt], tokenizer=tokenizer, stop=args.stop) for prompt in prompts]
-    _notify(tokenizer)
-    for prompt, pieces in zip(prompts, started, strict=True):
-        with last_words("\n"):  # after Ctrl-C
-            print(prompt, end="", flush=True)
-            for (piece,) in pieces:
-                print(piece, end="", flush=True)
-        print(flush=True)
+def _print_stream(prompt: str, pieces: Any) -> None:
+    with last_words("\n"):  # after Ctrl-C
+        print(prompt, end="", flush=True)
+        for (piece,) in pieces:
+            print(piece, end="", flush=True)
+    print(flush=True)
 
 
-def _batch(
-    args: argparse.Namespace, tokenizer: Any, prompts: list[str], generate: Callable[..., Any]
-) -> None:
-    """Continue all prompts in one batch, and print a text or a JSON object for each."""
-    from obscura_jax.decoding.stream import decode_until_stop
-
-    decode_until_stop(tokenizer, [], args.stop)  # refuses them before the work, not after it
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
-    out = generate(prompts=encoded)
-    _notify(tokenizer)
-    for row, prompt in enumerate(prompts):
-        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], args.stop)
-        made = {
-            "prompt": prompt,
-            "text": text,
-            "tokens": out.tokens[row][:count],
-            "logprobs": out.logprobs[row][:count],
-            "finish": "stop" if stopped else out.finish[row],
-            "seconds": round(out.stats.prefill_seconds + out.stats.decode_seconds, 6),
-            "compiled": out.stats.compiled,
-        }
-        print(json.dumps(made) if args.json else prompt + text)
+def _as_json(output: Any) -> dict[str, Any]:
+    """Return the object that --json prints."""
+    return {
+        "prompt": output.prompt,
+        "text": output.text,
+        "tokens": output.tokens,
+        "logprobs": output.logprobs,
+        "finish": output.finish_reason,
+        "seconds": round(output.stats.prefill_seconds + output.stats.decode_seconds, 6),
+        "compiled": output.stats.n_compilations,
+    }
 
 
-def _notify(tokenizer: Any) -> None:
-    """Say on standard error which tokenizer is used, where that is a guess."""
+def _print_notice(tokenizer: Any) -> None:
+    """Print a line on standard error if the tokenizer is a guess."""
     if notice := getattr(tokenizer, "notice", ""):
         print(f"obscura generate: {notice}", file=sys.stderr, flush=True)
-
-
-def _prompts(words: list[str]) -> list[str]:
-    """Return the prompts given as words of the command, or else the lines of standard input."""
-    prompts = words or _lines_of_stdin()
-    if not prompts:
-        raise ValueError("no prompt; give one as an argument, or one per line on standard input")
-    if "" in prompts:
-        where = "" if words else f"line {prompts.index('') + 1} of standard input is blank; "
-        raise ValueError(f"{where}a prompt needs at least one character")
-    return prompts
-
-
-def _lines_of_stdin() -> list[str]:
-    """Return the lines of standard input, without line ends and a byte order mark."""
-    if sys.stdin is None:  # the shell closed it
-        return []
-    if isinstance(sys.stdin, io.TextIOWrapper):  # not sys.stdin itself: its encoding is a guess
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"standard input is not UTF-8 text: byte {error.start} is "
-                f"{error.object[error.start]:#04x}"
-            ) from None
-    else:
-        text = sys.stdin.read().removeprefix("\ufeff")
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]

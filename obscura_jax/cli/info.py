@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     """Print what an exported model records; return its config and token record."""
-    from obscura_jax.export.artifact import read_manifest
+    from obscura_jax.export.file_format import read_manifest
     from obscura_jax.interop.course_state import parameter_shapes
     from obscura_jax.interop.tokens import tokens_at
 

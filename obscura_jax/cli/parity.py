@@ -11,6 +11,7 @@ from obscura_jax.arguments import (
     MODEL_HELP,
     add_hidden_alias,
     add_model_arguments,
+    add_option,
     positive_int,
     seed_value,
 )
@@ -24,40 +25,22 @@ def add_parser(commands: Any) -> None:
         epilog="exit code: 0 if equal up to rounding, 1 if different, 2 if they cannot be "
         "compared (such as a module that draws random numbers); standard error gives the reason",
     )
-    add = parser.add_argument
-    add("source", help=f"model: {MODEL_HELP}")
-    add(
-        "--against",
-        default="course",
-        metavar="WHAT",
-        help="PyTorch implementation: course, this package's own; hf, transformers; or "
-        "FILE.py:CLASS, your torch module, built as CLASS(cfg), with the course's parameter names, "
-        "that returns logits; default: course",
+    parser.add_argument("source", help=f"model: {MODEL_HELP}")
+    against = (
+        "PyTorch implementation: course, this package's own; hf, transformers; or FILE.py:CLASS, "
+        "your torch module, built as CLASS(cfg), with the course's parameter names, that returns "
+        "logits"
     )
-    add("--json", metavar="FILE", help="file to write the report to as JSON")
-    add("--html", metavar="FILE", help="file to write the report to as a page with plots")
+    add_option(parser, "--against", against, "WHAT", default="course")
+    add_option(parser, "--json", "file to write the report to as JSON", "FILE")
+    add_option(parser, "--html", "file to write the report to as a page with plots", "FILE")
     add_model_arguments(parser)
-    add(
-        "--seed",
-        type=seed_value,
-        default=0,
-        metavar="S",
-        help="random seed for the prompts; default: 0",
-    )
-    add(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help="optimizer steps to compare; default: 3, or none for a large model",
-    )
-    new_tokens = add(
-        "--new-tokens",
-        type=positive_int,
-        default=16,
-        metavar="N",
-        help="tokens of greedy generation to compare; default: 16",
-    )
-    add_hidden_alias(parser, "--tokens", new_tokens)
+    add_option(parser, "--seed", "random seed for the prompts", "S", seed_value, default=0)
+    steps = "optimizer steps to compare; default: 3, or none for a large model"
+    add_option(parser, "--steps", steps, "N", positive_int)
+    tokens = "tokens of greedy generation to compare"
+    action = add_option(parser, "--new-tokens", tokens, "N", positive_int, default=16)
+    add_hidden_alias(parser, "--tokens", action)
     parser.set_defaults(run=run)
 
 

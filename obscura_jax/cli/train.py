@@ -7,22 +7,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import add_hidden_alias, nonnegative_int, positive_int
+from obscura_jax.arguments import add_hidden_alias, add_option, nonnegative_int, positive_int
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.interrupts import deferred
 from obscura_jax.runs.display import Display, print_line, show_tokenizing
 from obscura_jax.runs.settings import DEFAULT_SIZES, TrainSettings, setting_of
-
-
-class _Joining(argparse.Action):
-    """Store the value of an option, and turn --distributed on."""
-
-    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
-        setattr(args, self.dest, value)
-        args.distributed = True
 
 
 def add_parser(commands: Any) -> None:
@@ -34,56 +27,46 @@ def add_parser(commands: Any) -> None:
         if setting.group not in groups:
             groups[setting.group] = parser.add_argument_group(setting.group)
         group = groups[setting.group]
-        action = _add(
+        action = add_option(
             group,
             _option(f.name),
             setting.help,
+            setting.metavar,
+            setting.kind.parse,
             default=DEFAULT_SIZES.get(f.name, f.default),
-            type=setting.kind.parse,
             choices=setting.kind.choices,
-            metavar=setting.metavar,
             nargs="+" if f.name == "text" else None,
         )
         action.default = None  # to tell the options that were given
         if setting.old:
             add_hidden_alias(group, _option(setting.old), action)
 
-    _add(groups["memory"], "--scan", "compile one block and run it in a loop", action="store_true")
+    scan = "compile one block and run it in a loop"
+    add_option(groups["memory"], "--scan", scan, action="store_true")
 
-    group = parser.add_argument_group("devices")
-    _add(group, "--mesh", "mesh over all devices, such as data=4,fsdp=1,model=2", metavar="SIZES")
-    _add(
-        group,
+    add = partial(add_option, parser.add_argument_group("devices"))
+    add("--mesh", "mesh over all devices, such as data=4,fsdp=1,model=2", "SIZES")
+    add(
         "--distributed",
         "join the other processes of this job; SLURM, Open MPI and TPU pods are detected, for "
         "others give the next three options, which imply this one",
         action="store_true",
     )
-    joining: Any = {"action": _Joining}
-    _add(group, "--coordinator", "address of process 0", metavar="HOST:PORT", **joining)
-    _add(group, "--processes", "number of processes", metavar="N", type=positive_int, **joining)
-    joining["type"] = nonnegative_int
-    _add(group, "--process-id", "number of this process, from 0", metavar="I", **joining)
-    seconds: Any = {"metavar": "S", "type": positive_int, "default": 60}
-    _add(group, "--join-timeout", "seconds to wait until all processes have joined", **seconds)
+    add("--coordinator", "address of process 0", "HOST:PORT")
+    add("--processes", "number of processes", "N", positive_int)
+    add("--process-id", "number of this process, from 0", "I", nonnegative_int)
+    add("--join-timeout", "seconds to wait for all processes", "S", positive_int, default=60)
 
     group = parser.add_argument_group("run folder")
-    _add(group, "--out", "folder for checkpoints, metrics and model", metavar="DIR", required=True)
-    _add(group, "--resume", "continue the run in the folder", action="store_true")
-    _add(group, "--max-seconds", "time after which the run ends", metavar="S", type=float)
-    steps: Any = {"metavar": "N", "type": positive_int}
-    _add(group, "--validate-every", "steps between validations", default=100, **steps)
-    _add(group, "--save-every", "steps between checkpoints", default=100, **steps)
-    kept = _add(group, "--max-checkpoints", "number of checkpoints to keep", default=2, **steps)
+    add = partial(add_option, group)
+    add("--out", "folder for checkpoints, metrics and model", "DIR", required=True)
+    add("--resume", "continue the run in the folder", action="store_true")
+    add("--max-seconds", "time after which the run ends", "S", float)
+    add("--validate-every", "steps between validations", "N", positive_int, default=100)
+    add("--save-every", "steps between checkpoints", "N", positive_int, default=100)
+    kept = add("--max-checkpoints", "number of checkpoints to keep", "N", positive_int, default=2)
     add_hidden_alias(group, "--keep", kept)
     parser.set_defaults(run=run)
-
-
-def _add(group: Any, name: str, help: str, *, default: Any = None, **how: Any) -> Any:
-    """Add an option whose help gives its default, and return the argparse action."""
-    if default is not None:
-        help = f"{help}; default: {default}"
-    return group.add_argument(name, help=help, default=default, **how)
 
 
 def _option(name: str) -> str:
@@ -92,15 +75,16 @@ def _option(name: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Train, then print a command that runs the model, or one that resumes the run."""
+    import jax
+
     from obscura_jax.runs.fit import Schedule
     from obscura_jax.runs.launch import Launch, launch
     from obscura_jax.runs.prepare import TextSource
 
+    kept = args.max_checkpoints
     how = Launch(
         resume=args.resume,
-        schedule=Schedule(
-            args.validate_every, args.save_every, args.max_checkpoints, args.max_seconds
-        ),
+        schedule=Schedule(args.validate_every, args.save_every, kept, args.max_seconds),
         mesh=args.mesh,
         scan=args.scan,
         source=TextSource(getattr(sys.stdin, "buffer", None), show_tokenizing),
@@ -110,12 +94,12 @@ def run(args: argparse.Namespace) -> None:
     with _session(args), warnings.catch_warnings():
         warnings.showwarning = _warn
         result = launch(given_settings(args), args.out, how)
-        if _is_first_process():
+        if jax.process_index() == 0:
             resume = f"obscura train --out {shlex.quote(args.out)} --resume"
-            if result.stopped_by:
-                print_line(f"saved after step {result.steps}: {resume}", sys.stdout)
-            else:
-                print_line(generate_command(Path(args.out, "model"), result.model.cfg), sys.stdout)
+            line = f"saved after step {result.steps}: {resume}"
+            if not result.stopped_by:
+                line = generate_command(Path(args.out, "model"), result.model.cfg)
+            print_line(line, sys.stdout)
         if result.stopped_by:
             sys.exit(128 + result.stopped_by)
 
@@ -128,15 +112,14 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Return a context manager that joins all processes, or does nothing if there is only one."""
-    if not args.distributed:
+    process = (args.coordinator, args.processes, args.process_id)
+    if not args.distributed and process == (None, None, None):
         return nullcontext()
     from obscura_jax.scale.processes import distributed_session
 
     equal = ("mesh", "scan", "validate_every", "save_every", "max_seconds")
     return distributed_session(
-        args.coordinator,
-        args.processes,
-        args.process_id,
+        *process,
         timeout=args.join_timeout,
         options={_option(name): getattr(args, name) for name in equal},
         complain=_warn,
@@ -146,19 +129,14 @@ def _session(args: argparse.Namespace) -> AbstractContextManager[None]:
 @contextmanager
 def _watch(steps: int) -> Iterator[Any]:
     """Context manager: show the metrics, and let a signal stop the run after the current step."""
-    from obscura_jax.runs.fit import Callbacks
-
-    with (
-        deferred() as should_stop,
-        Display(steps) if _is_first_process() else nullcontext() as show,
-    ):
-        yield Callbacks(on_metrics=show or (lambda row: None), should_stop=should_stop)
-
-
-def _is_first_process() -> bool:
     import jax
 
-    return jax.process_index() == 0
+    from obscura_jax.runs.fit import Callbacks
+
+    first = jax.process_index() == 0
+    bar = Display(steps) if first else nullcontext(lambda row: None)
+    with deferred() as should_stop, bar as show:
+        yield Callbacks(show, should_stop)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

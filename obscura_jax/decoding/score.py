@@ -1,4 +1,4 @@
-"""How probable given texts are under a model."""
+"""`score`: log-probabilities and perplexity of texts under a model."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from obscura_jax.decoding.request import cast_params, check_finite, padded_prompts
+from obscura_jax.decoding.request import pad_sequences
 from obscura_jax.decoding.sampling import log_probability
+from obscura_jax.decoding.state import check_finite
+from obscura_jax.nn.dtypes import cast_params
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.any_tokenizer import token_ids
 from obscura_jax.text.tokenizers import Tokenizer, gpt2_tokenizer, has_gpt2_size
@@ -24,13 +26,13 @@ _CHUNK = 128  # positions whose logits exist at once
 
 @dataclass(frozen=True)
 class Score:
-    """How probable each text is.
+    """Log-probabilities and perplexity of each text.
 
     Attributes:
         tokens: the ids of each text.
-        logprobs: the natural log-probability of each id, the first excepted, given those before it.
-        perplexity: of each text, exp(-mean of its logprobs); NaN for a text of one token.
-        corpus_perplexity: the perplexity of all texts together, each token of equal weight.
+        logprobs: the natural log-probability of each id but the first, given the ids before it.
+        perplexity: exp(-mean of its logprobs) of each text; NaN for a text of one token.
+        corpus_perplexity: the perplexity of all texts together; each token has equal weight.
     """
 
     tokens: list[list[int]]
@@ -47,20 +49,20 @@ def score(
     tokenizer: Tokenizer | None = None,
     dtype: DTypeLike | None = None,
 ) -> Score:
-    """The log-probability of every token of every text, and their perplexity.
+    """Return the log-probability of every token of every text, and their perplexity.
 
-    Texts of any lengths make one batch. Lengths within a bucket compile nothing anew, and logits
-    of at most 128 positions exist at once.
+    Texts of any lengths form one batch. Lengths within a bucket share one compiled program, and
+    logits of at most 128 positions exist at once.
 
     Args:
         model: the model.
         params: its parameters.
-        texts: token ids; or strings, in which `<|endoftext|>` is that one token. At most
-            `context_length` tokens each.
+        texts: token ids, or strings, in which `<|endoftext|>` is one id; at most `context_length`
+            tokens each.
         tokenizer: the model's own, such as `load_tokenizer(source, model.cfg)`. By default GPT-2's,
-            for a model that has its number of tokens, as it is or padded.
-        dtype: the number type to compute in, float32 or bfloat16; by default that of `params`.
-            Log-probabilities are float32 at least.
+            if the model has its number of tokens, padded or not.
+        dtype: type to compute in, float32 or bfloat16; by default the type of `params`.
+            Log-probabilities are at least float32.
 
     Raises:
         ValueError: for an empty batch or text, strings without a tokenizer, ids outside the
@@ -71,47 +73,48 @@ def score(
     if tokenizer is None and any(isinstance(text, str) for text in texts):
         if not has_gpt2_size(model.cfg.vocab_size):
             raise ValueError(
-                f"a model of {model.cfg.vocab_size} tokens may have any tokenizer: give it, such "
-                "as tokenizer=load_tokenizer(source, model.cfg), or token ids"
+                f"the tokenizer of a model of {model.cfg.vocab_size} tokens is unknown; pass "
+                "tokenizer=load_tokenizer(source, model.cfg), or token ids"
             )
         tokenizer = gpt2_tokenizer()
     rows = [token_ids(tokenizer, text) if isinstance(text, str) else text for text in texts]
-    ids, lengths = padded_prompts(rows, model.cfg)
+    ids, lengths = pad_sequences(rows, model.cfg)
     if max(lengths) > model.cfg.context_length:
         raise ValueError(
-            f"a text of {max(lengths)} tokens exceeds context_length={model.cfg.context_length}"
+            f"a text of {max(lengths)} tokens exceeds context_length={model.cfg.context_length}; "
+            "split it"
         )
-    table = jax.device_get(_log_probabilities(model, cast_params(dtype, params), ids))
+    table = jax.device_get(_log_probabilities(model, cast_params(params, dtype), ids))
     logprobs = [row[: length - 1].tolist() for row, length in zip(table, lengths, strict=True)]
-    everything = [logprob for row in logprobs for logprob in row]
-    check_finite(broken=not all(map(math.isfinite, everything)))
+    together = [logprob for row in logprobs for logprob in row]
+    check_finite(not all(map(math.isfinite, together)))
     tokens = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     return Score(
         tokens=tokens,
         logprobs=logprobs,
         perplexity=[_perplexity(row) for row in logprobs],
-        corpus_perplexity=_perplexity(everything),
+        corpus_perplexity=_perplexity(together),
     )
 
 
 @partial(jax.jit, static_argnames=("model",))
 def _log_probabilities(model: GPTModel, params: Any, ids: Int[Array, "b t"]) -> Float[Array, "b t"]:
-    """The log-probability of each id's successor; what stands in the last column means nothing."""
+    """Return the log-probability of each id's successor; the last column is undefined."""
     hidden: Any = model.apply({"params": params}, ids, method="hidden_states")
     rows, length, _ = hidden.shape
     size = min(_CHUNK, length)
-    spare = -length % size
-    hidden = jnp.pad(hidden, ((0, 0), (0, spare), (0, 0)))
-    successors = jnp.pad(jnp.roll(ids, -1, axis=1), ((0, 0), (0, spare)))
+    padding = -length % size
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    successors = jnp.pad(jnp.roll(ids, -1, axis=1), ((0, 0), (0, padding)))
 
-    def of_chunk(start: Array) -> Array:
+    def score_chunk(start: Array) -> Array:
         x = lax.dynamic_slice_in_dim(hidden, start, size, axis=1)
         targets = lax.dynamic_slice_in_dim(successors, start, size, axis=1)
         logits: Any = model.apply({"params": params}, x, method="output_head")
         flat = log_probability(logits.reshape(rows * size, -1), targets.reshape(-1))
         return flat.reshape(rows, size)
 
-    chunks = lax.map(of_chunk, jnp.arange(0, length, size))
+    chunks = lax.map(score_chunk, jnp.arange(0, length, size))
     return jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length]
 
 

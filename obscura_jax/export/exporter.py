@@ -1,8 +1,9 @@
-"""A model, written as an artifact: programs for every platform beside the weights."""
+"""Export a model: compile-ready programs for every platform, next to its weights."""
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,23 @@ from obscura_jax import __version__
 from obscura_jax.atomic_files import require_path, write_atomically
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding import programs
-from obscura_jax.decoding.cache import KVCache, empty_cache
-from obscura_jax.decoding.programs import State
-from obscura_jax.export.artifact import (
+from obscura_jax.decoding.cache import CacheLayout, cache_layout, target_layout
+from obscura_jax.decoding.state import State, initial_state
+from obscura_jax.export.file_format import (
     FORMAT,
     WEIGHTS,
-    blank_state,
     file_name,
     plain_state,
-    request_of,
-    state_of,
+    request_from_plain,
+    state_from_plain,
 )
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.locate import MANIFEST
-from obscura_jax.interop.tensor_files import header_digest, write_safetensors
 from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import Target, on_one_cpu, tracing_for
+from obscura_jax.nn.target import Target, tracing_for
+from obscura_jax.safetensors_files import header_digest, write_safetensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -49,44 +49,44 @@ def export_model(
     tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = False,
 ) -> dict[str, int]:
-    """Write an artifact, of which `export.artifact` tells what it holds.
+    """Write a model as programs in a folder, in the format of `export.file_format`.
 
     Args:
-        folder: where to.
+        folder: the destination.
         cfg: the model's config.
         params: its parameters.
         dtype: the type of the weights and the computation, float32 or bfloat16.
-        platforms: of "cpu", "cuda", "tpu", those that it is to run on.
-        tokens: the model's special tokens and tokenizer, which go along.
-        overwrite: whether to replace a model that is in the folder.
+        platforms: the platforms that it will run on, out of "cpu", "cuda" and "tpu".
+        tokens: the model's special tokens and tokenizer, which are written too.
+        overwrite: replace a model that is already in the folder.
 
     Returns:
-        The bytes of each file.
+        The size of each file, in bytes.
 
     Raises:
-        ValueError: for another platform or type, parameters that are not the model's, a folder that
-            holds a model that `overwrite` protects, or one that cannot be written.
+        ValueError: for an unknown platform or type, parameters of another model, or a folder that
+            cannot be written or holds a model and `overwrite` is False.
     """
     path = require_path(folder)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{folder} is a file; an artifact is a folder")
+        raise ValueError(f"{folder} is a file; name a folder")
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     if not platforms or not set(platforms) <= set(PLATFORMS):
-        raise ValueError(f"platforms are of {', '.join(PLATFORMS)}, got {', '.join(platforms)!r}")
+        raise ValueError(
+            f"platforms must be among {', '.join(PLATFORMS)}; got {', '.join(platforms)!r}"
+        )
     check_free(path, overwrite)
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
-    programs: dict[str, bytes] = {}
+    contents = {name: source.read_bytes() for name, source in tokens.files.items()}
     cache_dtypes = {}
     for platform in platforms:
         with tracing_for(Target(platform, allow_layouts=False)):
-            cache = jax.eval_shape(lambda: empty_cache(GPTModel(cfg), 1, 1, dtype))
-            cache_dtypes[platform] = str(cache.keys[0].dtype)
-            for name, exported in _exported(cfg, tensors, platform, cache_dtypes[platform]).items():
-                programs[file_name(name, platform)] = bytes(exported.serialize())
-    contents = {name: source.read_bytes() for name, source in tokens.files.items()} | programs
-    sums = {
+            cache_dtypes[platform] = str(target_layout(cfg, dtype).dtype)
+            for name, exported in _export_programs(cfg, tensors, platform).items():
+                contents[file_name(name, platform)] = bytes(exported.serialize())
+    entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()
     }
@@ -95,7 +95,7 @@ def export_model(
         write_safetensors(to, tensors)
         with to.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sums[WEIGHTS] = {
+        entries[WEIGHTS] = {
             "bytes": to.stat().st_size,
             "sha256": digest,
             "header_sha256": header_digest(to),
@@ -109,10 +109,10 @@ def export_model(
         "dtype": str(jnp.dtype(dtype)),
         "cache_dtypes": cache_dtypes,
         "tokens": tokens.to_dict(),
-        "files": sums,
+        "files": entries,
     }
 
-    def write_manifest(to: Path) -> None:  # after all others
+    def write_manifest(to: Path) -> None:  # written after all others
         to.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     files: dict[str, Callable[[Path], object]] = {
@@ -125,83 +125,64 @@ def export_model(
     return {name: (path / name).stat().st_size for name in files}
 
 
-def _exported(
-    cfg: GPTConfig, tensors: dict[str, Any], platform: str, cache_dtype: str
+def _export_programs(
+    cfg: GPTConfig, tensors: dict[str, Any], platform: str
 ) -> dict[str, export.Exported]:
-    """Both programs, of symbolic sizes, traced anew for the platform."""
+    """Trace both programs for the current target, with symbolic sizes."""
     model, limit = GPTModel(cfg), cfg.context_length
+    inner = target_layout(cfg, next(iter(tensors.values())).dtype)
+    outer = cache_layout(cfg, inner.dtype)
+
+    def to_inner(plain: dict[str, Any]) -> State:
+        return _with_layout(state_from_plain(plain), inner)
+
+    def to_outer(state: State) -> dict[str, Any]:
+        return plain_state(_with_layout(state, outer))
 
     def prefill(weights: Any, ids: Any, request: Any, state: Any) -> Any:
-        params = unflatten_dict(weights, sep=".")
-        return _outside(cfg, programs.read(model, params, ids, request_of(request), _inside(state)))
+        params, request = unflatten_dict(weights, sep="."), request_from_plain(request)
+        return to_outer(programs.prefill_into(model, params, request, to_inner(state), ids))
 
     def decode(weights: Any, state: Any, request: Any, until: Any) -> Any:
-        params = unflatten_dict(weights, sep=".")
-        return _outside(
-            cfg, programs.decode(model, params, _inside(state), request_of(request), until)
-        )
+        params, request = unflatten_dict(weights, sep="."), request_from_plain(request)
+        return to_outer(programs.decode(model, params, request, to_inner(state), until))
 
     weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}
-    reading = export.symbolic_shape(
+    b, s, n, k, t = export.symbolic_shape(
         "b, s, n, k, t", constraints=["t <= s", f"s <= {limit}", f"t <= {limit}"]
     )
-    request, state = _symbolic(cfg, cache_dtype, *reading[:4])
-    ids = jax.ShapeDtypeStruct((reading[0], reading[4]), jnp.int32)
-    of_prefill = export.export(jax.jit(prefill), platforms=[platform])
-    read = of_prefill(weights, ids, request, state)
-    going_on = export.symbolic_shape("b, s, n, k", constraints=[f"s <= {limit}"])
-    request, state = _symbolic(cfg, cache_dtype, *going_on)
-    until = jax.ShapeDtypeStruct((), jnp.int32)
-    of_decode = export.export(jax.jit(decode), platforms=[platform])
-    return {"prefill": read, "decode": of_decode(weights, state, request, until)}
+    ids, state = jax.ShapeDtypeStruct((b, t), jnp.int32), _abstract_state(outer, b, s, n)
+    exported_prefill = export.export(jax.jit(prefill), platforms=[platform])(
+        weights, ids, _abstract_request(b, k), state
+    )
+    b, s, n, k = export.symbolic_shape("b, s, n, k", constraints=[f"s <= {limit}"])
+    until, state = jax.ShapeDtypeStruct((), jnp.int32), _abstract_state(outer, b, s, n)
+    exported_decode = export.export(jax.jit(decode), platforms=[platform])(
+        weights, state, _abstract_request(b, k), until
+    )
+    return {"prefill": exported_prefill, "decode": exported_decode}
 
 
-def _symbolic(cfg: GPTConfig, cache_dtype: str, b: Any, s: Any, n: Any, k: Any) -> tuple[Any, Any]:
-    """A request and a state of b rows, s cache slots, room for n tokens, k stop ids."""
-    row, whole = jax.ShapeDtypeStruct((b,), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.int32)
-    request = {
-        "lengths": whole,
-        "temperature": row,
-        "top_k": whole,
-        "top_p": row,
-        "min_p": row,
-        "keys": jax.ShapeDtypeStruct((b, 2), jnp.uint32),
-        "stop_ids": jax.ShapeDtypeStruct((b, k), jnp.int32),
+def _abstract_request(rows: Any, stop_ids: Any) -> dict[str, Any]:
+    """Return the shapes of a request in the file format."""
+    floats = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    return {
+        "lengths": integers,
+        "temperature": floats,
+        "top_k": integers,
+        "top_p": floats,
+        "min_p": floats,
+        "keys": jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+        "stop_ids": jax.ShapeDtypeStruct((rows, stop_ids), jnp.int32),
     }
-    heads, width = cfg.n_heads, cfg.emb_dim // cfg.n_heads
-    blank = jax.eval_shape(lambda: blank_state(cfg, 2, 3, 5, cache_dtype))
-
-    def symbolic(leaf: Any) -> jax.ShapeDtypeStruct:
-        symbols: Any = {0: (), 1: (b,), 2: (b, n), 4: (b, heads, s, width)}
-        return jax.ShapeDtypeStruct(symbols[leaf.ndim], leaf.dtype)
-
-    return request, jax.tree.map(symbolic, blank)
 
 
-def _inside(plain: dict[str, Any]) -> State:
-    """A state as the programs have it on this platform."""
-    state = state_of(plain)
-    if not on_one_cpu():
-        return state
-
-    def joined(cache: Any) -> Any:
-        b, h, s, k = cache.shape
-        return cache.reshape(b * h, s, k)
-
-    return _with_cache(state, joined)
+def _abstract_state(layout: CacheLayout, rows: Any, slots: Any, capacity: Any) -> dict[str, Any]:
+    """Return the shapes of a state in the file format."""
+    cache = layout.empty(rows, slots, jax.ShapeDtypeStruct)
+    return plain_state(initial_state(rows, capacity, cache, jax.ShapeDtypeStruct))
 
 
-def _outside(cfg: GPTConfig, state: State) -> dict[str, Any]:
-    """The inverse of `_inside`."""
-    if not on_one_cpu():
-        return plain_state(state)
-
-    def parted(cache: Any) -> Any:
-        return cache.reshape(state.tokens.shape[0], cfg.n_heads, *cache.shape[1:])
-
-    return plain_state(_with_cache(state, parted))
-
-
-def _with_cache(state: State, change: Any) -> State:
-    cache: KVCache = jax.tree.map(change, state.cache)
-    return State(**{**vars(state), "cache": cache})
+def _with_layout(state: State, layout: CacheLayout) -> State:
+    return replace(state, cache=layout.convert(state.cache, state.tokens.shape[0]))

@@ -1,32 +1,24 @@
-"""Model files on disk: what `load_model` reads, and what `save_model` and its kin write.
+"""Model files on disk: `load_model` reads them; `save_model` and three other functions write them.
 
-The native form is a folder: `config.json` beside `model.safetensors`, whose tensors have the
-course's names and torch's (out, in) orientation, so the same file opens in both frameworks.
+The native form is a folder with `config.json` and `model.safetensors`. Its tensors have the
+course's names and torch's (out, in) orientation, so both frameworks can open the file.
 """
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
-from numpy.typing import NDArray
 
 from obscura_jax.atomic_files import require_path, write_atomically
 from obscura_jax.checks import check_size
-from obscura_jax.config import PRESETS, GPTConfig
-from obscura_jax.interop import name_tables
-from obscura_jax.interop.building import built
-from obscura_jax.interop.course_state import (
-    ConversionRecord,
-    named_tensors,
-    to_course,
-)
+from obscura_jax.config import GPTConfig
+from obscura_jax.interop.build import LoadedModel, build, build_from_seed
+from obscura_jax.interop.course_state import named_tensors, to_course
 from obscura_jax.interop.destinations import check_free, remove_companions
 from obscura_jax.interop.hf_config import to_hf_config, to_model_args
 from obscura_jax.interop.locate import (
@@ -34,37 +26,17 @@ from obscura_jax.interop.locate import (
     FORMAT,
     SAFETENSORS_SUFFIX,
     TORCH_SUFFIXES,
-    WEIGHT_FILES,
     WEIGHTS,
-    SourceError,
-    check_no_entry,
     resolve_weights,
-    tensors_and_config,
 )
-from obscura_jax.interop.tensor_files import write_safetensors
-from obscura_jax.interop.tokens import NO_TOKENS, TOKENS_FILE, TokenRecord, copies, tokens_at
+from obscura_jax.interop.name_tables import HUGGING_FACE, NANOGPT, Tensors, to_dialect
+from obscura_jax.interop.read_weights import check_no_entry, read_weights
+from obscura_jax.interop.tokens import NO_TOKENS, TOKENS_FILE, TokenRecord, copies
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.rng.torch_generator import torch_seed_init
+from obscura_jax.safetensors_files import write_safetensors
 
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as read from `source`.
-
-    Attributes:
-        dialect: "native", "course", "hf", "nanogpt", "flax" or "torch-seed".
-        cfg: its config.
-        params: its parameter tree, float32.
-        audit: what each tensor of the source became, in the source's order.
-        tokens: the special tokens and tokenizer that the source has.
-    """
-
-    dialect: str
-    cfg: GPTConfig
-    params: dict[str, Any]
-    audit: list[ConversionRecord]
-    tokens: TokenRecord = NO_TOKENS
+_Files = Mapping[str, Callable[[Path], object]]  # name -> a function that writes the file
 
 
 def load_model(
@@ -73,17 +45,20 @@ def load_model(
     """Read a model.
 
     Args:
-        source: a folder, native or Hugging Face's (`config.json` beside `model.safetensors`, its
-            shards, `pytorch_model.bin` or `flax_model.msgpack`), or its file of weights; a course
-            checkpoint or nanoGPT's `ckpt.pt` (`.pth`, `.pt`, which need torch and run none of the
-            file's code, or `.safetensors`); or "tiny", the model that the package ships; or "gpt2",
-            "gpt2-medium", "gpt2-large", "gpt2-xl", fetched from the Hugging Face hub (a folder of
-            such a name is "./gpt2"); or "torch-seed:N[:PRESET]", the weights that PyTorch draws
-            after `torch.manual_seed(N)`, made without PyTorch (presets: 124M, the default, gpt2,
-            gpt2-medium, ...).
-        n_heads: the number of attention heads, where the source does not say it.
-        entry: the entry of a PyTorch checkpoint that is the model, such as "ema", where several
-            are; "a.b" is the entry "b" of the entry "a".
+        source: one of
+
+            - a folder, native or Hugging Face's: `config.json` and `model.safetensors`, its shards,
+              `pytorch_model.bin` or `flax_model.msgpack`; or that file of weights;
+            - a course checkpoint or nanoGPT's `ckpt.pt`: `.pth` or `.pt`, which need torch and
+              whose code is not run, or `.safetensors`;
+            - "tiny", the model that the package ships;
+            - "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", fetched from the Hugging Face hub
+              (a local folder of that name is "./gpt2");
+            - "torch-seed:N[:PRESET]", the weights that PyTorch draws after `torch.manual_seed(N)`,
+              made without PyTorch (presets: 124M, the default, gpt2, gpt2-medium, ...).
+        n_heads: the number of attention heads, if the source does not record it.
+        entry: the entry of a PyTorch checkpoint that is the model, such as "ema", if there are
+            several; "a.b" is the entry "b" of the entry "a".
 
     Returns:
         The model and its parameters: `model.apply({"params": params}, ids)`.
@@ -95,11 +70,33 @@ def load_model(
         `obscura convert` do.
 
     Raises:
-        FileNotFoundError: when there is nothing at `source`.
-        ValueError: when it is damaged, not a model, or not wholly understood.
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if it is damaged, not a model, or not completely understood.
     """
-    checkpoint = read_checkpoint(source, n_heads=n_heads, entry=entry)
-    return GPTModel(checkpoint.cfg), checkpoint.params
+    loaded = read_checkpoint(source, n_heads=n_heads, entry=entry)
+    return GPTModel(loaded.cfg), loaded.params
+
+
+def read_checkpoint(
+    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
+) -> LoadedModel:
+    """Read a model together with its dialect, audit and tokens; see `load_model`."""
+    if n_heads is not None:
+        check_size("n_heads", n_heads)
+    if str(source).startswith("torch-seed:"):
+        check_no_entry(source, entry)
+        return build_from_seed(str(source), n_heads)
+    weights = read_weights(resolve_weights(source), entry)
+    config_hints = weights.config_hints
+    try:
+        if n_heads is not None and config_hints.setdefault("n_heads", n_heads) != n_heads:
+            raise ValueError(f"it has n_heads={config_hints['n_heads']}, not {n_heads}")
+        loaded = build(weights.tensors, config_hints, allow_alias=True)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    is_native = weights.is_native and loaded.dialect == "course"
+    dialect = "native" if is_native else loaded.dialect
+    return replace(loaded, dialect=dialect, tokens=weights.tokens)
 
 
 def save_model(
@@ -113,8 +110,8 @@ def save_model(
     """Write the native form: `config.json` and `model.safetensors` in `folder`.
 
     All files are written before any takes its place, and take it by renaming: a process that has
-    mapped an earlier `model.safetensors` keeps its bytes. What an earlier model in the folder left
-    and would be read with this one, such as its tokenizer, is removed; other files stay.
+    mapped an earlier `model.safetensors` keeps its bytes. Files of an earlier model that would be
+    read with this one, such as its tokenizer, are removed; other files stay.
 
     Args:
         folder: the folder, which is created if it is missing.
@@ -122,39 +119,19 @@ def save_model(
         params: its parameters.
         tokens: its special tokens and the files of its tokenizer, such as
             `read_checkpoint(source).tokens`. By default none are recorded.
-        overwrite: whether to replace a model that is in the folder, as it is by default. The
-            commands of `obscura` replace one with `--overwrite` only.
+        overwrite: whether to replace a model in the folder, as by default. The commands of
+            `obscura` replace one with `--overwrite` only.
 
     Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
-            or cannot be written, or has a model that `overwrite` protects.
+        ValueError: if `params` are not the parameters of `GPTModel(cfg)`, or if `folder` is a file,
+            cannot be written, or has a model that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
     tensors = named_tensors(cfg, params)
-    config = {"format": FORMAT, **cfg.to_dict()}
-    _put_folder(folder, tensors, config, tokens, overwrite, record=True)
-
-
-def save_course(
-    path: str | Path,
-    cfg: GPTConfig | Mapping[str, Any],
-    params: Any,
-    *,
-    overwrite: bool = True,
-) -> None:
-    """Write a file that the course's `GPTModel(cfg).load_state_dict(..., strict=True)` accepts.
-
-    Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, `cfg.ln_eps` is not
-            the course's 1e-5, torch is missing, or `path` is a folder, does not end in .pth, .pt or
-            .safetensors, cannot be written, or is a file that `overwrite` protects.
-    """
-    tensors = to_course(GPTConfig.of(cfg), params)
-    path = _file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX), overwrite)
-    if path.suffix.lower() == SAFETENSORS_SUFFIX:
-        write_atomically(path, {path: partial(write_safetensors, tensors=tensors)})
-    else:
-        write_atomically(path, {path: partial(write_torch, tensors)})
+    record = tokens.to_dict()
+    files = {**copies(tokens), **({TOKENS_FILE: _json(record)} if record else {})}
+    files |= _model_files(tensors, {"format": FORMAT, **cfg.to_dict()})
+    _write_folder(folder, files, overwrite)
 
 
 def save_hf(
@@ -167,15 +144,34 @@ def save_hf(
 ) -> None:
     """Write the folder that transformers' `GPT2LMHeadModel.from_pretrained` loads.
 
-    The arguments are those of `save_model`. Special tokens that `tokens` lacks are null.
-
-    Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, or `folder` is a file
-            or cannot be written.
+    The arguments and errors are those of `save_model`. Special tokens that `tokens` lacks are null.
     """
     cfg = GPTConfig.of(cfg)
-    tensors = name_tables.to_dialect(name_tables.HUGGING_FACE, cfg, named_tensors(cfg, params))
-    _put_folder(folder, tensors, to_hf_config(cfg, tokens.to_dict()), tokens, overwrite)
+    tensors = to_dialect(HUGGING_FACE, cfg, named_tensors(cfg, params))
+    config = to_hf_config(cfg, tokens.to_dict())
+    _write_folder(folder, {**copies(tokens), **_model_files(tensors, config)}, overwrite)
+
+
+def save_course(
+    path: str | Path,
+    cfg: GPTConfig | Mapping[str, Any],
+    params: Any,
+    *,
+    overwrite: bool = True,
+) -> None:
+    """Write a file that the course's `GPTModel(cfg).load_state_dict(..., strict=True)` accepts.
+
+    Raises:
+        ValueError: if `params` are not the parameters of `GPTModel(cfg)`, `cfg.ln_eps` is not the
+            course's 1e-5, torch is missing, or `path` is a folder, does not end in .pth, .pt or
+            .safetensors, cannot be written, or is a file that `overwrite` protects.
+    """
+    tensors = to_course(GPTConfig.of(cfg), params)
+    path = _check_file(path, "a course checkpoint", (".pth", ".pt", SAFETENSORS_SUFFIX), overwrite)
+    if path.suffix.lower() == SAFETENSORS_SUFFIX:
+        write_atomically(path, {path: partial(write_safetensors, tensors=tensors)})
+    else:
+        write_atomically(path, {path: partial(write_torch, tensors)})
 
 
 def save_nanogpt(
@@ -188,92 +184,31 @@ def save_nanogpt(
 ) -> None:
     """Write a `ckpt.pt` with `model`, `model_args` and `config`, as nanoGPT's training does.
 
-    The ids of `tokens` are recorded in `config`; there is no room for files of a tokenizer.
+    The ids of `tokens` are recorded in `config`, but not the files of a tokenizer.
 
     Raises:
-        ValueError: when `params` is not a parameter tree of `GPTModel(cfg)`, the head is not the
-            token table, which nanoGPT always ties, `cfg.ln_eps` is not its 1e-5, torch is missing,
-            or `path` is a folder, does not end in .pt or .pth, cannot be written, or is a file
-            that `overwrite` protects.
+        ValueError: if `params` are not the parameters of `GPTModel(cfg)`, the output head is not
+            the token table, to which nanoGPT always ties it, `cfg.ln_eps` is not nanoGPT's 1e-5,
+            torch is missing, or `path` is a folder, does not end in .pt or .pth, cannot be written,
+            or is a file that `overwrite` protects.
     """
     cfg = GPTConfig.of(cfg)
-    ours, beside = named_tensors(cfg, params), to_model_args(cfg, tokens.to_dict())
-    if not cfg.tie_weights and not np.array_equal(ours["out_head.weight"], ours["tok_emb.weight"]):
-        raise ValueError("nanoGPT's head is its token table, and this model's is not: use --to hf")
-    tensors = name_tables.to_dialect(name_tables.NANOGPT, cfg, ours)
-    path = _file(path, "a nanoGPT checkpoint", (".pt", ".pth"), overwrite)
-    write_atomically(path, {path: partial(write_torch, tensors, beside=beside)})
-
-
-def read_checkpoint(
-    source: str | Path, *, n_heads: int | None = None, entry: str | None = None
-) -> LoadedModel:
-    """Read a model with all that is known of it; see `load_model`."""
-    if n_heads is not None:
-        check_size("n_heads", n_heads)
-    if str(source).startswith("torch-seed:"):
-        check_no_entry(source, entry)
-        return _from_seed(str(source), n_heads)
-    path = resolve_weights(source)
-    try:
-        tensors, dialect, known = tensors_and_config(path, entry)
-        recorded = known.pop("tokens", {})  # in the checkpoint itself
-        in_folder = path.name in WEIGHT_FILES
-        tokens = tokens_at(path.parent) if in_folder else TokenRecord.of(recorded)
-        if n_heads is not None:
-            if known.get("n_heads", n_heads) != n_heads:
-                raise ValueError(f"it has n_heads={known['n_heads']}, not {n_heads}")
-            known["n_heads"] = n_heads
-        found, cfg, params, audit = built(tensors, known)
-        dialect = (found == "course" and dialect) or found
-        return LoadedModel(dialect, cfg, params, audit, tokens)
-    except SourceError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _from_seed(source: str, n_heads: int | None) -> LoadedModel:
-    match = re.fullmatch(r"torch-seed:(-?[0-9]{1,20})(?::(.+))?", source)
-    if not match or (preset := match[2] or "124M") not in PRESETS:
+    native, extra_entries = named_tensors(cfg, params), to_model_args(cfg, tokens.to_dict())
+    if not cfg.tie_weights and not np.array_equal(
+        native["out_head.weight"], native["tok_emb.weight"]
+    ):
         raise ValueError(
-            f"{source[:80]!r} is not torch-seed:N or torch-seed:N:PRESET, N a whole number of "
-            f"64 bits and PRESET one of {', '.join(PRESETS)}"
+            "nanoGPT's output head is its token table, but this model has a head of its own; use "
+            "--to hf"
         )
-    cfg = PRESETS[preset]
-    if n_heads not in (None, cfg.n_heads):
-        raise ValueError(f"{source} has n_heads={cfg.n_heads}, not {n_heads}")
-    params = torch_seed_init(cfg, int(match[1]))
-    audit = [
-        ConversionRecord(name, name, "drawn as torch draws it", np.asarray(leaf))
-        for name, leaf in flatten_dict(params, sep=".").items()
-    ]
-    return LoadedModel("torch-seed", cfg, params, audit)
+    tensors = to_dialect(NANOGPT, cfg, native)
+    path = _check_file(path, "a nanoGPT checkpoint", (".pt", ".pth"), overwrite)
+    write = partial(write_torch, tensors, extra_entries=extra_entries)
+    write_atomically(path, {path: write})
 
 
-def _put_folder(
-    folder: str | Path,
-    tensors: Mapping[str, NDArray[Any]],
-    config: dict[str, Any],
-    tokens: TokenRecord,
-    overwrite: bool,
-    record: bool = False,
-) -> None:
-    path = require_path(folder)
-    if path.suffix.lower() in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) and not os.path.isdir(path):
-        raise ValueError(
-            f"{folder} is a file's name, and this form is a folder: name a folder, or write "
-            "a course checkpoint (--to course)"
-        )
-    if os.path.exists(path) and not os.path.isdir(path):
-        raise ValueError(f"{folder} is a file; this form is a folder")
-    check_free(path, overwrite)
-    files = copies(tokens)
-    if record and (entries := tokens.to_dict()):
-        files[TOKENS_FILE] = _json(entries)
-    files |= {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
-    write_atomically(path, {path / name: write for name, write in files.items()})
-    remove_companions(path, files)
+def _model_files(tensors: Tensors, config: Mapping[str, Any]) -> _Files:
+    return {WEIGHTS: partial(write_safetensors, tensors=tensors), CONFIG: _json(config)}
 
 
 def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:
@@ -281,11 +216,25 @@ def _json(entries: Mapping[str, Any]) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def _file(path: str | Path, what: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
+def _write_folder(folder: str | Path, files: _Files, overwrite: bool) -> None:
+    path = require_path(folder)
+    if path.suffix.lower() in (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX) and not os.path.isdir(path):
+        raise ValueError(
+            f"{folder} is the name of a file, but this form is a folder; name a folder, or write a "
+            "course checkpoint (--to course)"
+        )
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"{folder} is a file, but this form is a folder; name a folder")
+    check_free(path, overwrite)
+    write_atomically(path, {path / name: write for name, write in files.items()})
+    remove_companions(path, files)
+
+
+def _check_file(path: str | Path, what: str, suffixes: tuple[str, ...], overwrite: bool) -> Path:
     path = require_path(path)
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder; {what} is a file")
+        raise ValueError(f"{path} is a folder, but {what} is a file; name a file")
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} must end in {' or '.join(suffixes)}, as {what} does")
+        raise ValueError(f"{path} must end in {' or '.join(suffixes)} to be {what}")
     check_free(path, overwrite)
     return path

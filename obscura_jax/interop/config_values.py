@@ -1,4 +1,4 @@
-"""Values in configs that other programs wrote: numbers as text, whole numbers as 4.0, null."""
+"""Read config values in the spellings of other programs: "4", 4.0, null."""
 
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -8,43 +8,43 @@ import numpy as np
 
 
 def whole_number(name: str, value: object) -> int | None:
-    """Read 4, 4.0 and "4" as 4, and null as nothing.
+    """Return 4 for 4, 4.0 and "4"; None for null.
 
     Raises:
-        ValueError: naming the entry and its type, for anything else.
+        ValueError: for anything else, naming the entry and its type.
     """
     if value is None:
         return None
     number = _number(value)
-    if number is None or number % 1:  # of an infinity and NaN, NaN
+    if number is None or number % 1:  # the remainder of an infinity or NaN is NaN
         raise _wrong(name, value, "a whole number")
     return int(number)
 
 
 def read_values(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Read entries of a config as those of `GPTConfig`.
+    """Return entries of another program's config as those of `GPTConfig`.
 
     Args:
-        config: a config of another program.
-        names: its name of an entry -> `GPTConfig`'s. Those it lacks, and sizes that are null, are
-            left out of the result.
+        config: the other program's config.
+        names: its name of an entry -> `GPTConfig`'s. Entries that it lacks, and sizes that are
+            null, are left out of the result.
 
     Raises:
         ValueError: naming an entry of the wrong type.
     """
     found = {
-        ours: _READERS.get(ours, whole_number)(theirs, config[theirs])
-        for theirs, ours in names.items()
-        if theirs in config
+        native: _READERS.get(native, whole_number)(foreign, config[foreign])
+        for foreign, native in names.items()
+        if foreign in config
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _rate(name: str, value: object) -> float:
-    """Read a drop rate, which only training uses.
+    """Return a drop rate, which only training uses.
 
-    null means that nothing is dropped. A rate of 1, with which nothing can be learned, is read as 0
-    too: it is no reason to refuse a model that is only run.
+    null means that nothing is dropped. A rate of 1, with which a model cannot learn, is read as 0
+    too, so that the model can be run.
     """
     if value is None:
         return 0.0
@@ -75,7 +75,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
 
 
 def _number(value: object) -> Any:
-    """Return a real number, or the one that a text is; None for anything else."""
+    """Return a real number, or the number that a text spells; None for anything else."""
     if isinstance(value, str):
         for kind in (int, float):
             try:

@@ -1,4 +1,4 @@
-"""Destinations of models: a check that one is free, and removal of an earlier model's files."""
+"""Check that a destination is free, and remove the files of an earlier model there."""
 
 import os
 from collections.abc import Container
@@ -12,25 +12,27 @@ _PROGRAMS = ("prefill.*.jaxexport", "decode.*.jaxexport")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raise ValueError if a model, or a file, is at `path`, unless `overwrite`."""
+    """Raise ValueError if there is a model or a file at `path`, unless `overwrite` is true."""
     if overwrite or not os.path.lexists(path):
         return
     if not path.is_dir():
         raise ValueError(
-            f"{path} exists: pass overwrite=True (--overwrite) to replace it, or name another file"
+            f"{path} exists; pass overwrite=True (--overwrite) to replace it, or name another file"
         )
     marks = (MANIFEST, CONFIG, *WEIGHT_FILES)
     if found := next((name for name in marks if os.path.lexists(path / name)), None):
         raise ValueError(
-            f"{path} holds a model ({found}), which would be lost: pass overwrite=True "
+            f"{path} holds a model ({found}), which would be lost; pass overwrite=True "
             "(--overwrite) to replace it, or name another folder"
         )
 
 
 def remove_companions(folder: Path, written: Container[str]) -> None:
-    """Remove files that belong to an earlier model and would be read with the one just written."""
+    """Remove files of an earlier model that would be read together with the one just written."""
     programs = [path.name for pattern in _PROGRAMS for path in folder.glob(pattern)]
-    manifest = [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []  # others have such a file
+    manifest = (
+        [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []
+    )  # other programs have such a file too
     for name in (*manifest, CONFIG, TOKENS_FILE, *CARRIED, *programs):
         if name not in written:
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Entries of a checkpoint: which of its dictionaries is the model.
+"""Find the model among the entries of a checkpoint.
 
 A training run saves a model together with an optimizer's state, averaged weights, metrics and
 settings. The model is the dictionary whose tensors have a dialect's names.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from obscura_jax.interop.names import has_token_table
+from obscura_jax.interop.recognize import has_token_table
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Entry:
     """A dictionary of tensors in a checkpoint.
 
     Attributes:
-        name: its keys from the outermost, with dots between; "" for the checkpoint itself.
+        name: its keys from the outermost, joined by dots; "" for the checkpoint itself.
         tensors: its tensors.
-        others: what is in it and around it without being a tensor of it, by key.
+        others: everything else in it and in the dictionaries that contain it, by key.
     """
 
     name: str
@@ -26,16 +26,16 @@ class Entry:
     others: Mapping[str, Any]
 
 
-def chosen(
+def choose(
     content: Mapping[Any, Any], entry: str | None, is_tensor: Callable[[object], bool]
 ) -> Entry:
-    """Return the model's entry: the only one there is, or the one that `entry` names.
+    """Return the entry that is the model: the only one, or the one that `entry` names.
 
-    Dictionaries in `content` are searched, and those in them. Where no tensors have the names of
-    a dialect, the only dictionary of tensors is returned for its names to be reported.
+    Dictionaries in `content` are searched, and dictionaries in those. If no tensors have the names
+    of a dialect, the only dictionary of tensors is returned, so that its names can be reported.
 
     Raises:
-        ValueError: when there is none or several, or none that `entry` names.
+        ValueError: if there is no model or several, or none that `entry` names.
     """
     entries = list(_entries(content, is_tensor))
     models = [e for e in entries if has_token_table(e.tensors)]
@@ -46,7 +46,7 @@ def chosen(
     if len(models) > 1:
         names = [e.name for e in models]
         raise ValueError(
-            f"it holds {len(models)} models, its entries {' and '.join(names)}: choose one with "
+            f"it holds {len(models)} models, its entries {' and '.join(names)}; choose one with "
             f"entry={names[0]!r} (--entry {names[0]})"
         )
     if models:
@@ -54,8 +54,8 @@ def chosen(
     inner = [e for e in entries if e.name] or entries
     if len(inner) != 1:
         raise ValueError(
-            f"it holds {len(inner)} state dicts, not one; its entries: "
-            f"{', '.join(map(str, content)) or 'none'}"
+            f"it holds {len(inner)} state dicts (its entries: "
+            f"{', '.join(map(str, content)) or 'none'}); save one state dict of a GPT-2"
         )
     return inner[0]
 
@@ -67,13 +67,13 @@ def _named(name: str, models: list[Entry], content: Mapping[Any, Any]) -> Entry:
         return found[0]
     if found:
         raise ValueError(
-            f"the entry {name!r} holds {len(found)} models: choose one of "
+            f"the entry {name!r} holds {len(found)} models; choose one of "
             f"{', '.join(e.name for e in found)}"
         )
-    there = ", ".join(e.name for e in models if e.name)
-    has = f"its models are {there}" if there else "it has no entry that is a model"
-    known = "is not a model" if name in map(str, content) else "does not exist"
-    raise ValueError(f"the entry {name!r} {known}: {has}")
+    names = ", ".join(e.name for e in models if e.name)
+    advice = f"choose one of {names}" if names else "no entry is a model, leave entry (--entry) out"
+    problem = "is not a model" if name in map(str, content) else "does not exist"
+    raise ValueError(f"the entry {name!r} {problem}; {advice}")
 
 
 def _entries(

@@ -1,8 +1,8 @@
-"""Configs of other projects <-> ours: Hugging Face's `config.json`, nanoGPT's `model_args`.
+"""Read and write the configs of Hugging Face (`config.json`) and nanoGPT (`model_args`).
 
-What theirs cannot say -- that queries, keys and values have no biases, that a head equal to the
-token table is not tied to it -- is kept beside it under the name "obscura_jax", which they ignore;
-so a round trip gives the same config back.
+They have no entry for two facts: that queries, keys and values have no biases, and that a head
+equal to the token table is not tied to it. Those are written under the extra name "obscura_jax",
+which the other programs ignore, so a round trip returns the same config.
 """
 
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ _GPT2_VALUES = {
     "layer_norm_epsilon": "ln_eps",
     "resid_pdrop": "drop_rate",
 }
-_GPT2_END = 50256  # the id that GPT-2's config has for its first and last token
+_GPT2_END = 50256  # GPT-2's default for the first and the last token of a text
 _UNSET = dict.fromkeys(("bos_token_id", "eos_token_id"))
-# Entries of a GPT-2 config that are read or written here, or that describe the file only.
+# Other entries of a GPT-2 config that are read or written here, or that describe only the file.
 _OTHERS = (
     "n_inner",
     "n_ctx",
@@ -48,7 +48,7 @@ _OTHERS = (
     "_name_or_path",
     _RECORD,
 )
-# What a GPT-2 config may hold that changes the function, and what it has to be here.
+# Entries of a GPT-2 config that change the function, and the values that this model computes.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": (
@@ -66,35 +66,36 @@ _EXACT_GELU = ("gelu", "gelu_python")
 
 
 def from_hf_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a GPT-2 `config.json` says of our config; what it leaves out is GPT-2's default.
+    """Return the entries of `GPTConfig` in a GPT-2 `config.json`; absent ones have GPT-2's default.
 
     Raises:
-        ValueError: when it describes a model that computes something else, or contradicts itself.
+        ValueError: if it describes a model that computes something else, or contradicts itself.
     """
     for name, allowed in _FIXED.items():
         if name in config and config[name] not in allowed:
-            said = f"the config says {name}={config[name]!r};"
+            message = f"the config says {name}={config[name]!r};"
             if config[name] in _EXACT_GELU:
-                said += " that is the exact (erf) form, which differs by up to 5e-4;"
-            raise ValueError(f"{said} this model computes {allowed[0]!r}")
-    known = read_values(config, _GPT2_SIZES)
-    inner, width = whole_number("n_inner", config.get("n_inner")), known.get("emb_dim")
+                message += " that is the exact (erf) form, which differs by up to 5e-4;"
+            raise ValueError(f"{message} this model computes {allowed[0]!r}")
+    sizes = read_values(config, _GPT2_SIZES)
+    inner, width = whole_number("n_inner", config.get("n_inner")), sizes.get("emb_dim")
     if inner is not None and width is not None and inner != 4 * width:
         raise ValueError(f"the config says n_inner={inner}; this model has 4 n_embd = {4 * width}")
     defaults = {"tie_weights": True, "ln_eps": 1e-5, "drop_rate": 0.1}
-    return defaults | known | read_values(config, _GPT2_VALUES) | _recorded(config, "qkv_bias")
+    return defaults | sizes | read_values(config, _GPT2_VALUES) | _recorded(config, "qkv_bias")
 
 
 def special_ids(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the special tokens that a GPT-2 `config.json` names, and our record of its tokenizer.
+    """Return the special tokens in a GPT-2 `config.json`, and our record of its tokenizer.
 
-    An id that is null or absent there is the one in `generation_config.json`, if any. Of an id that
-    is absent from both, GPT-2's default holds if the vocabulary has it; null means unset.
+    An id that is null or absent there is read from `generation_config.json`, if it has the id. An
+    id that is absent from both has GPT-2's default if the vocabulary is large enough; an id that is
+    null stays unset.
 
     Raises:
-        ValueError: for an id that is neither a whole number nor a list of them.
+        ValueError: for an id that is neither a whole number nor a list of whole numbers.
     """
     ids: dict[str, Any] = {}
     size = whole_number("vocab_size", config.get("vocab_size"))
@@ -117,9 +118,9 @@ def _is_id(name: str) -> bool:
 
 
 def unused_entries(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names in a GPT-2 `config.json` that are read by nothing here and written nowhere.
+    """Return the entries of a GPT-2 `config.json` that are neither read nor written here.
 
-    Those that are null, or that describe the file and not the model, are not among them.
+    Entries that are null, or that describe the file and not the model, are not included.
     """
     rate = config.get("resid_pdrop", 0.1)
     kept = {*_GPT2_SIZES, *_FIXED, *_OTHERS}
@@ -132,18 +133,18 @@ def unused_entries(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def to_hf_config(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The `config.json` with which transformers' `GPT2LMHeadModel` is this model.
+    """Return the `config.json` with which transformers' `GPT2LMHeadModel` is this model.
 
     Args:
         cfg: the model's config.
-        tokens: `TokenRecord.to_dict()`. A special token that it lacks is written as null, for
-            which transformers takes none; GPT-2's would be its default.
+        tokens: `TokenRecord.to_dict()`. A special token that it lacks is written as null, which
+            transformers reads as unset; for an absent entry it would use GPT-2's default.
     """
     ids = dict(tokens or {})
     tokenizer = {name: ids.pop(name) for name in ("tokenizer",) if name in ids}
     return {
         "architectures": ["GPT2LMHeadModel"],
-        **{theirs: getattr(cfg, ours) for theirs, ours in _GPT2_SIZES.items()},
+        **{foreign: getattr(cfg, native) for foreign, native in _GPT2_SIZES.items()},
         "n_ctx": cfg.context_length,
         "n_inner": None,
         "model_type": "gpt2",
@@ -158,32 +159,35 @@ def to_hf_config(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> dic
     }
 
 
-def from_model_args(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """What the entries beside `model` in a nanoGPT `ckpt.pt` say of our config."""
-    args = beside.get("model_args")
+def from_model_args(extra_entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of `GPTConfig` in a nanoGPT `ckpt.pt`, given its entries without "model".
+
+    The result may also have "tokens", which `to_model_args` has written.
+    """
+    args = extra_entries.get("model_args")
     args = args if isinstance(args, Mapping) else {}
-    known = {"tie_weights": True, "drop_rate": 0.1}
-    known |= read_values(args, {**_NANOGPT_SIZES, "dropout": "drop_rate"})
-    return known | _recorded(beside.get("config"), "qkv_bias", "tie_weights", "tokens")
+    defaults = {"tie_weights": True, "drop_rate": 0.1}
+    hints = defaults | read_values(args, {**_NANOGPT_SIZES, "dropout": "drop_rate"})
+    return hints | _recorded(extra_entries.get("config"), "qkv_bias", "tie_weights", "tokens")
 
 
 def from_course_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a dictionary, such as the course's, that our config has."""
+    """Return the entries of `GPTConfig` in a dictionary such as the course's."""
     return read_values(config, {f.name: f.name for f in fields(GPTConfig)})
 
 
 def to_model_args(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The entries beside `model` of a nanoGPT `ckpt.pt`; `tokens` is `TokenRecord.to_dict()`.
+    """Return the entries of a nanoGPT `ckpt.pt` without "model"; `tokens` as in `to_hf_config`.
 
     Raises:
-        ValueError: when nanoGPT's layer norm, whose eps is fixed, would compute something else.
+        ValueError: if nanoGPT's layer norm, whose eps is fixed, would compute something else.
     """
     if cfg.ln_eps != GPTConfig.ln_eps:
         raise ValueError(
-            f"nanoGPT's layer norm has eps {GPTConfig.ln_eps}, and this model's ln_eps is "
-            f"{cfg.ln_eps}: keep it in the native form"
+            f"nanoGPT's layer norm has eps {GPTConfig.ln_eps}, but this model's ln_eps is "
+            f"{cfg.ln_eps}; keep it in the native form"
         )
-    args = {theirs: getattr(cfg, ours) for theirs, ours in _NANOGPT_SIZES.items()}
+    args = {foreign: getattr(cfg, native) for foreign, native in _NANOGPT_SIZES.items()}
     record: dict[str, Any] = {"qkv_bias": cfg.qkv_bias, "tie_weights": cfg.tie_weights}
     record |= {"tokens": dict(tokens)} if tokens else {}
     args |= {"dropout": cfg.drop_rate, "bias": True}
@@ -192,5 +196,5 @@ def to_model_args(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> di
 
 def _recorded(holder: Any, *names: str) -> dict[str, Any]:
     record = holder.get(_RECORD) if isinstance(holder, Mapping) else None
-    known = record if isinstance(record, Mapping) else {}
-    return {name: known[name] for name in names if name in known}
+    entries = record if isinstance(record, Mapping) else {}
+    return {name: entries[name] for name in names if name in entries}

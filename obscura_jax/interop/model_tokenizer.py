@@ -1,4 +1,4 @@
-"""The tokenizer of a model: its folder's own, GPT-2's, or none but token ids."""
+"""The tokenizer of a model: its folder's own, GPT-2's, or plain token ids."""
 
 import re
 from collections.abc import Sequence
@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.locate import (
-    WEIGHT_FILES,
-    is_exported,
-    resolve_weights,
-    tensors_and_config,
-)
+from obscura_jax.interop.locate import WEIGHT_FILES, is_exported, resolve_weights
+from obscura_jax.interop.read_weights import read_weights
 from obscura_jax.interop.tokenizer_files import FolderTokenizer, read_tokenizer
 from obscura_jax.interop.tokens import NO_TOKENS, TokenRecord, tokens_at
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
@@ -27,11 +23,11 @@ from obscura_jax.text.tokenizers import (
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """Text to the ids of a model and back.
+    """A tokenizer for the ids of a model.
 
     Attributes:
         name: a description of it, for `obscura info`.
-        inner: the tokenizer proper, with `encode` and `decode`.
+        inner: the wrapped tokenizer, with `encode` and `decode`.
         eos_token_id: the id that ends a text, if it is known.
         notice: a line for the user if the tokenizer is a guess, else empty.
     """
@@ -42,7 +38,7 @@ class ModelTokenizer:
     notice: str = ""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; a special token in it is one id."""
+        """Return the ids of `text`; a special token in it becomes one id."""
         return token_ids(self.inner, text)
 
     def decode(self, ids: Sequence[int], /) -> str:
@@ -55,7 +51,7 @@ class IdTokenizer:
     """Token ids written as numbers, for models without a tokenizer: "1 2 3" is [1, 2, 3]."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the numbers in `text`; ValueError if there is anything else, or nothing."""
+        """Return the numbers in `text`; ValueError if it is empty or has anything else."""
         words = re.split(r"[\s,]+", text.strip())
         if not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
             raise ValueError(
@@ -64,7 +60,7 @@ class IdTokenizer:
         return [int(word) for word in words]
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """Return the numbers, a space before each."""
+        """Return the numbers, each after a space."""
         return "".join(f" {token}" for token in ids)
 
 
@@ -73,9 +69,9 @@ def load_tokenizer(
 ) -> ModelTokenizer:
     """Read the tokenizer of the model at `source`.
 
-    A folder's `tokenizer.json`, or `vocab.json` and `merges.txt`, is used if it is there, then the
-    tokenizer that this package recorded. A model without either that has GPT-2's number of tokens,
-    as it is or padded, is taken to use GPT-2's; so, with a notice, is one of fewer tokens.
+    The folder's own `tokenizer.json`, or `vocab.json` and `merges.txt`, comes first, then the
+    tokenizer that this package recorded. Without either, a model with GPT-2's number of tokens,
+    padded or not, is assumed to use GPT-2's; so is a model with fewer tokens, with a notice.
 
     Args:
         source: as in `load_model`, or the folder of an exported model.
@@ -83,12 +79,13 @@ def load_tokenizer(
         entry: as in `load_model`.
 
     Returns:
-        An object with `encode` and `decode`, for `stream_text` and `score` too.
+        An object with `encode` and `decode`, which `stream_text` and `score` accept.
 
     Raises:
-        FileNotFoundError: when there is nothing at `source`.
-        ValueError: when the model brings no tokenizer and cannot have GPT-2's, when the files of
-            its tokenizer are damaged or another model's, or the extra `tokenizers` is missing.
+        FileNotFoundError: if there is nothing at `source`.
+        ValueError: if the model has no tokenizer and cannot have GPT-2's, if the files of its
+            tokenizer are damaged or belong to another model, or if the extra `tokenizers` is
+            missing.
     """
     return tokenizer_of(_record(source, entry), cfg, source)
 
@@ -101,11 +98,11 @@ def _record(source: str | Path, entry: str | None) -> TokenRecord:
     path = resolve_weights(source)
     if path.name in WEIGHT_FILES:
         return tokens_at(path.parent)
-    return TokenRecord.of(tensors_and_config(path, entry)[2].get("tokens", {}))
+    return read_weights(path, entry).tokens
 
 
 def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> ModelTokenizer:
-    """Return the tokenizer of a model with these facts about its tokens; see `load_tokenizer`."""
+    """Return the tokenizer of a model with this record; see `load_tokenizer`."""
     size, end = cfg.vocab_size, record.eos_token_id
     folder = next(iter(record.files.values())).parent if record.files else None
     if folder is not None and (found := read_tokenizer(folder)):
@@ -116,14 +113,14 @@ def tokenizer_of(record: TokenRecord, cfg: GPTConfig, source: str | Path) -> Mod
     elif record.tokenizer is None:
         opaque = _has_pickled_characters(source)
         if opaque or not LEAST_TOKENS <= size < GPT2_TOKENS:
-            pickled = "; meta.pkl is a pickle, which is not opened" if opaque else ""
+            pickled = " (meta.pkl is a pickle, which is not opened)" if opaque else ""
             raise ValueError(
                 f"{source} has {size} tokens and no tokenizer{pickled}; give token ids (--ids)"
             )
-        why = ", assumed: it brings none"
+        why = ", assumed: the model has none of its own"
         notice = (
-            f"{source} brings no tokenizer: text is read as GPT-2's first {size - 1} tokens and "
-            f"{END_OF_TEXT}, which models trained by obscura have"
+            f"{source} has no tokenizer; assuming GPT-2's first {size - 1} tokens and "
+            f"{END_OF_TEXT}, as in models trained by obscura"
         )
     name = "GPT-2's" if count == GPT2_TOKENS else f"GPT-2's first {count - 1} and {END_OF_TEXT}"
     return ModelTokenizer(
@@ -138,13 +135,13 @@ def _of_folder(folder: Path, inner: Any, file: str, size: int, end: int | None) 
         largest, name, own = inner.n_vocab - 1, f"GPT-2's ({file})", inner.eot_token
     if largest >= size:
         raise ValueError(
-            f"{folder / file} has ids up to {largest}, and the model has {size} tokens: it is "
-            "another model's tokenizer"
+            f"{folder / file} has ids up to {largest}, but the model has only {size} tokens; use "
+            "the tokenizer of this model"
         )
     return ModelTokenizer(name, inner, own if end is None else end)
 
 
 def _has_pickled_characters(source: str | Path) -> bool:
-    """Return whether nanoGPT's `meta.pkl`, where it keeps a vocabulary, is next to the model."""
+    """Return whether nanoGPT's `meta.pkl`, which holds a vocabulary, is next to the model."""
     path = Path(source)
     return ((path if path.is_dir() else path.parent) / "meta.pkl").is_file()

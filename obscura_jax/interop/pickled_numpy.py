@@ -1,8 +1,8 @@
-"""NumPy's numbers in a pickle, read without NumPy's own unpickling.
+"""Read NumPy's numbers in a pickle without NumPy's own unpickling.
 
-A checkpoint's metrics and sizes are often NumPy scalars, and its state of random generators has
-arrays. NumPy's functions trust what a pickle tells them about memory, so these stand-ins, which
-torch calls in their place, accept plain numbers, and make everything else an `Unread`.
+The metrics and sizes in a checkpoint are often NumPy scalars, and the state of its random
+generators has arrays. NumPy's functions trust the memory layout that a pickle describes. torch
+calls these stand-ins instead, which accept plain numbers and turn everything else into `Unread`.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ _NUMBERS = "?bhilqBHILQefdg"  # NumPy's codes of plain types
 
 
 class Unread:
-    """A value that no config has, such as an array: whatever it holds is left unread."""
+    """A value that no config has, such as an array; its content is ignored."""
 
     def __init__(self, *_: object) -> None:
         """Accept anything."""
@@ -26,15 +26,15 @@ class PickledType:
     """A `numpy.dtype` in a pickle."""
 
     def __init__(self, code: object = None, *_: object) -> None:
-        """Keep NumPy's name of the type, such as "f8"."""
+        """Store NumPy's name of the type, such as "f8"."""
         self._code, self._swapped = code, False
 
     def __setstate__(self, state: object) -> None:
-        """Keep the order of its bytes; the rest describes types that are not plain."""
+        """Store the byte order; the rest of the state is for types that are not plain."""
         self._swapped = isinstance(state, tuple) and state[1:2] == (">",)
 
     def plain(self) -> np.dtype[Any] | None:
-        """Return the type if it is one of plain numbers."""
+        """Return the type if it is that of a plain number, else None."""
         if not isinstance(self._code, str) or len(self._code) > 3:
             return None
         try:
@@ -52,7 +52,7 @@ def scalar(kind: object = None, data: object = None, *_: object) -> Any:
     return np.frombuffer(data, found)[0]
 
 
-# Each with the name that a pickle has for it: of NumPy 2, and of NumPy 1 before it.
+# Each with its name in a pickle, by NumPy 2 and by NumPy 1.
 STAND_INS: list[tuple[Any, str]] = [
     (PickledType, "numpy.dtype"),
     (Unread, "numpy.ndarray"),

@@ -1,7 +1,7 @@
-"""The tokenizer in a model's folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+"""Read the tokenizer in a model's folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
-GPT-2's own, or its first tokens, is recognized and needs nothing; any other one is read by the
-package `tokenizers` (extra `tokenizers`).
+GPT-2's tokenizer, complete or cut to its first tokens, is recognized and needs no extra. Any other
+one is read by the package `tokenizers` (extra `tokenizers`).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DEFINITION, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Tokenizers of other kinds, which are not read.
 FOREIGN = ("vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_BYTES = 256  # a byte-level vocabulary begins with one token for each
+_BYTES = 256  # a byte-level vocabulary begins with one token per byte
 # Names of special tokens, in the order in which transformers adds them, and its defaults for GPT-2.
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -42,11 +42,11 @@ class FolderTokenizer:
         self._tokenizer, self._first = tokenizer, list(first)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; a special token in it is one id."""
+        """Return the ids of `text`; a special token in it becomes one id."""
         return self._first + list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """Return the text of `ids`, special tokens included; unknown ids are left out."""
+        """Return the text of `ids` with special tokens; unknown ids are left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def id_to_token(self, token: int) -> str | None:
@@ -56,13 +56,13 @@ class FolderTokenizer:
 
     @property
     def end_of_text(self) -> int | None:
-        """The id of `<|endoftext|>`, if it has that token."""
+        """The id of `<|endoftext|>`, or None if it does not have that token."""
         found: int | None = self._tokenizer.token_to_id(END_OF_TEXT)
         return found
 
     @property
     def largest_id(self) -> int:
-        """The largest id of its vocabulary, without tokens that were added to it later."""
+        """The largest id of its vocabulary, without added tokens."""
         return max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
 
 
@@ -70,23 +70,24 @@ def read_tokenizer(folder: Path) -> tuple[Any, str] | None:
     """Return the tokenizer in `folder` and the name of its file, or None if there is none.
 
     Raises:
-        ValueError: when the files are damaged or incomplete, or the extra is missing.
+        ValueError: if the files are damaged or incomplete, or the extra is missing.
     """
     try:
         if (folder / DEFINITION).is_file():
             return _from_definition(folder), DEFINITION
         if (folder / VOCABULARY).is_file():
             if not (folder / MERGES).is_file():
-                raise ValueError(f"{folder} has {VOCABULARY} without {MERGES}: fetch that file too")
+                raise ValueError(f"{folder} has {VOCABULARY} but no {MERGES}; fetch that file too")
             return _from_vocabulary(folder), VOCABULARY
     except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape
         raise ValueError(
-            f"the tokenizer files of {folder} are damaged ({error!r}): fetch them again"
+            f"the tokenizer files of {folder} are damaged ({error!r}); fetch them again"
         ) from error
     if foreign := next((name for name in FOREIGN if (folder / name).is_file()), None):
         raise ValueError(
-            f"{folder} has its tokenizer in {foreign}, which is not read: write {DEFINITION} with "
-            "transformers' AutoTokenizer and save_pretrained, or give token ids (--ids)"
+            f"{folder} has its tokenizer in {foreign}, which obscura_jax cannot read; write "
+            f"{DEFINITION} with transformers' AutoTokenizer and save_pretrained, or give token ids "
+            "(--ids)"
         )
     return None
 
@@ -94,18 +95,22 @@ def read_tokenizer(folder: Path) -> tuple[Any, str] | None:
 def _from_definition(folder: Path) -> Any:
     path = folder / DEFINITION
     definition, settings = read(read_json, path), _optional(folder / SETTINGS)
-    # transformers' class for GPT-2 takes this from its settings, whatever the definition has.
+    # transformers' class for GPT-2 takes this from its settings and ignores the definition.
     of_gpt2 = settings.get("tokenizer_class") in (None, "GPT2Tokenizer", "GPT2TokenizerFast")
     prefix = settings.get("add_prefix_space") if of_gpt2 else None
     if not prefix:
-        with contextlib.suppress(AttributeError, KeyError, TypeError):  # the library says it better
+        with contextlib.suppress(
+            AttributeError, KeyError, TypeError
+        ):  # the library reports damage better
             if count := _gpt2_tokens(definition):
                 return gpt2_tokenizer(count)
     library = require("tokenizers", "tokenizers", f"reading {path}")
     try:
         tokenizer = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no error type of its own
-        raise ValueError(f"{path} is damaged, or not a tokenizer ({error})") from error
+        raise ValueError(
+            f"{path} is damaged or not a tokenizer ({error}); fetch it again"
+        ) from error
     if prefix is not None and isinstance(tokenizer.pre_tokenizer, library.pre_tokenizers.ByteLevel):
         tokenizer.pre_tokenizer.add_prefix_space = bool(prefix)
     return FolderTokenizer(tokenizer)
@@ -123,7 +128,9 @@ def _from_vocabulary(folder: Path) -> Any:
     try:
         model = library.models.BPE(vocabulary, pairs)
     except Exception as error:  # as above
-        raise ValueError(f"{path} and {MERGES} are not a tokenizer ({error})") from error
+        raise ValueError(
+            f"{path} and {MERGES} are not a tokenizer ({error}); fetch both again"
+        ) from error
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -131,8 +138,8 @@ def _from_vocabulary(folder: Path) -> Any:
         tokenizer.add_special_tokens([library.AddedToken(token, special=True, normalized=False)])
         if number not in (None, tokenizer.token_to_id(token)):
             raise ValueError(
-                f"{folder} gives {token} the id {number}, and its vocabulary leaves it "
-                f"{tokenizer.token_to_id(token)}"
+                f"{folder} gives {token} the id {number}, but its vocabulary gives it "
+                f"{tokenizer.token_to_id(token)}; fetch the files of the tokenizer again"
             )
     first = _text(settings.get("bos_token") or END_OF_TEXT)
     return FolderTokenizer(tokenizer, [tokenizer.token_to_id(first)] if begin else [])
@@ -146,7 +153,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
         if len(words) == 2 and words[0] != "#version:":
             pairs.append((words[0], words[1]))
         elif line.strip() and not line.startswith("#version"):
-            raise ValueError(f"{path} is damaged: {line[:40]!r} is not two tokens")
+            raise ValueError(f"{path} is damaged: {line[:40]!r} is not two tokens; fetch it again")
     return pairs
 
 
@@ -156,7 +163,7 @@ def _special_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, int 
     try:
         numbered = [(int(n), _text(x)) for n, x in entries.get("added_tokens_decoder", {}).items()]
     except ValueError as error:
-        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
+        raise ValueError(f"{folder / SETTINGS} is damaged ({error}); fetch it again") from error
     numbered += [(n, token) for token, n in _optional(folder / ADDED).items()]
     more = [x for name in _LISTS for x in entries.get(name) or []]
     named = [entries[name] for name in _NAMES if entries.get(name)] + more
@@ -175,7 +182,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _gpt2_tokens(definition: Mapping[str, Any]) -> int:
-    """Return of how many tokens a definition is GPT-2's own encoding, or 0."""
+    """Return the number of tokens if a definition is GPT-2's encoding, complete or cut, else 0."""
     model, before = definition.get("model"), definition.get("pre_tokenizer")
     after, added = definition.get("post_processor"), definition.get("added_tokens") or []
     if not isinstance(model, Mapping) or not isinstance(before, Mapping):
@@ -203,12 +210,12 @@ def _gpt2_tokens(definition: Mapping[str, Any]) -> int:
 
 
 def _line(pair: Sequence[str]) -> str:
-    """Return a merge as the line of a file; "", which is none, for anything but a pair."""
+    """Return a merge as a line of `merges.txt`; "", which is not a merge, if it is not a pair."""
     return " ".join(pair) if len(pair) == 2 else ""
 
 
 def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[str]) -> int:
-    """Return the number of tokens if they are GPT-2's first and `<|endoftext|>`, or 0."""
+    """Return the number of tokens if they are GPT-2's first ones and `<|endoftext|>`, else 0."""
     count = len(vocabulary)
     last = count - 1
     if not _BYTES < count <= GPT2_TOKENS or len(merges) != last - _BYTES:
@@ -216,5 +223,5 @@ def _gpt2_count(vocabulary: Mapping[str, int], merges: Sequence[str]) -> int:
     first = {token: n for token, n in gpt2_vocabulary().items() if n < last}
     if vocabulary != first | {END_OF_TEXT: last}:
         return 0
-    # Other pairs that spell the same tokens would be other merges.
+    # Other pairs can spell the same tokens, but they encode text differently.
     return count if merges == gpt2_merges()[: len(merges)] else 0

@@ -1,9 +1,9 @@
-"""Facts about a model's tokens that are not weights: special ids, and files of its tokenizer.
+"""A model's special token ids and the files of its tokenizer, which conversions keep.
 
-They go with a model from dialect to dialect. Hugging Face keeps the ids in `config.json`; nanoGPT's
-checkpoint gets them in its `config`; an exported model in its manifest. The native folder has them
-in `tokens.json`, not in `config.json`, whose other entries older versions of this package refuse.
-Files of the tokenizer are copied from folder to folder.
+Hugging Face stores the ids in `config.json`. This package writes them to the `config` of a nanoGPT
+checkpoint, to the manifest of an exported model, and to `tokens.json` in a native folder; older
+versions of this package refuse a native `config.json` with such entries. Files of the tokenizer are
+copied from folder to folder.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from obscura_jax.text.tokenizers import GPT2_TOKENS
 
 TOKENS_FILE = "tokens.json"
 GENERATION = "generation_config.json"
-CARRIED = (  # the last ones are for transformers only
+CARRIED = (  # the files that are copied; the last ones are for transformers only
     *(DEFINITION, VOCABULARY, MERGES, SETTINGS, SPECIAL, ADDED, GENERATION),
     *FOREIGN,
     "chat_template.jinja",
@@ -43,10 +43,10 @@ class TokenRecord:
     """Facts about a model's tokens; what is unknown is absent.
 
     Attributes:
-        tokenizer: "gpt2" for GPT-2's encoding, as many of its tokens as the model has.
+        tokenizer: "gpt2" for GPT-2's encoding, cut to the model's number of tokens.
         ids: special tokens by Hugging Face's names, such as `eos_token_id`.
         files: the files of a tokenizer, by name.
-        unused: entries of the source's config that no other form gets.
+        unused: entries of the source's config that are not written to any other form.
     """
 
     tokenizer: str | None = None
@@ -56,36 +56,39 @@ class TokenRecord:
 
     @classmethod
     def of(cls, entries: object, **others: Any) -> Self:
-        """Make the record of what `to_dict` gave; `others` are its other fields.
+        """Return the record that `to_dict` made `entries` of; `others` are the other fields.
 
         Raises:
-            ValueError: for an id that is not one, or an unknown tokenizer.
+            ValueError: for an invalid id or an unknown tokenizer.
         """
         if not isinstance(entries, Mapping):
-            raise ValueError("the record of its tokens is damaged")
+            raise ValueError("the record of its tokens is damaged; convert the model again")
         tokenizer = entries.get("tokenizer")
         if tokenizer not in (None, GPT2):
-            raise ValueError(f"its tokenizer is {tokenizer!r}, and this version knows {GPT2!r}")
+            raise ValueError(
+                f"its tokenizer is {tokenizer!r}, but this version of obscura_jax knows only "
+                f"{GPT2!r}; use the version that wrote it"
+            )
         ids = {name: entries[name] for name in sorted(entries) if name.endswith("_token_id")}
         for name, value in ids.items():
             values = value if isinstance(value, list) else [value]
             if not all(isinstance(x, int) and not isinstance(x, bool) for x in values):
-                raise ValueError(f"{name}={value!r} is not a token id")
+                raise ValueError(f"{name}={value!r} is not a token id; write a whole number")
         return cls(tokenizer, ids, **others)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record but for its files."""
+        """Return the tokenizer and the ids as a dictionary."""
         known = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
         return {**known, **self.ids}
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id that ends a text, the first if there are several."""
+        """The id that ends a text, the first one if there are several, or None."""
         ids = self.ids.get("eos_token_id")
         return (ids[0] if ids else None) if isinstance(ids, list) else ids
 
     def carried_to(self, dialect: str) -> dict[str, list[str]]:
-        """Return what a conversion to `dialect` keeps of the record, and what it leaves out."""
+        """Return the entries and files that a conversion to `dialect` keeps and leaves out."""
         entries = [f"{name}={value}" for name, value in self.to_dict().items()]
         folder = [*entries, *self.files]
         kept = {"native": folder, "hf": folder, "nanogpt": entries, "course": []}[dialect]
@@ -96,16 +99,16 @@ NO_TOKENS = TokenRecord()
 
 
 def gpt2_record(cfg: GPTConfig) -> TokenRecord:
-    """Return the record of a model that was trained on GPT-2's tokens by this package."""
+    """Return the record of a model that this package trained on GPT-2's tokens."""
     last = min(cfg.vocab_size, GPT2_TOKENS) - 1
     return TokenRecord(GPT2, {"bos_token_id": last, "eos_token_id": last})
 
 
 def tokens_at(folder: Path) -> TokenRecord:
-    """Return what the folder of a model says of its tokens; see the module's docstring.
+    """Return the record in the folder of a model; see the module's docstring.
 
     Raises:
-        ValueError: when a file of it is damaged.
+        ValueError: if a file in the folder is damaged.
     """
     files = {name: folder / name for name in CARRIED if (folder / name).is_file()}
     unused: tuple[str, ...] = ()
@@ -124,10 +127,10 @@ def tokens_at(folder: Path) -> TokenRecord:
                 entries, unused = special_ids(config, generation), unused_entries(config)
         return TokenRecord.of(entries, files=files, unused=unused)
     except ValueError as error:
-        named = str(folder) in str(error)  # by `read_json`
+        named = str(folder) in str(error)  # `read_json` does so
         raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def copies(tokens: TokenRecord) -> dict[str, Callable[[Path], object]]:
-    """Return for each file of a tokenizer a function that writes a copy to a path."""
+    """Return a function for each file of the tokenizer that writes a copy to a path."""
     return {name: partial(shutil.copyfile, source) for name, source in tokens.files.items()}

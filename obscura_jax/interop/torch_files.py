@@ -1,4 +1,4 @@
-"""PyTorch's `.pth` files: read without running any code that they hold, and written."""
+"""Read PyTorch's `.pth` files without running code in them, and write such files."""
 
 import io
 import pickletools
@@ -15,58 +15,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.extras import require
-from obscura_jax.interop.entries import chosen
+from obscura_jax.interop.entries import choose
 from obscura_jax.interop.pickled_numpy import STAND_INS
 
-_MAX_PICKLE_BYTES = (
-    1 << 24
-)  # bytes; the pickle of a checkpoint is far smaller, its numbers are kept apart
+# The pickle of a checkpoint is far smaller; its numbers are in other files of the archive.
+_MAX_PICKLE_BYTES = 1 << 24
 
 
 def read_torch(
     path: Path, entry: str | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Return the state dict in a `.pth` file, and what the file holds besides, by name.
+    """Return the state dict in a `.pth` file, and the file's other entries by name.
 
-    The file is a state dict, or a dictionary with one among its entries; see `entries.chosen`.
+    The file is a state dict, or a dictionary with one among its entries; see `entries.choose`.
 
     Raises:
-        ValueError: when the file is damaged, holds anything but that, or calls a function.
+        ValueError: if the file is damaged, holds anything else, or its pickle calls a function.
     """
     torch = require("torch", "torch", f"reading {path}")
     content = _load(torch, path)
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"{path} holds one object of type {type(content).__name__}, not a state dict"
+            f"{path} holds an object of type {type(content).__name__}, not a state dict; save "
+            "model.state_dict()"
         )
     try:
-        found = chosen(content, entry, torch.is_tensor)
+        found = choose(content, entry, torch.is_tensor)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     tensors: dict[str, NDArray[Any]] = {}
     for name, tensor in found.tensors.items():
         if not isinstance(name, str):
-            raise ValueError(f"{path}: entry {name!r} of the state dict is not a named tensor")
+            raise ValueError(
+                f"{path}: the state dict has a tensor of the name {name!r}, not text; rename it"
+            )
         try:
-            if tensor.dtype == torch.bfloat16:  # a type that torch's `numpy` does not give
+            if tensor.dtype == torch.bfloat16:  # a type that torch does not convert to NumPy
                 bits = tensor.detach().contiguous().view(torch.int16).numpy()
                 tensors[name] = bits.view(ml_dtypes.bfloat16)
             else:
                 tensors[name] = tensor.detach().numpy()
-        except (TypeError, RuntimeError) as error:  # sparse, quantised, of 8 bits, without storage
-            raise ValueError(f"{path}: {name} is not a plain array: {error}") from error
+        except (TypeError, RuntimeError) as error:  # sparse, quantized, 8-bit, without storage
+            raise ValueError(
+                f"{path}: {name} is not a plain array ({error}); save it as float32"
+            ) from error
     return tensors, dict(found.others)
 
 
 def write_torch(
-    tensors: Mapping[str, NDArray[Any]], path: Path, *, beside: Mapping[str, Any] | None = None
+    tensors: Mapping[str, NDArray[Any]],
+    path: Path,
+    *,
+    extra_entries: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `tensors` as a state dict; types of less than 32 bits are widened to float32.
+    """Write `tensors` as a state dict; widen types of less than 32 bits to float32.
 
-    With `beside`, the state dict is the entry "model" among those.
+    With `extra_entries`, the file is a dictionary of these and of "model", the state dict.
 
     Raises:
-        OSError: when the file cannot be written.
+        OSError: if the file cannot be written.
     """
     torch = require("torch", "torch", "writing a PyTorch file")
     state = {
@@ -74,39 +81,39 @@ def write_torch(
         for name, tensor in tensors.items()
     }
     try:
-        with path.open("wb") as file:  # given a path, torch would not say what the system said
-            torch.save(state if beside is None else {"model": state, **beside}, file)
-    except RuntimeError as error:  # of torch's writer, which was left without an end
-        raise _of_the_system(error) from error
+        with path.open("wb") as file:  # if given a path, torch hides the system's error
+            torch.save(state if extra_entries is None else {"model": state, **extra_entries}, file)
+    except RuntimeError as error:  # from torch's writer, about an incomplete archive
+        raise _system_error(error) from error
 
 
 def _load(torch: Any, path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
-            _check_sums(path)
+            _check_checksums(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they advise the authors of calls to torch
+            warnings.simplefilter("ignore")  # warnings are for callers of torch
             with torch.serialization.safe_globals(STAND_INS):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own
         if called := _refused_call(path, error):
             raise ValueError(
-                f"{path} refused: its pickle calls {called}, and a checkpoint of weights calls "
+                f"{path} refused: its pickle calls {called}, but a checkpoint of weights calls "
                 "nothing; save model.state_dict(), not the model"
             ) from error
         if _is_tar(path):
             raise ValueError(
                 f"{path} is a tar archive, as PyTorch wrote before version 0.1.10, and reading it "
-                "could run code: load it with that PyTorch, and save model.state_dict() again"
+                "could run code; load it with that PyTorch, and save model.state_dict() again"
             ) from error
         raise ValueError(
-            f"{path} is damaged, cut short or not a PyTorch checkpoint{_reason(error)}: "
+            f"{path} is damaged, cut short or not a PyTorch checkpoint{_reason(error)}; "
             "fetch it again, or save model.state_dict() with torch.save again"
         ) from error
 
 
 def _is_tar(path: Path) -> bool:
-    """Return whether the file is a tar archive that is not empty, as one of blank bytes is."""
+    """Return whether the file is a tar archive with content; zeros are an empty archive."""
     try:
         with tarfile.open(path, "r:") as archive:
             return archive.next() is not None
@@ -114,32 +121,32 @@ def _is_tar(path: Path) -> bool:
         return False
 
 
-def _check_sums(path: Path) -> None:
-    """Raise BadZipFile unless every file in the archive has its checksum: torch looks at none."""
+def _check_checksums(path: Path) -> None:
+    """Raise BadZipFile if the checksum of a file in the archive is wrong; torch checks none."""
     with zipfile.ZipFile(path) as archive:
         if wrong := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
 
 
 def _refused_call(path: Path, error: Exception) -> str | None:
-    """The function that a refused pickle calls: as torch names it, else the first one in there."""
+    """Return the function that a refused pickle calls: torch's name for it, or the first found."""
     if named := re.search(r"GLOBAL ([\w.]+) (was not|whose)", str(error)):
         return named[1]
-    # Pickles of a newer protocol, which torch refuses too, have harmless names as well.
+    # torch also refuses pickles of newer protocols, which may have harmless names only.
     harmless = ("torch.", "collections.", "_codecs.encode", *(name for _, name in STAND_INS))
-    return next((name for name in _globals(path) if not name.startswith(harmless)), None)
+    return next((name for name in _imported_names(path) if not name.startswith(harmless)), None)
 
 
-def _of_the_system(error: BaseException) -> OSError:
-    """Return the system's error while which `error` arose."""
+def _system_error(error: BaseException) -> OSError:
+    """Return the system's error during which `error` was raised."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
-    return cause or OSError(f"torch could not write it: {error}")
+    return cause or OSError(f"torch could not write the file ({error})")
 
 
-def _globals(path: Path) -> Iterator[str]:
-    """The dotted names that the pickles in the file import; nothing is run."""
+def _imported_names(path: Path) -> Iterator[str]:
+    """Yield the dotted names that the pickles in the file import, without running them."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -149,10 +156,10 @@ def _globals(path: Path) -> Iterator[str]:
             with path.open("rb") as file:
                 pickled = file.read(_MAX_PICKLE_BYTES)
         stream = io.BytesIO(pickled)
-        while stream.tell() < len(pickled):  # torch's older format is several pickles in a row
+        while stream.tell() < len(pickled):  # torch's older format is a sequence of pickles
             strings: list[Any] = ["", ""]
             memo: dict[Any, Any] = {}
-            top: Any = None  # of the stack, where it is a string
+            top: Any = None  # the top of the stack, if it is a string
             for opcode, value, _ in pickletools.genops(stream):
                 name = ""
                 if opcode.name == "MEMOIZE":
@@ -168,12 +175,12 @@ def _globals(path: Path) -> Iterator[str]:
                     strings += [top] if isinstance(top, str) else []
                 if re.fullmatch(r"[\w.]+ [\w.]+", name):
                     yield name.replace(" ", ".")
-    except Exception:  # damaged, or no pickle any longer: errors of any type
+    except Exception:  # damage or the end of the pickles: errors of any type
         return
 
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, zipfile.BadZipFile | EOFError | RuntimeError | OSError):
-        return ""  # what reading random bytes as a pickle comes upon says nothing
+        return ""  # an accident of reading random bytes as a pickle
     text = str(error).split(". This is an internal miniz error")[0].split("\n")[0].strip()
     return f" ({text})" if text else ""

@@ -1,16 +1,21 @@
 """The target that a program is traced for.
 
-A few operations are written differently for CPU, GPU and TPU, and for several devices:
-`nn.linear.linear`, `decoding.cache`, `decoding.programs`, `decoding.sampling.keep_top_k` and
-`export.exporter` read the target while they are traced. It is not an argument of the traced
-functions, so a jitted function keeps the form of its first target. A program for another target
-needs a function object of its own, which `scale.generation`, `scale.placement` and `export` create.
+A few operations are written differently for CPU, GPU and TPU, and for several devices. The target
+is a hidden input of these modules, which read it while they are traced:
+
+    nn.linear                   the order of a product, and layouts of 16-bit operands
+    decoding.cache              the shape, dtype and memory layout of the cache
+    decoding.cached_forward     a barrier after the attention of one token
+    decoding.filters            the search for the k-th largest logit
+    decoding.programs           a barrier in the loops
+
+`jax.jit` traces again for another target, because the target is one of JAX's user contexts.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -32,12 +37,12 @@ class Target:
     allow_layouts: bool = True
 
 
-_current: ContextVar[Target | None] = ContextVar("target", default=None)
+_target: Any = jax.make_user_context(default_value=None)  # part of the key of jit's caches
 
 
 def current_target() -> Target:
     """Return the target of the traced program; by default one device of JAX's default backend."""
-    return _current.get() or Target(jax.default_backend())
+    return _target.value or Target(jax.default_backend())
 
 
 def on_one_cpu() -> bool:
@@ -48,12 +53,6 @@ def on_one_cpu() -> bool:
 
 @contextmanager
 def tracing_for(target: Target) -> Iterator[None]:
-    """Context manager: trace programs for `target` instead of the local backend.
-
-    `jax.jit` reuses existing traces, so pass it a new function object.
-    """
-    token = _current.set(target)
-    try:
+    """Context manager: trace programs for `target` instead of the local backend."""
+    with _target(target):
         yield
-    finally:
-        _current.reset(token)

@@ -1,7 +1,7 @@
 """The PyTorch side of the lab: our reference, transformers' GPT-2, or a user's module."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.extras import require
 from obscura_jax.interop import name_tables
 from obscura_jax.interop.hf_config import to_hf_config
-from obscura_jax.interop.names import understood
+from obscura_jax.interop.recognize import recognize
+from obscura_jax.interop.to_course import to_course_names
 from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.guest import Guest
 from obscura_jax.parity.users_class import UsersClass
@@ -93,7 +94,7 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
     transformers = require("transformers", "parity", "--against hf")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    known = {"tie_weights": cfg.tie_weights, "qkv_bias": True}
+    with_biases = replace(cfg, qkv_bias=True)  # transformers' model always has them
     folder = Path(source) if (Path(source) / "config.json").is_file() else None
     own = folder is not None and '"n_embd"' in (folder / "config.json").read_text("utf-8")
 
@@ -109,19 +110,21 @@ def _hugging_face(cfg: GPTConfig, params: Arrays, source: str) -> Reference:
             model = transformers.GPT2LMHeadModel(config)
             theirs = name_tables.to_dialect(name_tables.HUGGING_FACE, cfg, params)
             if cfg.tie_weights:
-                theirs[name_tables.HEAD] = params["tok_emb.weight"]
+                theirs[name_tables.HUGGING_FACE.head.foreign] = params["tok_emb.weight"]
             model.load_state_dict(_tensors(theirs, "float32"), strict=True)
         model.config.use_cache = False
         return model.to(getattr(torch, dtype)).eval()
+
+    def course_names(state: Arrays) -> Arrays:
+        parts = [found.parts for found in to_course_names(recognize(state), with_biases)]
+        return {name: part for tensor in parts for name, part in tensor.items()}
 
     label = f"transformers {transformers.__version__} GPT2LMHeadModel"
     return Reference(
         label,
         build,
         hugging_face_taps(cfg.n_layers),
-        lambda state: name_tables.renamed(
-            name_tables.HUGGING_FACE, understood(state).plain, state, known
-        )[0],
+        course_names,
         Guest(label),
     )
 
@@ -143,7 +146,7 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
         given["out_head.weight"] = params["tok_emb.weight"]
     if lacking := needed - given.keys():
         raise ValueError(
-            f"{spec} has parameters that the weights lack: {name_tables.some(lacking)}"
+            f"{spec} has parameters that the weights lack: {name_tables.summarize_names(lacking)}"
         )
     for key in shapes:
         if key in given and shapes[key] != given[key].shape:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.course_state import from_course
+from obscura_jax.interop.build import build
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.rng import threefry
 from obscura_jax.rng.same_draws import same_dropout
@@ -81,7 +81,7 @@ def jax_losses(
     cfg = replace(CFG, drop_rate=drop_rate)
     with torch.random.fork_rng(devices=[]):
         state_dict = {name: x.numpy() for name, x in _torch_model(cfg).state_dict().items()}
-    params, _ = from_course(state_dict, cfg)
+    params = build(state_dict, cfg.to_dict()).params
     losses = []
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

@@ -74,7 +74,7 @@ def _attribute(path: Path, name: str, guest: Guest) -> Any:
     if not exists:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
         raise ValueError(
-            f"{path} has no {name}; it has {name_tables.some(classes or ['no class'])}"
+            f"{path} has no {name}; it has {name_tables.summarize_names(classes or ['no class'])}"
         )
     return getattr(module, name)
 

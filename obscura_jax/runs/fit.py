@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from obscura_jax.atomic_files import replace_text
 from obscura_jax.checks import check_sizes, real_number
 from obscura_jax.text.loader import DataLoader
 from obscura_jax.training.checkpoint import CheckpointManager
-from obscura_jax.training.loop import DivergedError, train, validation_loss
+from obscura_jax.training.loop import DivergedError, dispatch_steps, validation_loss
 from obscura_jax.training.placement import SINGLE_DEVICE, Placement, host_device
 from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import TrainState, init_train_state
@@ -64,7 +65,7 @@ class Callbacks:
     """
 
     on_metrics: Callable[[Mapping[str, Any]], object] = lambda row: None
-    should_stop: Callable[[], object] = lambda: False
+    should_stop: Callable[[], int] = lambda: 0
     sample_text: Callable[[Any], str] | None = None
 
 
@@ -89,7 +90,8 @@ def fit(
         placement: where the state is stored; it may differ each time that a run is resumed.
 
     Returns:
-        The state at the end, on the host and in the course's layout. It has been saved.
+        The placed state at the end, which has been saved; `placement.gather` returns its
+        parameters on the host.
 
     Raises:
         DivergedError: if the loss is NaN or infinite; the last good state is saved.
@@ -98,25 +100,15 @@ def fit(
     """
     folder, begin = Path(folder), time.perf_counter()
     rows = read_metrics(folder / METRICS) if placement.is_writer else []
-    checkpoints = CheckpointManager(
-        folder / CHECKPOINTS,
-        run.fingerprint(),
-        keep=schedule.max_to_keep,
-        writes=placement.is_writer,
-    )
-    with jax.default_device(host_device()):  # the state may be too large for one of the others
-        start = checkpoints.restore(run.abstract_state())
-        if start is None:
-            start = init_train_state(run.optimizer_config, init_params())
-    start = state = placement.place(start)
+    checkpoints = CheckpointManager(folder / CHECKPOINTS, run, placement, schedule.max_to_keep)
+    start = checkpoints.restore()
+    if start is None:
+        with jax.default_device(host_device()):  # one of the others may have too little memory
+            start = placement.place(init_train_state(run.optimizer_config, init_params()))
+    state = start
     if placement.is_writer:
         kept = [row for row in rows if row["step"] < int(state.step)]
         replace_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def save(state: TrainState) -> TrainState:
-        state = placement.gather(state)
-        checkpoints.save(state)
-        return state
 
     def validate(state: TrainState) -> dict[str, Any]:
         loss = validation_loss(
@@ -138,20 +130,34 @@ def fit(
             print(json.dumps(row), file=metrics, flush=True)
             callbacks.on_metrics(row)
 
+        unread: deque[Callable[[], Mapping[str, Any]]] = deque()
+
+        def record_all_but(count: int) -> None:
+            while len(unread) > count:
+                record(unread.popleft()())
+
+        done = int(start.step)
         try:
-            for state, row in train(run, start, placement):
-                record(row)
-                done = int(row["step"]) + 1
-                if done % schedule.validate_every == 0 or done == run.steps:
-                    record({"step": row["step"], **validate(state)})
-                if stopping():
+            for state, read in dispatch_steps(run, start, placement):
+                done += 1
+                unread.append(read)
+                record_all_but(1)  # the step before, while this one runs
+                stop = stopping()
+                validate_now = done % schedule.validate_every == 0 or done == run.steps
+                save_now = done % schedule.save_every == 0
+                if stop or validate_now or save_now:
+                    record_all_but(0)  # the next step donates this state
+                if validate_now:
+                    record({"step": done - 1, **validate(state)})
+                if stop:
                     break
-                if done % schedule.save_every == 0:
-                    save(state)
-        except DivergedError as error:
-            save(error.state)
+                if save_now:
+                    checkpoints.save(state)
+        except DivergedError:
+            checkpoints.save(state)
             raise
-    return save(state)
+    checkpoints.save(state)
+    return state
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -188,13 +188,14 @@ def _execute(job: _Job, how: Launch) -> TrainResult:
         if placement.is_writer:
             _draw_loss(job.folder, how.warn)
         raise
-    result = TrainResult(model, state.params, [], int(state.step), stopped_by)
+    params = placement.gather(state.params)
+    result = TrainResult(model, params, [], int(state.step), stopped_by)
     if not placement.is_writer:
         return result
     _draw_loss(job.folder, how.warn)
     if not stopped_by:  # token files do not name their tokenizer
         tokens = NO_TOKENS if job.settings.data else gpt2_record(model.cfg)
-        save_model(job.folder / MODEL, model.cfg, state.params, tokens=tokens)
+        save_model(job.folder / MODEL, model.cfg, params, tokens=tokens)
     return replace(result, metrics=read_metrics(job.folder / METRICS))
 
 

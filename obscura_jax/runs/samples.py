@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from obscura_jax.decoding.generate import generate
-from obscura_jax.decoding.stream import decode_until_stop
+from obscura_jax.decoding.text import decode_until_stop
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.tokenizers import LEAST_TOKENS, tokenizer_for
 

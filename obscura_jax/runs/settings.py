@@ -7,7 +7,7 @@ their values in settings.json.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from obscura_jax.config import PRESETS, GPTConfig
 from obscura_jax.runs.setting_kinds import (
@@ -182,7 +182,7 @@ class TrainSettings:
             changeable=True,
         ),
     )
-    remat: str | None = field(
+    remat: Literal["elementwise", "blocks"] | None = field(
         default=None,
         metadata=about(
             "memory",
@@ -235,7 +235,7 @@ class TrainSettings:
         Raises:
             ValueError: if a setting is missing or has an invalid value.
         """
-        values = {}
+        values: dict[str, Any] = {}
         for f in fields(cls):
             old = setting_of(f.name).old
             stored = f.name if f.name in saved or old is None else old

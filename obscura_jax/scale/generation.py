@@ -9,8 +9,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from obscura_jax.decoding import programs
-from obscura_jax.decoding.programs import STATIC, GenerationPrograms, Request, State
+from obscura_jax.decoding.cache import KVCache
+from obscura_jax.decoding.programs import GenerationPrograms, jit_programs
+from obscura_jax.decoding.state import Request, State
 from obscura_jax.scale.mesh import (
     BATCH,
     check_batch,
@@ -31,31 +32,40 @@ def mesh_programs(mesh: Mesh) -> GenerationPrograms:
 
     def over_mesh(program: Callable[..., State]) -> Callable[..., State]:
         @wraps(program)  # jit needs the argument names
-        def run(model: Any, params: Any, *args: Any) -> State:
-            (request,) = (part for part in args if isinstance(part, Request))
+        def run(model: Any, params: Any, request: Request, *args: Any) -> State:
             check_model(model.cfg, mesh)
             check_batch(request.lengths.shape[0], mesh)
             with sharding_context(mesh):
                 params = unpad_and_gather_tables(mesh, model.cfg, params)
-                return split(mesh, program(model, params, *split(mesh, args)))
+                request, args = _constrain(mesh, (request, args))
+                return _constrain(mesh, program(model, params, request, *args))
 
         return run
 
-    given_up: Any = {"donate_argnames": ("state",)}
-    return GenerationPrograms(
-        jax.jit(over_mesh(programs.prefill), static_argnames=STATIC["prefill"]),
-        jax.jit(over_mesh(programs.decode), static_argnames=STATIC["decode"], **given_up),
-        jax.jit(over_mesh(programs.slide), static_argnames=STATIC["slide"], **given_up),
-    )
+    return jit_programs(over_mesh)
 
 
-def split(mesh: Mesh, tree: Any) -> Any:
-    """Shard rows over the batch axes, and heads of (B, H, T, K) caches over `model`."""
+def row_specs(tree: Any) -> Any:
+    """Return the partition spec of each array in a tree of requests and states.
 
-    def constrain(leaf: Any) -> Any:
+    Rows are split over the batch axes, and the heads of the cache over `model`. Everything else is
+    replicated: scalars, and Python numbers.
+    """
+
+    def specs(part: Any) -> Any:
+        if isinstance(part, KVCache):  # each array is (B, H, T, K): see `CacheLayout`
+            return jax.tree.map(lambda _: P(BATCH, "model"), part)
+        return P(BATCH) if getattr(part, "ndim", 0) else P()
+
+    return jax.tree.map(specs, tree, is_leaf=lambda part: isinstance(part, KVCache))
+
+
+def _constrain(mesh: Mesh, tree: Any) -> Any:
+    """Shard the arrays of a traced tree as `row_specs` says."""
+
+    def constrain(leaf: Any, spec: P) -> Any:
         if not getattr(leaf, "ndim", 0):
             return leaf
-        axes = (BATCH, "model") if leaf.ndim == 4 else (BATCH,)
-        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
+        return lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree.map(constrain, tree)
+    return jax.tree.map(constrain, tree, row_specs(tree))

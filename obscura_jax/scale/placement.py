@@ -61,19 +61,12 @@ class MeshPlacement:
         check_model(self.cfg, self.mesh)
 
     def place(self, state: TrainState) -> TrainState:
-        """Return a state sharded over the mesh; ValueError if the processes' steps differ."""
+        """Return a state sharded over the mesh. Each process stores the shards of its devices."""
         state = jax.device_get(state)
-        if jax.process_count() > 1:
-            steps = set(multihost_utils.process_allgather(np.asarray(state.step)).tolist())
-            if len(steps) > 1:
-                raise ValueError(
-                    f"the processes see checkpoints of different steps, {sorted(steps)}; "
-                    "give all the same run folder"
-                )
         return place(self.mesh, stack_blocks(state) if self.scan else state)
 
     def abstract(self, state: TrainState) -> TrainState:
-        """Return the shapes and shardings of `place(state)`, for a state of shapes."""
+        """Return the shapes and shardings of `place(state)`; `state` may be a state of shapes."""
         return abstract_params(self.mesh, stack_blocks(state) if self.scan else state)
 
     def gather(self, tree: _Tree) -> _Tree:
@@ -107,11 +100,11 @@ class MeshPlacement:
             yield sharded(inputs), sharded(targets)
 
     def step(
-        self, run: TrainRun, state: TrainState, batch: Batch
+        self, run: TrainRun, state: TrainState, batch: Batch, step: int
     ) -> tuple[TrainState, StepMetrics]:
         """Dispatch one step of the run."""
         return self.train_step_jit(
-            run.model, run.optimizer_config, state, *batch, run.key, options=run.options
+            run.model, run.optimizer_config, state, *batch, run.key, options=run.options, step=step
         )
 
     def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:

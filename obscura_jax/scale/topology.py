@@ -13,18 +13,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.decoding.cache import empty_cache
-from obscura_jax.decoding.programs import Request, initial_state
-from obscura_jax.decoding.sampling import Settings
+from obscura_jax.decoding.cache import target_layout
+from obscura_jax.decoding.sampling import SamplingArrays
+from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.extras import require
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.parameters import init_shapes
 from obscura_jax.nn.target import tracing_for
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.generation import mesh_programs
+from obscura_jax.scale.generation import mesh_programs, row_specs
 from obscura_jax.scale.libtpu import disable_tpu_lookup
 from obscura_jax.scale.mesh import (
-    BATCH,
     abstract_params,
     batch_shards,
     check_batch,
@@ -216,10 +215,13 @@ def _compiled(traced: Any) -> Any:
         raise DoesNotFitError(str(error).splitlines()[0]) from error
 
 
-def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return the shape of an array sharded over rows, and over heads if it has four axes."""
-    axes = (BATCH, "model") if len(shape) == 4 else (BATCH,) * bool(shape)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*axes)))
+def _shard(mesh: Mesh, tree: Any) -> Any:
+    """Return a tree of shapes, sharded as the programs of generation shard them."""
+
+    def shard(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(shard, tree, row_specs(tree))
 
 
 def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
@@ -240,30 +242,31 @@ def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
 
 
 def _request(mesh: Mesh, rows: int) -> Request:
-    row, whole = (_shape(mesh, (rows,), dtype) for dtype in (jnp.float32, jnp.int32))
-    key = _shape(mesh, (rows,), jax.random.key(0).dtype)
-    return Request(whole, Settings(row, whole, row, row), key, _shape(mesh, (rows, 16), jnp.int32))
+    shape: Any = jax.ShapeDtypeStruct
+    floats, integers = shape((rows,), jnp.float32), shape((rows,), jnp.int32)
+    keys, stop_ids = shape((rows,), jax.random.key(0).dtype), shape((rows, 16), jnp.int32)
+    sampling = SamplingArrays(temperature=floats, top_k=integers, top_p=floats, min_p=floats)
+    request: Request = _shard(mesh, Request(integers, sampling, keys, stop_ids))
+    return request
 
 
 def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    params, ids = _params(mesh, cfg, jnp.bfloat16), (batch, cfg.context_length)
-    request, slots = _request(mesh, batch), cfg.context_length
-    of_prompts = (_shape(mesh, ids, jnp.int32), request, slots, slots)
+    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
+    slots = cfg.context_length
+    ids = _shard(mesh, jax.ShapeDtypeStruct((batch, slots), jnp.int32))
     prefill: Any = mesh_programs(mesh).prefill
-    return prefill.trace(GPTModel(cfg), params, *of_prompts)
+    return prefill.trace(GPTModel(cfg), params, request, ids, slots, slots)
 
 
 def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    model, slots = GPTModel(cfg), cfg.context_length
-
-    def begin() -> Any:
-        with tracing_for(target_of(mesh)):
-            return initial_state(batch, slots, empty_cache(model, batch, slots, jnp.bfloat16))
-
-    state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), jax.eval_shape(begin))
     params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
+    slots = cfg.context_length
+    with tracing_for(target_of(mesh)):
+        cache = target_layout(cfg, jnp.bfloat16).empty(batch, slots, jax.ShapeDtypeStruct)
+    state = _shard(mesh, initial_state(batch, slots, cache, jax.ShapeDtypeStruct))
+    target_count = jax.ShapeDtypeStruct((), jnp.int32)
     decode: Any = mesh_programs(mesh).decode
-    return decode.trace(model, params, state, request, jax.ShapeDtypeStruct((), jnp.int32))
+    return decode.trace(GPTModel(cfg), params, request, state, target_count)
 
 
 _TRACED: dict[str, Callable[[Mesh, GPTConfig, int], Any]] = {

@@ -1,126 +1,123 @@
-"""Where training stands, on disk: written whole or not at all, and checked before it is used."""
+"""Checkpoints of a training run: each is complete or absent, and verified before it is used."""
 
-import contextlib
-import gc
+import hashlib
 import json
-import logging
+import os
 import shutil
-import sys
-import threading
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from obscura_jax import __version__
 from obscura_jax.checks import check_size
-from obscura_jax.training.placement import host_device
+from obscura_jax.safetensors_files import read_safetensors, write_safetensors
+from obscura_jax.training.placement import SINGLE_DEVICE, Placement
+from obscura_jax.training.run import TrainRun
+from obscura_jax.training.shards import StoredArrays, local_parts, named_arrays
 from obscura_jax.training.step import TrainState
 
-_STATE = "state"
+FORMAT = 2
+_INDEX = "index.json"
+_TEMPORARY = ".tmp"
+_ORBAX = "_CHECKPOINT_METADATA"  # in the checkpoints of obscura_jax 0.1.0
 
 
 class CheckpointManager:
-    """The states of one run, in a folder of its own: `folder/STEP` for the last few steps saved.
+    """The newest checkpoints of one run, in `folder/STEP`.
 
-    Files are orbax's. Beside the state, each checkpoint holds `run`,
-    what identifies the run, and a CRC-32 of every array.
+    Each process writes the shards of its own devices to a safetensors file with a checksum, in the
+    course's layout. `index.json` names these files, the run and its arrays. Any placement can
+    restore a checkpoint: with or without stacked blocks, on another mesh, in other processes.
+
+    With several processes, each calls every method, and all see the same folder.
     """
 
     def __init__(
-        self, folder: str | Path, run: Mapping[str, Any], *, keep: int = 2, writes: bool = True
+        self,
+        folder: str | Path,
+        run: TrainRun,
+        placement: Placement = SINGLE_DEVICE,
+        max_to_keep: int = 2,
     ) -> None:
-        """Look into `folder`, which is made at the first save.
+        """Remove what a killed process left unfinished. The first save creates `folder`.
 
         Args:
-            folder: where the checkpoints lie. What a killed process left half-written is removed.
-            run: what must be the same for a run to go on, as JSON: sizes, optimizer, data, seed.
-            keep: how many checkpoints are kept, the newest ones.
-            writes: False leaves the writing to another process. All make every call, together.
+            folder: where the checkpoints are stored.
+            run: the run; checkpoints of another run are refused.
+            placement: where the state is stored.
+            max_to_keep: number of checkpoints to keep, the newest ones.
         """
         self.folder = Path(folder).absolute()
-        self.run = json.loads(json.dumps(run))
-        self.keep, self.writes = check_size("keep", keep), writes
-        self._latest: int | None = None  # saved or restored; other processes may see other folders
-        for path in self._entries():
-            if writes and "tmp" in path.name:
+        self.max_to_keep = check_size("max_to_keep", max_to_keep)
+        self._fingerprint = json.loads(json.dumps(run.fingerprint()))
+        self._abstract_state = run.abstract_state()
+        self._shapes = named_arrays(self._abstract_state)
+        self._placement = placement
+        self._latest: int | None = None  # the step that was saved or restored last
+        if placement.is_writer and self.folder.is_dir():
+            for path in self.folder.glob("*tmp"):
                 shutil.rmtree(path, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
-        """The steps that a checkpoint was made after, in order."""
-        return sorted(int(path.name) for path in self._entries() if path.name.isdecimal())
+        """The steps of the checkpoints, in ascending order."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, state: TrainState) -> None:
-        """Write the state, then remove all but the newest `keep`; a state saved already stays.
+        """Write a placed state, unless its step was saved, and remove the oldest checkpoints.
 
-        Raises ValueError when it cannot be written: the checkpoints before stay as they were.
+        Raises:
+            ValueError: if it cannot be written; the checkpoints before it are unchanged.
         """
         step = int(state.step)
         if step == self._latest:
             return
-        arrays = jax.device_get(_named(state))
-        about = {"run": self.run, "crc": {name: _crc(array) for name, array in arrays.items()}}
-        ocp = _orbax()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _quiet():
-                ocp.save_checkpointables(
-                    self.folder / str(step), {_STATE: arrays}, custom_metadata=about
-                )
-        except Exception as error:  # of many kinds: OSError, tensorstore's ValueError, ...
-            for path in self._entries():
-                if path.name.startswith(f"{step}."):
-                    shutil.rmtree(path, ignore_errors=True)
-            good = f": that of step {self.steps[-1]} is good" if self.steps else ""
-            raise ValueError(
-                f"the checkpoint of step {step} cannot be written to {self.folder} "
-                f"({_first_line(error)}){good}"
-            ) from error
+        temporary = self.folder / f"{step}{_TEMPORARY}"
+        self._together(step, lambda: self._write_parts(temporary, state))
+        self._together(step, lambda: self._finish(temporary, step))
         self._latest = step
-        for old in self.steps[: -self.keep] if self.writes else ():
-            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        for old in self.steps[: -self.max_to_keep] if self._placement.is_writer else ():
+            unused = self.folder / f"{old}{_TEMPORARY}"
+            (self.folder / str(old)).rename(unused)
+            shutil.rmtree(unused, ignore_errors=True)
 
-    def restore(self, like: TrainState) -> TrainState | None:
-        """Return the newest state that can be read, or None if there is no checkpoint.
+    def restore(self) -> TrainState | None:
+        """Return the newest state that can be read, placed, or None if there is no checkpoint.
 
         A damaged checkpoint raises a UserWarning and is renamed to `folder/STEP.damaged`, so that
         its step can be saved again; the newest one before it is used.
 
-        Args:
-            like: a state of this run, whose arrays' names, shapes and types must be the same.
-
         Raises:
-            ValueError: for a checkpoint of another run, naming what differs, or if there are
-                checkpoints and none can be read.
+            ValueError: if the newest checkpoint is of another run or was written by another version
+                of this package, if none can be read, or if the processes see different folders.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps):
+        for step in [*reversed(self.steps), -1]:  # -1: there are no more
+            newest = self._placement.max_over_processes(step)
+            oldest = -self._placement.max_over_processes(-step)
+            if newest != oldest:
+                raise ValueError(
+                    f"the processes see checkpoints of different steps, {oldest} and {newest}; "
+                    "give all the same run folder"
+                )
+            if step == -1:
+                break
             try:
-                arrays = self._read(step, like)
-            except (_OtherRunError, MemoryError):
-                raise
+                stored, reason = self._open(step), ""
             except _DamagedError as error:
-                damaged[step] = str(error)
-                continue
-            except Exception:  # orbax, tensorstore and JSON raise many, in words of their own
-                damaged[step] = "its files cannot be read"
+                reason = str(error)
+            if self._placement.max_over_processes(int(bool(reason))):
+                damaged[step] = reason or "another process cannot read it"
                 continue
             for bad, reason in damaged.items():
-                warnings.warn(
-                    f"the checkpoint of step {bad} in {self.folder} is damaged ({reason}); "
-                    f"that of step {step} is used",
-                    stacklevel=2,
-                )
-                if self.writes:
-                    aside = self.folder / f"{bad}.damaged"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self.folder / str(bad)).rename(aside)
+                self._set_aside(bad, reason, used=step)
             self._latest = step
-            return jax.tree.unflatten(jax.tree.structure(like), map(arrays.get, _named(like)))
+            restored: TrainState = stored.as_state(self._placement.abstract(self._abstract_state))
+            return restored
         if damaged:
             reasons = ", ".join(f"step {step} ({reason})" for step, reason in damaged.items())
             raise ValueError(
@@ -129,111 +126,129 @@ class CheckpointManager:
             )
         return None
 
-    def _read(self, step: int, like: TrainState) -> dict[str, Any]:
-        ocp, path = _orbax(), self.folder / str(step)
-        with _quiet():
-            metadata = ocp.checkpointables_metadata(path)
-        about = metadata.custom_metadata
-        check_same_run(about["run"], self.run, str(self.folder))
-        want = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named(like).items()}
-        found = {
-            name: (tuple(leaf.shape), str(np.dtype(leaf.dtype)))
-            for name, leaf in metadata.metadata[_STATE].items()
+    def _write_parts(self, temporary: Path, state: TrainState) -> None:
+        temporary.mkdir(parents=True, exist_ok=True)
+        path = temporary / _file_name(jax.process_index())
+        write_safetensors(path, local_parts(state, self._shapes))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _finish(self, temporary: Path, step: int) -> None:
+        if not self._placement.is_writer:
+            return
+        files = [_file_name(process) for process in range(jax.process_count())]
+        for name in files:
+            if not (temporary / name).is_file():
+                raise OSError(f"{name} is missing; give all processes the same run folder")
+        index = {
+            "format": FORMAT,
+            "version": __version__,
+            "run": self._fingerprint,
+            "files": files,
+            "arrays": _described(self._shapes),
         }
-        for name in sorted(want.keys() | found.keys()):
-            if want.get(name) != found.get(name):
-                raise _OtherRunError(
-                    f"{path} is of another model or optimizer: {name} is "
-                    f"{found.get(name, 'missing')} there and {want.get(name, 'missing')} here"
-                )
-        device = jax.sharding.SingleDeviceSharding(host_device())
-        abstract = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-            for name, (shape, dtype) in want.items()
-        }
-        with _quiet():
-            arrays = ocp.load_checkpointables(path, {_STATE: abstract})[_STATE]
-        for name, array in arrays.items():
-            if _crc(np.asarray(array)) != about["crc"][name]:
-                raise _DamagedError(f"{name} has another checksum")
-        return arrays
+        with open(temporary / _INDEX, "w", encoding="utf-8") as file:
+            json.dump({**index, "sha256": _sha256(index)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.folder / str(step))
 
-    def _entries(self) -> list[Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+    def _together(self, step: int, write: Callable[[], None]) -> None:
+        """Call `write`; if it fails in any process, remove the checkpoint and raise in all."""
+        reason = ""
+        try:
+            write()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if not self._placement.max_over_processes(int(bool(reason))):
+            return
+        if self._placement.is_writer:
+            shutil.rmtree(self.folder / f"{step}{_TEMPORARY}", ignore_errors=True)
+        good = f"; the one of step {self.steps[-1]} is good" if self.steps else ""
+        raise ValueError(
+            f"the checkpoint of step {step} cannot be written to {self.folder} "
+            f"({reason or 'another process failed'}){good}"
+        )
 
+    def _open(self, step: int) -> StoredArrays:
+        """Return the arrays of a checkpoint. Each process verifies its share of the files."""
+        path = self.folder / str(step)
+        if (path / _ORBAX).exists():
+            raise ValueError(
+                f"{path} was written by obscura_jax 0.1.0, whose checkpoints this version cannot "
+                "read; resume with that version, or train again in another folder"
+            )
+        try:
+            index = json.loads((path / _INDEX).read_text(encoding="utf-8"))
+            if index.pop("sha256") != _sha256(index):
+                raise ValueError
+            version = index["version"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise _DamagedError(f"{_INDEX} is missing or damaged") from None
+        if index["format"] != FORMAT:
+            raise ValueError(
+                f"{path} was written by obscura_jax {version}, whose checkpoints this version "
+                "cannot read; resume with that version, or train again in another folder"
+            )
+        check_same_run(index["run"], self._fingerprint, str(self.folder))
+        _check_same_arrays(index["arrays"], _described(self._shapes), path)
+        files = []
+        for number, name in enumerate(index["files"]):
+            own = number % jax.process_count() == jax.process_index()
+            try:
+                files.append(read_safetensors(path / name, verify=own))
+            except (OSError, ValueError):
+                raise _DamagedError(f"{name} is missing or damaged") from None
+        try:
+            return StoredArrays(files, self._shapes)
+        except ValueError as error:
+            raise _DamagedError(str(error)) from None
 
-class _OtherRunError(ValueError):
-    """The checkpoint is whole, but not of this run."""
+    def _set_aside(self, step: int, reason: str, *, used: int) -> None:
+        warnings.warn(
+            f"the checkpoint of step {step} in {self.folder} is damaged ({reason}); "
+            f"that of step {used} is used",
+            stacklevel=3,
+        )
+        if self._placement.is_writer:
+            aside = self.folder / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
 
 
 class _DamagedError(ValueError):
-    """The checkpoint can be read, but not all of it is what was saved."""
+    """A checkpoint is not what was saved."""
 
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:
-    """Raise ValueError, naming the first difference, unless two runs are the same."""
-    if "dropout" in here and "dropout" not in there:
-        raise _OtherRunError(
-            f"{place} was begun by an earlier version, which drops other values; train again in "
-            "another folder"
-        )
+    """Raise ValueError, naming the first difference, unless two fingerprints are equal."""
     for field in sorted(there.keys() | here.keys()):
         if there.get(field) != here.get(field):
-            raise _OtherRunError(
+            raise ValueError(
                 f"{place} is of another run: its {field} is {there.get(field)!r}, "
                 f"here it is {here.get(field)!r}"
             )
 
 
-def _named(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by their paths in it."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+def _check_same_arrays(there: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise ValueError(
+                f"{path} is of another model or optimizer: {name} is "
+                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+            )
 
 
-def _crc(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _described(shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the type and shape of each array, as in "float32[50257,768]"."""
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in shapes.items()
+    }
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _file_name(process: int) -> str:
+    return f"process-{process}.safetensors"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No tracebacks on standard error from orbax's threads: the caller is told by an exception."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before = [logger.disabled for logger in loggers]
-    hooks = threading.excepthook, sys.unraisablehook
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        threading.excepthook = lambda _: None
-        sys.unraisablehook = lambda _: None
-        try:
-            yield
-        except Exception:
-            gc.collect()  # what it left unfinished complains when it is collected: now
-            hooks = hooks[0], _deaf_to_late_writes(hooks[1])
-            raise
-    finally:
-        threading.excepthook, sys.unraisablehook = hooks
-        for logger, was in zip(loggers, before, strict=True):
-            logger.disabled = was
-
-
-def _deaf_to_late_writes(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`hook` without the writes of a failed save that end after orbax has closed its event loop."""
-
-    def heard(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    return heard
-
-
-def _orbax() -> Any:
-    """Orbax, imported where it is needed: it takes a second."""
-    from orbax.checkpoint import v1
-
-    return v1
+def _sha256(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar, final
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.scan import stack_blocks, unstack_blocks
@@ -20,21 +21,24 @@ _Tree = TypeVar("_Tree")
 
 
 class Placement(Protocol):
-    """Where a training state is stored and how its steps run.
+    """The devices that store a training state, and the programs that run its steps.
 
     With several processes, every process calls every method, in the same order.
     """
 
     @property
     def scan(self) -> bool:
-        """Whether the blocks are stacked and run as one block in a loop (`nn.scan`)."""
+        """True if the blocks are stacked and run as one block in a loop (`nn.scan`)."""
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process writes the files of the run."""
+        """True if this process writes the files of the run."""
 
     def place(self, state: TrainState) -> TrainState:
         """Return a state in the course's layout as `step` takes it; its buffers may be reused."""
+
+    def abstract(self, state: TrainState) -> TrainState:
+        """Return the shapes and shardings of `place(state)`; `state` may be a state of shapes."""
 
     def gather(self, tree: _Tree) -> _Tree:
         """Return a placed state, or its parameters, on the host and in the course's layout."""
@@ -48,9 +52,9 @@ class Placement(Protocol):
         """
 
     def step(
-        self, run: TrainRun, state: TrainState, batch: Batch
+        self, run: TrainRun, state: TrainState, batch: Batch, step: int
     ) -> tuple[TrainState, StepMetrics]:
-        """Dispatch one step of the run; see `train_step`. The state's buffers are donated."""
+        """Dispatch one step of the run, as in `train_step`. The state's buffers are donated."""
 
     def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
         """Return the loss of a batch of one micro-batch without dropout; `params` are placed."""
@@ -71,6 +75,14 @@ class SingleDevice:
         """Return a state on the device."""
         return jax.device_put(stack_blocks(state) if self.scan else state, jax.local_devices()[0])
 
+    def abstract(self, state: TrainState) -> TrainState:
+        """Return the shapes and shardings of `place(state)`; `state` may be a state of shapes."""
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            stack_blocks(state) if self.scan else state,
+        )
+
     def gather(self, tree: _Tree) -> _Tree:
         """Return a placed state, or its parameters, on the host and in the course's layout."""
         tree = jax.device_get(tree)
@@ -85,11 +97,11 @@ class SingleDevice:
             yield jnp.asarray(inputs.reshape(shape)), jnp.asarray(targets.reshape(shape))
 
     def step(
-        self, run: TrainRun, state: TrainState, batch: Batch
+        self, run: TrainRun, state: TrainState, batch: Batch, step: int
     ) -> tuple[TrainState, StepMetrics]:
         """Dispatch one step of the run."""
         return train_step_jit(
-            run.model, run.optimizer_config, state, *batch, run.key, options=run.options
+            run.model, run.optimizer_config, state, *batch, run.key, options=run.options, step=step
         )
 
     def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:

@@ -69,12 +69,14 @@ def train_step(
     key: Array | None = None,
     *,
     options: StepOptions = DEFAULT_OPTIONS,
+    step: int | Array | None = None,
     view: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, StepMetrics]:
     """Take one step along the mean gradient of A micro-batches, which are read in turn.
 
     If the loss or a gradient is NaN or infinite, the state is returned unchanged; the metrics show
-    the reason.
+    the reason. With `step`, every later step then leaves the state unchanged too, so that a loop
+    may dispatch steps before it has read the metrics of the ones before.
 
     Args:
         model: the model.
@@ -85,6 +87,7 @@ def train_step(
         key: a typed key for dropout, the same for all steps; without one nothing is dropped.
             Micro-batch a of step t drops values with fold_in(fold_in(key, t), a).
         options: how the step runs.
+        step: the step to take; if `state` is at another step, it is returned unchanged.
         view: maps the state's parameters to those that the model runs on.
 
     Raises:
@@ -129,8 +132,10 @@ def train_step(
             )
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    return lax.cond(finite, update, lambda state, _: state, state, gradients), metrics
+    taken = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if step is not None:
+        taken &= state.step == step
+    return lax.cond(taken, update, lambda state, _: state, state, gradients), metrics
 
 
 def make_train_step(
@@ -150,7 +155,7 @@ def make_train_step(
         context: returns a context manager in which the step is traced.
     """
 
-    def step(
+    def compiled_step(
         model: GPTModel,
         optimizer_config: OptimizerConfig,
         state: TrainState,
@@ -159,18 +164,19 @@ def make_train_step(
         key: Array | None = None,
         *,
         options: StepOptions = DEFAULT_OPTIONS,
+        step: Array | None = None,
     ) -> tuple[TrainState, StepMetrics]:
+        batch = inputs, targets
+        how: dict[str, Any] = {"options": options, "step": step, "view": view}
         with context():
-            state, metrics = train_step(
-                model, optimizer_config, state, inputs, targets, key, options=options, view=view
-            )
+            state, metrics = train_step(model, optimizer_config, state, *batch, key, **how)
         return constrain(state), metrics
 
     # By default XLA:CPU schedules a step for parallelism and keeps intermediate values longer than
     # needed: for the 124M model with `remat` and `logits_chunk`, 1665 MiB in addition to the state
     # instead of 1196, at the same speed.
     return jax.jit(
-        step,
+        compiled_step,
         static_argnames=("model", "optimizer_config", "options"),
         donate_argnames=("state",),
         compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},

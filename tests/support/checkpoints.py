@@ -1,54 +1,72 @@
-"""A small model of the course's shape with every parameter random, and ways to compare models."""
+"""The tensors of small models under the names of every dialect, and files of them."""
 
-from dataclasses import replace
+import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
+import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
-from obscura_jax.config import GPTConfig
-from obscura_jax.parity import torch_reference
-
-CFG = GPTConfig(
-    vocab_size=17,
-    context_length=11,
-    emb_dim=12,
-    n_heads=3,
-    n_layers=2,
-    drop_rate=0.1,
-    qkv_bias=False,
-)
-BIASED = replace(CFG, qkv_bias=True)
-LOGITS = 4 * 4.8e-7  # measured: at most 4.8e-7 over 40 seeds, for logits of about 1
+from obscura_jax.interop import name_tables
+from obscura_jax.interop.checkpoint import save_hf
+from tests.support.models import BIASED, TIED, course_model, leaves, model_of
 
 
-def course_model(cfg=BIASED, seed=0):
-    """The course's model with every parameter drawn anew: fresh norms and biases hide swaps."""
-    torch.manual_seed(seed)
-    model = torch_reference.GPTModel(cfg.to_dict()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
+def state_of(cfg=TIED, table=name_tables.HUGGING_FACE):
+    """Return the tensors of `model_of(cfg)` as a file of a dialect has them."""
+    native = {name: np.asarray(leaf) for name, leaf in leaves(model_of(cfg)).items()}
+    return name_tables.to_dialect(table, cfg, native)
 
 
-def bits(state):
-    return {name: np.asarray(x).tobytes() for name, x in sorted(state.items())}
+def states():
+    """Return each dialect's tensors, and the parameters that they are."""
+    course = {name: x.numpy() for name, x in course_model().state_dict().items()}
+    body = {name.removeprefix("transformer."): x for name, x in state_of().items()}
+    return {
+        "course": (course, model_of(BIASED)),
+        "hf": (state_of(), model_of(TIED)),
+        "hf, untied": (state_of(BIASED), model_of(BIASED)),
+        "hf, no head": (body, model_of(TIED)),
+        "nanogpt": (state_of(table=name_tables.NANOGPT), model_of(TIED)),
+        "flax": (state_of(table=name_tables.FLAX), model_of(TIED)),
+        "flax, untied": (state_of(BIASED, name_tables.FLAX), model_of(BIASED)),
+    }
 
 
-def leaves(tree):
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in flat}
+def flax_tree(hf_model):
+    """Return the parameters of transformers' Flax GPT-2 for a model of its PyTorch one.
+
+    Its own layers store their kernels as (out, in); an untied head is Flax's, with (in, out).
+    """
+    flat = {}
+    for name, tensor in hf_model.transformer.state_dict().items():
+        *path, last = name.split(".")
+        if "ln_" in name:
+            last = {"weight": "scale", "bias": "bias"}[last]
+        elif last == "weight":
+            last = "embedding" if path[0] in ("wte", "wpe") else "kernel"
+        turned = tensor.T if last == "kernel" else tensor
+        flat[("transformer", *path, last)] = turned.numpy()
+    if not hf_model.config.tie_word_embeddings:
+        head = hf_model.lm_head.weight.detach().numpy()
+        flat[("lm_head", "kernel")] = np.ascontiguousarray(head.T)
+    return unflatten_dict(flat)
 
 
-IDS = np.random.default_rng(0).integers(0, 17, (3, 11))
+def save_tensors(path, tensors, **metadata):
+    """Write a safetensors file with safetensors' own writer; return its path."""
+    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    safetensors.numpy.save_file(contiguous, path, **metadata)
+    return path
 
 
-def logits_of(model, params):
-    return np.asarray(model.apply({"params": params}, jnp.asarray(IDS, jnp.int32)))
+def hf_folder_of(folder, tensors, **config):
+    """Write a Hugging Face folder with these tensors and changes to the config; return it."""
+    save_hf(folder, TIED, model_of(TIED))
+    save_tensors(folder / "model.safetensors", tensors)
+    change_json(folder / "config.json", **config)
+    return folder
 
 
-def difference(model, params, reference):
-    with torch.no_grad():
-        return np.abs(logits_of(model, params) - reference(torch.tensor(IDS)).numpy()).max()
+def change_json(path, **entries):
+    """Replace entries of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel, create_dataloader_v1, generate
 from obscura_jax.cli.main import main
-from obscura_jax.decoding.request import plan
+from obscura_jax.decoding.request import plan_generation
 from obscura_jax.nn.scan import stack_blocks
+from obscura_jax.safetensors_files import read_safetensors
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.generation import mesh_programs
 from obscura_jax.scale.mesh import (
@@ -26,7 +28,10 @@ from obscura_jax.scale.mesh import (
 )
 from obscura_jax.scale.placement import MeshPlacement
 from obscura_jax.text import sample_text
+from obscura_jax.text.dataset import GPTDatasetV1
+from obscura_jax.text.loader import DataLoader
 from obscura_jax.text.tokenizers import tokenizer_for
+from obscura_jax.training.checkpoint import CheckpointManager
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import train
 from obscura_jax.training.optimizer import OptimizerConfig
@@ -65,8 +70,8 @@ def run(placement, cfg=CFG, seed=0, grad_accum_steps=1):
     start = placement.place(first(cfg))
     losses = []
     options = StepOptions(grad_accum_steps=grad_accum_steps)
-    training = TrainRun(GPTModel(cfg), OPTIMIZER, loader, STEPS, seed=7, options=options)
-    for state, row in train(training, start, placement):  # noqa: B007 - the last one counts
+    train_run = TrainRun(GPTModel(cfg), OPTIMIZER, loader, STEPS, seed=7, options=options)
+    for state, row in train(train_run, start, placement):  # noqa: B007 - the last one counts
         losses.append(row["loss"])
     return np.array(losses), placement.gather(state)
 
@@ -113,6 +118,46 @@ def test_accumulation_and_dropout_over_a_mesh():
         losses, _ = run(MeshPlacement(mesh=mesh, cfg=cfg, scan=scan), cfg, grad_accum_steps=2)
         assert np.abs(losses / want - 1).max() < 1e-5  # 1.7e-07 measured
     assert np.abs(losses / alone(True)[0] - 1).max() > 1e-4
+
+
+# Checkpoints.
+
+
+def training(cfg=CFG):
+    ids = np.arange(C * 8 + 1, dtype=np.int32) % V
+    return TrainRun(GPTModel(cfg), OPTIMIZER, DataLoader(GPTDatasetV1.from_ids(ids, C, C), 8), 9)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_is_restored_on_every_layout(layout, scan, tmp_path):
+    """From one mesh to one device, from there to another mesh, bit for bit."""
+    placements = [
+        MeshPlacement(make_mesh(parse_mesh(layout)), CFG, scan=scan),
+        SINGLE_DEVICE,
+        MeshPlacement(make_mesh({"model": 2, "fsdp": 4}), CFG, scan=not scan),
+        SingleDevice(scan=True),
+    ]
+    want = jax.device_get(replace(first(CFG), step=jnp.asarray(1, jnp.int32)))
+    state = placements[0].place(want)
+    for number, (saving, restoring) in enumerate(pairwise(placements)):
+        CheckpointManager(tmp_path / str(number), training(), saving).save(state)
+        state = CheckpointManager(tmp_path / str(number), training(), restoring).restore()
+        jax.tree.map(np.testing.assert_array_equal, restoring.gather(state), want)
+        assert jax.tree.map(sharded, state) == jax.tree.map(sharded, restoring.place(want))
+
+
+def sharded(array):
+    return array.shape, array.sharding, array.dtype
+
+
+def test_a_checkpoint_stores_every_element_once(tmp_path):
+    """Also of what is replicated over a mesh axis, or padded."""
+    placement = MeshPlacement(make_mesh(parse_mesh(LAYOUTS[-1])), CFG, scan=True)
+    CheckpointManager(tmp_path, training(), placement).save(placement.place(first(CFG)))
+    parts = read_safetensors(tmp_path / "0" / "process-0.safetensors")
+    assert sum(x.size for x in parts.values()) == sum(x.size for x in jax.tree.leaves(first(CFG)))
+    assert parts["params.tok_emb.weight@255,16"].shape == (V - 255, D // 2)
 
 
 # Collectives.
@@ -251,7 +296,7 @@ def test_tokens_of_each_layout(layout, tie_weights):
         assert got.tokens == want.tokens
         for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert over.compiled() == 2  # a program each, for all settings
+    assert over.n_compilations() == 2  # a program each, for all settings
     if layout == LAYOUTS[-1]:
         slid = generate(model, placed, PROMPTS, C + 3, sliding_window=True, programs=over).tokens
         assert slid == generate(model, params, PROMPTS, C + 3, sliding_window=True).tokens
@@ -262,13 +307,13 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
     params = gpt2_init(CFG, jax.random.key(0))
     mesh = make_mesh({"data": 2, "model": 4})
     placed, over = place(mesh, params), mesh_programs(mesh)
-    call = plan(model, placed, PROMPTS, 8)
-    state = over.prefill(model, placed, call.prompts, call.request, 16, 16)
+    plan = plan_generation(CFG, PROMPTS, 8)
+    state = over.prefill(model, placed, plan.request, plan.prompts, 16, 16)
     assert state.cache.keys[0].shape == (8, H, 16, D // H)
     assert state.cache.keys[0].addressable_shards[0].data.shape == (4, 1, 16, D // H)
-    decode = over.decode.lower(model, placed, state, call.request, jnp.asarray(8))
-    prefill = over.prefill.lower(model, placed, call.prompts, call.request, 16, 16)
-    for lowered, positions in ((decode, 1), (prefill, call.prompts.shape[1])):
+    decode = over.decode.lower(model, placed, plan.request, state, jnp.asarray(8))
+    prefill = over.prefill.lower(model, placed, plan.request, plan.prompts, 16, 16)
+    for lowered, positions in ((decode, 1), (prefill, plan.prompts.shape[1])):
         found = collectives(lowered.compile().as_text())
         assert {c.kind for c in found} == {"all-reduce"}
         largest = max(math.prod(shape) for c in found for _, shape in c.arrays)

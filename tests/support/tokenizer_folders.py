@@ -9,7 +9,7 @@ from obscura_jax.interop.checkpoint import save_hf
 from obscura_jax.text import sample_text
 from obscura_jax.text.tokenizers import END_OF_TEXT, gpt2_merges, gpt2_vocabulary
 from obscura_jax.training.initial import gpt2_init
-from tests.test_name_tables import transformers
+from tests.support.models import transformers
 
 TEXTS = (
     "Hello, I am",

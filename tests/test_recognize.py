@@ -1,4 +1,4 @@
-"""Prefixes of names are removed where all have them, and refused where only some have."""
+"""A prefix of all names is removed; a prefix of some names is refused."""
 
 import warnings
 
@@ -8,13 +8,19 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from obscura_jax.interop import name_tables
 from obscura_jax.interop.checkpoint import load_model, read_checkpoint
-from obscura_jax.interop.names import COURSE, FLAX, GPT2, has_token_table, understood
-from obscura_jax.interop.tensor_files import read_safetensors
-from tests.support.checkpoints import BIASED, IDS, LOGITS, bits, course_model, leaves, logits_of
-from tests.support.nanogpt import GPT
-from tests.test_name_tables import ARGS, TIED, hf_logits, hf_model, model_of, state_of
+from obscura_jax.interop.recognize import COURSE, FLAX, GPT2, has_token_table, recognize_names
+from obscura_jax.safetensors_files import read_safetensors
+from tests.support.checkpoints import save_tensors, states
+from tests.support.models import (
+    LOGITS,
+    bits,
+    course_model,
+    distance,
+    hf_model,
+    leaves,
+    nanogpt_model,
+)
 
 PREFIXES = [
     "_orig_mod.",
@@ -27,34 +33,8 @@ PREFIXES = [
 ]
 
 
-def states():
-    """Each dialect's tensors, and the parameters that they are."""
-    course = {name: x.numpy() for name, x in course_model().state_dict().items()}
-    body = {name.removeprefix("transformer."): x for name, x in state_of().items()}
-    return {
-        "course": (course, model_of(BIASED)),
-        "hf": (state_of(), model_of(TIED)),
-        "hf, untied": (state_of(BIASED), model_of(BIASED)),
-        "hf, no head": (body, model_of(TIED)),
-        "nanogpt": (state_of(table=name_tables.NANOGPT), model_of(TIED)),
-        "flax": (state_of(table=name_tables.FLAX), model_of(TIED)),
-        "flax, untied": (state_of(BIASED, name_tables.FLAX), model_of(BIASED)),
-    }
-
-
-def nanogpt_model():
-    torch.manual_seed(0)
-    model = GPT(ARGS).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
 def saved(folder, tensors):
-    path = folder / "x.safetensors"
-    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
-    return path
+    return save_tensors(folder / "x.safetensors", tensors)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -74,8 +54,8 @@ def test_a_prefix_of_all_names_is_removed_and_audited(tmp_path, prefix):
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_of_some_names_is_refused(tmp_path, prefix):
     """Either one name lacks the prefix, or only one has it."""
-    words = r"only some names have|of two models"
-    if prefix == "gpt.":  # no wrapper of torch's: without it on the token table, a strange name
+    words = r"only some names have|two models"
+    if prefix == "gpt.":  # no wrapper of torch's: a name with it is merely unexpected
         words += r"|(missing|unexpected) tensors: "
     for what, (tensors, _) in states().items():
         names = sorted(tensors)
@@ -108,20 +88,23 @@ def test_a_prefix_of_some_names_is_refused(tmp_path, prefix):
         (["transformer.wte.weight", "h.0.ln_1.bias"], r"prefix 'transformer\.'.* h\.0\.ln_1"),
         (["wte.weight", "transformer.h.0.ln_1.bias"], r"prefix 'transformer\.'.* wte\.weight does"),
         (["model.wte.weight", "ema.wte.weight"], r"two models: ema\.wte\.weight and model\.wte"),
-        (["wte.weight", "transformer.wte.weight"], "two tensors for one place"),
-        (["wte.weight", "h.0.ln_1.bias", "h.0._orig_mod.ln_1.bias"], "two tensors for one place"),
-        (["tok_emb.weight", "wte.embedding"], "two dialects at once: the course .* in Flax"),
+        (["wte.weight", "transformer.wte.weight"], "are the same parameter; save only one"),
+        (
+            ["wte.weight", "h.0.ln_1.bias", "h.0._orig_mod.ln_1.bias"],
+            "are the same parameter; save only one",
+        ),
+        (["tok_emb.weight", "wte.embedding"], "names of two dialects: the course .* in Flax"),
         (["a.tok_emb.weights"], "no known dialect"),
-        ([], "no known dialect: .* the first are: none"),
+        ([], "no known dialect: .* the first are: none;"),
     ],
 )
-def test_names_that_are_not_of_one_model(names, words):
+def test_names_of_several_models_or_of_none_are_refused(names, words):
     with pytest.raises(ValueError, match=words):
-        understood(names)
+        recognize_names(names)
 
 
-def test_parts_that_were_compiled_by_themselves():
-    names = understood(
+def test_the_prefix_of_a_compiled_part_is_removed():
+    names = recognize_names(
         [
             "model.transformer._orig_mod.wte.weight",
             "model.transformer._orig_mod.h.0._orig_mod.ln_1.bias",
@@ -130,30 +113,26 @@ def test_parts_that_were_compiled_by_themselves():
     )
     assert (names.dialect, names.prefix) == (GPT2, "model.")
     assert list(names.plain) == ["wte.weight", "h.0.ln_1.bias", "lm_head.weight"]
-    assert understood(["tok_emb._orig_mod.weight"]).plain.keys() == {"tok_emb.weight"}
-    assert understood(["x.tok_emb.weight"]).dialect == COURSE
-    assert understood(["params.transformer.wte.embedding"]).dialect == FLAX
+    assert recognize_names(["tok_emb._orig_mod.weight"]).plain.keys() == {"tok_emb.weight"}
+    assert recognize_names(["x.tok_emb.weight"]).dialect == COURSE
+    assert recognize_names(["params.transformer.wte.embedding"]).dialect == FLAX
     assert not has_token_table(["wte.kernel", "tok_emb.bias", "awte.weight", 3])
 
 
 @pytest.mark.parametrize("wrap", ["compile", "parallel", "averaged", "lightning"])
-def test_wrappers_of_torch(tmp_path, wrap):
-    """The names that torch itself gives, of models with the course's names and nanoGPT's."""
-    for theirs in (course_model(), nanogpt_model()):
-        with torch.no_grad():
-            expected = theirs(torch.tensor(IDS)).numpy()
+def test_the_prefixes_of_torchs_wrappers_are_removed(tmp_path, wrap):
+    for foreign in (course_model(), nanogpt_model()):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch.compile's own making
+            warnings.simplefilter("ignore")  # raised by torch.compile itself
             wrapped = {
                 "compile": torch.compile,
                 "parallel": torch.nn.DataParallel,
                 "averaged": torch.optim.swa_utils.AveragedModel,
                 "lightning": lambda model: torch.nn.ModuleDict({"model": model}),
-            }[wrap](theirs)
-        assert not wrapped.state_dict().keys() & theirs.state_dict().keys()
+            }[wrap](foreign)
+        assert not wrapped.state_dict().keys() & foreign.state_dict().keys()
         torch.save(wrapped.state_dict(), tmp_path / "x.pt")
-        model, params = load_model(tmp_path / "x.pt", n_heads=3)
-        assert np.abs(logits_of(model, params) - expected).max() <= LOGITS
+        assert distance(tmp_path / "x.pt", foreign, n_heads=3) <= LOGITS
         audit = {
             row.source: row.note for row in read_checkpoint(tmp_path / "x.pt", n_heads=3).audit
         }
@@ -166,12 +145,12 @@ def tied_course():
     return model
 
 
-@pytest.mark.parametrize("theirs", [hf_model, nanogpt_model, tied_course])
+@pytest.mark.parametrize("foreign", [hf_model, nanogpt_model, tied_course])
 @pytest.mark.parametrize("kept", ["first", "second"])
-def test_tensors_that_safetensors_kept_once(tmp_path, theirs, kept):
-    """`save_model` drops one of two tied tensors, and says so in the metadata."""
-    theirs, path = theirs().eval(), tmp_path / "x.safetensors"
-    safetensors.torch.save_model(theirs, path)
+def test_a_tied_tensor_that_safetensors_stores_once_is_read(tmp_path, foreign, kept):
+    """`save_model` drops one of two tied tensors and names it in the metadata."""
+    foreign, path = foreign().eval(), tmp_path / "x.safetensors"
+    safetensors.torch.save_model(foreign, path)
     with safetensors.safe_open(path, "numpy") as file:
         metadata, names = file.metadata(), set(file.keys())
         tensors = {name: file.get_tensor(name) for name in names}
@@ -180,14 +159,10 @@ def test_tensors_that_safetensors_kept_once(tmp_path, theirs, kept):
         tensors[dropped] = tensors.pop(kept_name)
         metadata = {kept_name: dropped}
         safetensors.numpy.save_file(tensors, path, metadata=metadata)
-    with torch.no_grad():
-        out = theirs(torch.tensor(IDS))
-    expected = getattr(out, "logits", out).numpy()
     checkpoint = read_checkpoint(path, n_heads=3)
     assert checkpoint.cfg.tie_weights
     assert {row.source for row in checkpoint.audit} == names | {dropped}
-    model, params = load_model(path, n_heads=3)
-    assert np.abs(logits_of(model, params) - expected).max() <= LOGITS
+    assert distance(path, foreign, n_heads=3) <= LOGITS
     # Without the metadata a file that lacks its token table is no model.
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     token_table = next(x for x in (dropped, kept_name) if "lm_head" not in x and "out" not in x)
@@ -199,7 +174,7 @@ def test_tensors_that_safetensors_kept_once(tmp_path, theirs, kept):
             load_model(path, n_heads=3)
 
 
-def test_aliases_do_not_hide_tensors_nor_name_what_is_not_there(tmp_path):
+def test_an_alias_neither_hides_a_tensor_nor_names_an_absent_one(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = {"a": np.arange(3, dtype="f"), "b": np.ones(3, "f")}
     metadata = {"a": "b", "c": "b", "d": "nothing", "format": "pt"}
@@ -210,11 +185,11 @@ def test_aliases_do_not_hide_tensors_nor_name_what_is_not_there(tmp_path):
     assert found["c"] is found["b"]
 
 
-def test_shards_with_an_alias(tmp_path):
-    """The index names only what is kept, as its writer does."""
-    theirs = hf_model()
-    theirs.config.save_pretrained(tmp_path)
-    state = {name: x.numpy() for name, x in theirs.state_dict().items()}
+def test_shards_with_an_alias_are_read(tmp_path):
+    """The index does not name the alias, as when transformers writes it."""
+    foreign = hf_model()
+    foreign.config.save_pretrained(tmp_path)
+    state = {name: x.numpy() for name, x in foreign.state_dict().items()}
     del state["transformer.wte.weight"]
     names = sorted(state)
     places = {name: f"model-{n % 2 + 1}.safetensors" for n, name in enumerate(names)}
@@ -224,15 +199,15 @@ def test_shards_with_an_alias(tmp_path):
         safetensors.numpy.save_file(part, tmp_path / file, metadata=metadata)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(f'{{"weight_map": {str(places).replace(chr(39), chr(34))}}}')
-    assert np.abs(logits_of(*load_model(tmp_path)) - hf_logits(theirs)).max() <= LOGITS
+    assert distance(tmp_path, foreign) <= LOGITS
     del places[names[3]]
     index.write_text(f'{{"weight_map": {str(places).replace(chr(39), chr(34))}}}')
     with pytest.raises(ValueError, match="do not agree about"):
         load_model(tmp_path)
 
 
-def test_leaves_of_one_tensor_have_memory_of_their_own(tmp_path, native):
-    """The config of a native folder may say that they are not tied: each may then be written to."""
+def test_parameters_of_one_tensor_do_not_share_memory(tmp_path, native):
+    """The config of a native folder may say that they are not tied, so each may be written to."""
     path = native / "model.safetensors"
     tensors = dict(safetensors.numpy.load_file(path))
     del tensors["out_head.weight"]
@@ -245,13 +220,15 @@ def test_leaves_of_one_tensor_have_memory_of_their_own(tmp_path, native):
     assert table.unsafe_buffer_pointer() != head.unsafe_buffer_pointer()
 
 
-def test_a_tied_native_model_that_torch_wrote_again(tmp_path, native):
-    """Its head is the token table once more, as the config says, or it is refused."""
+def test_a_tied_native_model_may_have_its_head_again(tmp_path, native):
+    """A head that equals the token table is dropped; another one is refused."""
     config = native / "config.json"
     text = config.read_text().replace('"tie_weights": false', '"tie_weights": true')
     config.write_text(text)
     tensors = dict(safetensors.numpy.load_file(native / "model.safetensors"))
-    with pytest.raises(ValueError, match="unexpected tensors: out_head"):
+    with pytest.raises(
+        ValueError, match=r"out_head\.weight is not tok_emb\.weight, but the config says"
+    ):
         load_model(native)
     tensors["out_head.weight"] = tensors["tok_emb.weight"].copy()
     safetensors.numpy.save_file(tensors, native / "model.safetensors")
