@@ -6,16 +6,16 @@ import pytest
 
 from tests.support import processes
 
-# Names of tests in `eight_devices.py`, as for `pytest -k`; several processes can share the work.
-TRAINING = "losses or accumulation or scan_on_one_device"
-GENERATION = "tokens or cache or commands"
+# Topic -> names in `eight_devices.py`, as for `pytest -k`. Workers of pytest-xdist share the topics.
+TOPICS = {
+    "training": "losses or accumulation or scan_on_one_device",
+    "generation": "tokens or cache or commands",
+    "checkpoints": "checkpoint",
+}
+TOPICS["others"] = f"not ({' or '.join(TOPICS.values())})"
 
 
-@pytest.mark.parametrize(
-    "names",
-    [TRAINING, GENERATION, f"not ({TRAINING} or {GENERATION})"],
-    ids=["training", "generation", "others"],
-)
+@pytest.mark.parametrize("names", TOPICS.values(), ids=TOPICS)
 def test_on_eight_devices(names):
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-k", names]
     # Programs run slower and compile faster; the tests compare them, and inspect their collectives.
