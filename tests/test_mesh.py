@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import processes
 
-# Topic -> names in `eight_devices.py`, as for `pytest -k`. Workers of pytest-xdist share the topics.
+# Topic -> names in `eight_devices.py`, as for `pytest -k`. Several workers can share the topics.
 TOPICS = {
     "training": "losses or accumulation or scan_on_one_device",
     "generation": "tokens or cache or commands",
