@@ -5,13 +5,8 @@ import sys
 
 from obscura_jax.config import PRESETS
 from obscura_jax.scale.mesh import batch_shards, format_mesh
-from obscura_jax.scale.topology import (
-    Program,
-    analyze_program,
-    default_mesh,
-    get_topology,
-    largest_batch,
-)
+from obscura_jax.scale.topology import analyze_program, default_mesh, get_topology, largest_batch
+from obscura_jax.scale.traced_programs import Program
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")

@@ -1,4 +1,4 @@
-"""Roofline estimates: a program's compute, memory and network use against a chip's figures."""
+"""Roofline estimates: the time that a program needs at least, from a chip's published figures."""
 
 import math
 from dataclasses import dataclass

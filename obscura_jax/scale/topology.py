@@ -2,42 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.decoding.cache import target_layout
-from obscura_jax.decoding.sampling import SamplingArrays
-from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.extras import require
-from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.parameters import init_shapes
-from obscura_jax.nn.target import tracing_for
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.generation import mesh_programs, row_specs
 from obscura_jax.scale.libtpu import disable_tpu_lookup
-from obscura_jax.scale.mesh import (
-    abstract_params,
-    batch_shards,
-    check_batch,
-    check_model,
-    make_mesh,
-    target_of,
-)
-from obscura_jax.scale.placement import MeshPlacement
+from obscura_jax.scale.mesh import batch_shards, check_batch, check_model, make_mesh
 from obscura_jax.scale.roofline import CHIPS, Chip, matrix_flops, roofline
-from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.options import StepOptions
-from obscura_jax.training.step import init_train_state
-
-Program = Literal["train", "prefill", "decode"]
+from obscura_jax.scale.traced_programs import Program, trace_program
 
 
 class DoesNotFitError(ValueError):
@@ -91,9 +68,7 @@ def analyze_program(
     Args:
         topology: the chips.
         cfg: the model's config.
-        program: "train" is one step of AdamW with float32 weights and bfloat16 products, the
-            blocks in a loop and recomputed; "prefill" reads prompts as long as the context;
-            "decode" generates one token per row. The last two use bfloat16 weights.
+        program: the program, as for `trace_program`.
         sizes: the mesh, as axis -> size.
         batch: number of rows, over all chips.
 
@@ -111,7 +86,7 @@ def analyze_program(
     check_model(cfg, mesh)
     check_batch(batch, mesh)
     _reject_oversized_batch(topology, cfg, program, mesh, batch)
-    traced = _TRACED[program](mesh, cfg, batch)
+    traced = trace_program(program, mesh, cfg, batch)
     compiled = _compiled(traced)
     memory: Any = compiled.memory_analysis()
     counted: Any = compiled.cost_analysis() or {}
@@ -213,64 +188,3 @@ def _compiled(traced: Any) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(str(error).splitlines()[0]) from error
-
-
-def _shard(mesh: Mesh, tree: Any) -> Any:
-    """Return a tree of shapes, sharded as the programs of generation shard them."""
-
-    def shard(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(shard, tree, row_specs(tree))
-
-
-def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
-    """Return the shapes of the parameters over the mesh."""
-    return abstract_params(mesh, init_shapes(cfg), dtype)
-
-
-def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = MeshPlacement(mesh, cfg, scan=True)
-    config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
-    model = GPTModel(cfg)
-    init = partial(init_train_state, config)
-    state = placement.abstract(jax.eval_shape(init, init_shapes(cfg)))
-    shape = (1, batch, cfg.context_length)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    options = StepOptions(compute_dtype="bfloat16", remat="blocks", logits_chunk=128)
-    return placement.train_step_jit.trace(model, config, state, ids, ids, options=options)
-
-
-def _request(mesh: Mesh, rows: int) -> Request:
-    shape: Any = jax.ShapeDtypeStruct
-    floats, integers = shape((rows,), jnp.float32), shape((rows,), jnp.int32)
-    keys, stop_ids = shape((rows,), jax.random.key(0).dtype), shape((rows, 16), jnp.int32)
-    sampling = SamplingArrays(temperature=floats, top_k=integers, top_p=floats, min_p=floats)
-    request: Request = _shard(mesh, Request(integers, sampling, keys, stop_ids))
-    return request
-
-
-def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
-    slots = cfg.context_length
-    ids = _shard(mesh, jax.ShapeDtypeStruct((batch, slots), jnp.int32))
-    prefill: Any = mesh_programs(mesh).prefill
-    return prefill.trace(GPTModel(cfg), params, request, ids, slots, slots)
-
-
-def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
-    slots = cfg.context_length
-    with tracing_for(target_of(mesh)):
-        cache = target_layout(cfg, jnp.bfloat16).empty(batch, slots, jax.ShapeDtypeStruct)
-    state = _shard(mesh, initial_state(batch, slots, cache, jax.ShapeDtypeStruct))
-    target_count = jax.ShapeDtypeStruct((), jnp.int32)
-    decode: Any = mesh_programs(mesh).decode
-    return decode.trace(GPTModel(cfg), params, request, state, target_count)
-
-
-_TRACED: dict[str, Callable[[Mesh, GPTConfig, int], Any]] = {
-    "train": _train,
-    "prefill": _prefill,
-    "decode": _decode,
-}
