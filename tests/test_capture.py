@@ -11,13 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.capture import (
-    apply_with_patches,
-    capture,
-    capture_torch,
-    course_taps,
-    hugging_face_taps,
-)
+from obscura_jax.parity.capture import apply_with_patches, capture
+from obscura_jax.parity.torch_capture import capture_torch, course_taps, hugging_face_taps
 from tests.support import faults, models
 from tests.support.models import BIASED, IDS, course_model, hf_model
 
@@ -214,7 +209,7 @@ def test_patching_affects_only_later_values(part):
     def score(params, value):
         return apply_with_patches(MODEL, params, IDS, {name: value}).sum()
 
-    of_params, of_value = jax.grad(score, argnums=(0, 1))(params, value)
+    of_params, of_value = jax.jit(jax.grad(score, argnums=(0, 1)))(params, value)
     assert np.abs(of_value).max() > 0
     flat = flatten_dict(of_params, sep=".")
     assert not np.any(flat["trf_blocks.0.att.W_query.weight"])
@@ -223,7 +218,9 @@ def test_patching_affects_only_later_values(part):
 
 def test_bad_replacements_are_errors():
     params = params_of(course_model())
-    with pytest.raises(ValueError, match=r"called 'trf_blocks\.0\.att\.score'; use .*scores"):
+    with pytest.raises(
+        ValueError, match=r"called 'trf_blocks\.0\.att\.score'; similar names: .*scores"
+    ):
         apply_with_patches(MODEL, params, IDS, {"trf_blocks.0.att.score": 1})
     with pytest.raises(
         ValueError, match=r"norm2 has shape \(3, 11, 12\), but its replacement has shape \(2,\)"

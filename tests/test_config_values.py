@@ -147,7 +147,7 @@ def test_a_course_config_may_have_numbers_as_text(tmp_path):
     ("rate", "read"), [(None, 0), (1, 0), (1.0, 0), ("1.0", 0), ("0.2", 0.2), (0, 0), (0.3, 0.3)]
 )
 def test_a_drop_rate_of_one_or_null_is_read_as_zero(tmp_path, rate, read):
-    """null is no dropout; at 1 nothing is left to learn from. A model that is run drops nothing."""
+    """A model that is only run drops nothing, so even a rate of 1 is no error."""
     save_hf(tmp_path, TIED, model_of(TIED))
     rates = dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), rate)
     change_json(tmp_path / "config.json", **rates)

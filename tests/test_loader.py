@@ -1,13 +1,8 @@
-"""Batches against windows, resuming at any place, and the worker threads."""
+"""Batches compared with windows, resuming at any place, and errors."""
 
-import gc
 import json
-import sys
-import threading
-import time
 from dataclasses import FrozenInstanceError, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +19,8 @@ from obscura_jax.text import (
     sample_text,
     split_text,
 )
-from tests.support import processes
 from tests.support.windows import LENGTH, STRIDE, N, dataset, lists
 
-ROOT = Path(__file__).parents[1]
 # --- batches -----------------------------------------------------------------------------------
 
 
@@ -79,10 +72,10 @@ def test_a_part_of_every_batch_is_read_and_no_more() -> None:
     watched = Watched.from_ids(ds.token_ids, LENGTH, STRIDE)
     loader, whole = DataLoader(watched, 5, seed=3), DataLoader(ds, 5, seed=3)
     start, count = len(whole) - 2, 4
-    batches = list(islice(whole.steps(start), count))
+    batches = list(islice(whole.batches_from(start), count))
     for rows in ([0, 2], [1, 3, 4]):
         read.clear()
-        parts = list(islice(loader.steps(start, rows), count))
+        parts = list(islice(loader.batches_from(start, rows), count))
         for part, batch in zip(parts, batches, strict=True):
             np.testing.assert_array_equal(part[0], batch[0][rows])
             np.testing.assert_array_equal(part[1], batch[1][rows])
@@ -120,8 +113,7 @@ def test_a_loader_that_would_be_empty_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("batch_size", 0), ("batch_size", 2.0), ("num_workers", -1), ("num_workers", None)),
-        *(("seed", -1), ("seed", "x")),
+        *(("batch_size", 0), ("batch_size", 2.0), ("seed", -1), ("seed", "x")),
     ],
 )
 def test_bad_fields_are_named(field: str, value: Any) -> None:
@@ -147,7 +139,7 @@ def test_create_dataloader_has_the_course_defaults() -> None:
     assert len(loader.dataset) == len(range(0, len(ids) - 256, 128))
     shape = (loader.batch_size, loader.dataset.max_length, loader.dataset.stride)
     assert shape == (4, 256, 128)
-    assert (loader.shuffle, loader.drop_last, loader.num_workers, loader.seed) == (True, True, 0, 0)
+    assert (loader.shuffle, loader.drop_last, loader.seed) == (True, True, 0)
     inputs, targets = next(loader.epoch(0))
     assert inputs.shape == targets.shape == (4, 256)
 
@@ -161,7 +153,7 @@ def test_create_dataloader_passes_everything_on() -> None:
     ids = tokenizer.encode(sample_text())
     assert loader.dataset.token_ids.tolist() == ids
     assert ids != gpt2_tokenizer().encode(sample_text())
-    expected = DataLoader(GPTDatasetV1.from_ids(ids, 11, 5), 3, False, False, 2, 9)
+    expected = DataLoader(GPTDatasetV1.from_ids(ids, 11, 5), 3, False, False, 9)
     assert replace(loader, dataset=expected.dataset) == expected
     assert lists(loader) == lists(expected)
 
@@ -169,33 +161,21 @@ def test_create_dataloader_passes_everything_on() -> None:
 # --- resuming ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize(("shuffle", "drop_last"), [(True, False), (False, True)])
-def test_resuming_anywhere_gives_the_rest_of_the_stream(
-    workers: int, shuffle: bool, drop_last: bool
-) -> None:
+def test_resuming_anywhere_gives_the_rest_of_the_stream(shuffle: bool, drop_last: bool) -> None:
     """Also at the start and the end, after a round trip through JSON."""
-    loader = DataLoader(dataset(), 9, shuffle, drop_last, workers, seed=5)
+    loader = DataLoader(dataset(), 9, shuffle, drop_last, seed=5)
     whole = lists(loader.epoch(2))
     other = lists(loader.epoch(3))
     for done in range(len(loader) + 1):
-        with loader.epoch(2) as iterator:
-            head = [next(iterator) for _ in range(done)]
-            state = json.loads(json.dumps(iterator.state()))
+        iterator = loader.epoch(2)
+        head = [next(iterator) for _ in range(done)]
+        state = json.loads(json.dumps(iterator.state()))
         assert (state["epoch"], state["batch"]) == (2, done)
         rest = lists(loader.restore(state))
         assert lists(head) + rest == whole
         if shuffle and rest:
             assert lists(head) + rest != other
-
-
-def test_a_state_fits_any_number_of_workers() -> None:
-    """Workers change who prepares a batch, not which it is."""
-    plain = DataLoader(dataset(), 9)
-    threaded = replace(plain, num_workers=3)
-    iterator = threaded.epoch(0)
-    next(iterator)
-    assert lists(plain.restore(iterator.state())) == lists(iterator)
 
 
 def test_a_restored_iterator_reports_its_place() -> None:
@@ -251,156 +231,43 @@ def test_a_broken_state_is_refused() -> None:
             loader.restore({**state, field: value})
 
 
-# --- worker threads ----------------------------------------------------------------------------
+# --- errors, and what the course's arguments mean -----------------------------------------------
 
 
-class Recording(GPTDatasetV1):
-    """Notes which thread gathers; its threads meet, wait at a gate, and fail where they should."""
-
-    meeting: threading.Barrier | None = None
-    gate: threading.Event | None = None
-    fail_at: int | None = None
+class Broken(GPTDatasetV1):
+    """Windows of which one cannot be read."""
 
     def windows(self, indices: Any) -> Any:
-        """Note the thread, wait for others, fail if told to."""
-        self.__dict__.setdefault("threads", []).append(threading.get_ident())
-        if self.meeting is not None and len(self.threads) <= self.meeting.parties:
-            self.meeting.wait()
-        if self.gate is not None and 0 not in indices:
-            self.gate.wait()
-        if self.fail_at in indices:
-            raise RuntimeError(f"window {self.fail_at} is broken")
+        if 23 in indices:
+            raise RuntimeError("window 23 is broken")
         return super().windows(indices)
 
 
-def recording(fail_at: int | None = None) -> Any:
-    """The same windows as `dataset()`."""
-    ds = Recording.from_ids(dataset().token_ids, LENGTH, STRIDE)
-    ds.fail_at = fail_at
-    return ds
-
-
-def workers_alive() -> int:
-    """Count the worker threads of all iterators."""
-    return sum(thread.name.startswith("obscura-batches") for thread in threading.enumerate())
-
-
-def wait_for_the_end_of_the_workers() -> None:
-    """Return once they have all ended."""
-    while workers_alive():
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("workers", [1, 3, 20])
-def test_workers_change_nothing_but_the_thread(workers: int, shuffle: bool) -> None:
-    """Same batches, same order, each made once, none by the caller."""
-    plain = recording()
-    expected = lists(DataLoader(plain, 5, shuffle, False))
-    assert set(plain.threads) == {threading.get_ident()}
-    threaded = recording()
-    threaded.meeting = threading.Barrier(min(workers, 2))  # of different threads
-    loader = DataLoader(threaded, 5, shuffle, False, workers)
-    assert lists(loader) == expected
-    assert threading.get_ident() not in threaded.threads
-    assert len(threaded.threads) == len(loader)
-    assert min(workers, 2) <= len(set(threaded.threads)) <= workers
-
-
-def test_prefetch_is_bounded_and_not_counted() -> None:
-    """At most two batches per worker ahead, which the state does not count."""
-    ds = recording()
-    loader = DataLoader(ds, 2, num_workers=3)
+def test_an_error_is_raised_when_its_batch_is_requested() -> None:
+    """Not earlier, again at the next request, and the stream can be resumed at that batch."""
+    broken = Broken.from_ids(dataset().token_ids, LENGTH, STRIDE)
+    loader = DataLoader(broken, 5, shuffle=False)
     iterator = loader.epoch(0)
-    assert workers_alive() == 0
-    for done in range(1, 4):
-        next(iterator)
-        assert iterator.state()["batch"] == done
-        ahead = 2 * 3 - 1
-        while len(ds.threads) < done + ahead:
-            time.sleep(0.005)
-        time.sleep(0.02)  # in which a worker that is not bounded would go on
-        assert len(ds.threads) == done + ahead < len(loader)
-    iterator.close()
-
-
-def test_threads_end_with_the_last_batch() -> None:
-    """Without waiting for the StopIteration."""
-    loader = DataLoader(dataset(), 9, num_workers=3)
-    iterator = loader.epoch(0)
-    for _ in range(len(loader) - 1):
-        next(iterator)
-    assert workers_alive() > 0
-    next(iterator)
-    assert workers_alive() == 0
-    with pytest.raises(StopIteration):
-        next(iterator)
-
-
-def test_threads_end_at_close() -> None:
-    """At once; the position survives, and closing twice does no harm."""
-    with DataLoader(recording(), 2, num_workers=3).epoch(0) as iterator:
-        next(iterator)
-        assert workers_alive() > 0
-    assert workers_alive() == 0
-    assert list(iterator) == []
-    assert iterator.state()["batch"] == 1
-    iterator.close()
-
-
-def test_threads_end_when_the_iterator_is_dropped() -> None:
-    """What waited in the queue is cancelled."""
-    ds = recording()
-    ds.gate = threading.Event()
-    iterator = DataLoader(ds, 2, shuffle=False, num_workers=2).epoch(0)
-    next(iterator)  # four batches were asked for: one is here, two are held up, one waits
-    assert workers_alive() == 2
-    del iterator
-    gc.collect()
-    ds.gate.set()
-    wait_for_the_end_of_the_workers()
-    assert len(ds.threads) <= 3
-
-
-def test_a_broken_loop_leaves_no_threads() -> None:
-    """A `break` drops the iterator."""
-    for _ in DataLoader(dataset(), 2, num_workers=3):
-        break
-    wait_for_the_end_of_the_workers()
-
-
-@pytest.mark.parametrize("workers", [0, 3])
-def test_an_error_comes_where_its_batch_is_due(workers: int) -> None:
-    """Not earlier, and the stream can be taken up again at that batch."""
-    loader = DataLoader(recording(fail_at=23), 5, shuffle=False, num_workers=workers)
-    with loader.epoch(0) as iterator:
-        got = [next(iterator) for _ in range(4)]
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="window 23 is broken"):
-                next(iterator)
-            assert iterator.state()["batch"] == 4
-    healthy = replace(loader, dataset=dataset(), num_workers=0)
+    got = [next(iterator) for _ in range(4)]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="window 23 is broken"):
+            next(iterator)
+        assert iterator.state()["batch"] == 4
+    healthy = replace(loader, dataset=dataset())
     assert lists(got) == lists(healthy)[:4]
     assert lists(healthy.restore(iterator.state())) == lists(healthy)[4:]
-    wait_for_the_end_of_the_workers()
 
 
-def test_the_interpreter_ends_with_a_pass_half_done() -> None:
-    """No hang and no complaint."""
-    script = """
-        import time
-        from obscura_jax.text import DataLoader, GPTDatasetV1
-        class Slow(GPTDatasetV1):
-            def windows(self, indices):
-                time.sleep(0.05)
-                return super().windows(indices)
-        iterator = DataLoader(Slow.from_ids(range(10_000), 4, 1), num_workers=3).epoch(0)
-        next(iterator)
-        print("half done")
-    """
-    words = ["-W", "error", "-c", "if True:" + script]
-    done = processes.run(sys.executable, *words, env={"PYTHONPATH": str(ROOT)})
-    assert (done.returncode, done.stdout, done.stderr) == (0, "half done\n", "")
+def test_num_workers_changes_nothing() -> None:
+    """The course's argument is accepted, and its value is checked."""
+    text, tokenizer = sample_text(), SimpleTokenizerV1(build_vocab(split_text(sample_text())))
+    plain, other = (
+        create_dataloader_v1(text, max_length=8, num_workers=n, tokenizer=tokenizer) for n in (0, 3)
+    )
+    assert lists(plain) == lists(other)
+    for bad in (-1, None):
+        with pytest.raises(ValueError, match="num_workers must be"):
+            create_dataloader_v1(text, num_workers=bad, tokenizer=tokenizer)  # type: ignore[arg-type]
 
 
 def test_iter_returns_the_iterator_itself() -> None:

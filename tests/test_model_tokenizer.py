@@ -42,7 +42,7 @@ def own(tmp_path, trained):
 
 @pytest.fixture
 def called(capsys):
-    """Run a command that must succeed; return what it printed, and on standard error."""
+    """Return a function that runs a command, which must succeed, and returns its output."""
 
     def run(*words):
         capsys.readouterr()
@@ -54,7 +54,7 @@ def called(capsys):
 
 @pytest.fixture
 def fails(capsys):
-    """Run a command that must end with code 2 and one line; return the line."""
+    """Return a function that runs a command, which must end with code 2 and one line."""
 
     def run(*words):
         capsys.readouterr()
@@ -102,7 +102,7 @@ def test_every_form_of_a_model_uses_its_own_tokenizer(own, trained, called, form
         theirs.encode(text) for text in TEXTS
     ]
     by_gpt2 = gpt2_tokenizer(400).encode(PROMPT)
-    assert generate(model, params, [by_gpt2], 6).tokens[0] != tokens  # as it used to be
+    assert generate(model, params, [by_gpt2], 6).tokens[0] != tokens  # which earlier versions used
 
 
 def test_streams_and_scores_take_any_tokenizer(own):

@@ -26,6 +26,9 @@ SAVING = ["--save-every", "6", "--validate-every", "6"]
 QUICK = [sys.executable, "-m", "tests.support.train_process"]
 SESSION = [sys.executable, "-m", "tests.support.session_process"]
 
+# Compiling is most of the work, and only process 0 can store compiled programs.
+FAST_COMPILATION = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OMP_NUM_THREADS": "1"}
+
 
 def free_port():
     with socket.create_server(("localhost", 0)) as server:
@@ -36,7 +39,7 @@ def start(count, devices, *words):
     """Start the processes of one training, each with its own CPU devices."""
     command = [*QUICK, "train", *words, "--coordinator", f"localhost:{free_port()}"]
     command += ["--processes", count, "--join-timeout", "100000"]
-    env = {**cpu_devices(devices), "OMP_NUM_THREADS": "1"}
+    env = cpu_devices(devices) | FAST_COMPILATION
     return [start_process(*command, "--process-id", n, env=env) for n in range(count)]
 
 
@@ -98,13 +101,12 @@ def test_a_run_survives_a_signal_a_kill_and_other_processes(text, tmp_path):
     # Without options of processes, a run is alone in any environment.
     one = tmp_path / "one"
     words = ["--text", text, "--out", one, *HOW, *SAVING]
-    alone = start_process(*OBSCURA, "train", *words, env=slurm(1, 2))
+    alone = start_process(*OBSCURA, "train", *words, env=slurm(1, 2) | FAST_COMPILATION)
     wait_until(lambda: checkpoints(one) and len(losses(one)) >= len(found), [alone])
     alone.terminate()
     assert ended([alone])[1] == [128 + signal.SIGTERM]
     assert found[-1] < found[0] - 0.1
-    print(np.abs(np.array(found) / losses(one)[: len(found)] - 1).max(), len(found))
-    np.testing.assert_allclose(found, losses(one)[: len(found)], rtol=1e-5)
+    np.testing.assert_allclose(found, losses(one)[: len(found)], rtol=1e-5)  # 1.8e-07 measured
 
 
 def start_sessions(mode, count, devices=1):

@@ -113,6 +113,9 @@ def test_the_prefix_of_a_compiled_part_is_removed():
     )
     assert (names.dialect, names.prefix) == (GPT2, "model.")
     assert list(names.plain) == ["wte.weight", "h.0.ln_1.bias", "lm_head.weight"]
+    counted = recognize_names(["n_averaged", "module.n_averaged", "module.module.wte.weight"])
+    assert counted.counters == ("n_averaged", "module.n_averaged")
+    assert list(counted.plain) == ["n_averaged", "module.n_averaged", "wte.weight"]
     assert recognize_names(["tok_emb._orig_mod.weight"]).plain.keys() == {"tok_emb.weight"}
     assert recognize_names(["x.tok_emb.weight"]).dialect == COURSE
     assert recognize_names(["params.transformer.wte.embedding"]).dialect == FLAX

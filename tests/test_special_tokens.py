@@ -43,7 +43,7 @@ def hf_config(folder):
 
 @pytest.fixture
 def convert(capsys):
-    """Run `obscura convert`; return what it printed."""
+    """Return a function that runs `obscura convert` and returns its output."""
 
     def run(*words):
         capsys.readouterr()
@@ -116,7 +116,7 @@ def test_unknown_special_tokens_stay_unset(tmp_path, convert):
 
 
 def always(token, cfg):
-    """Parameters of a model that makes the same token whatever it reads."""
+    """Return the parameters of a model that generates one token for every input."""
     params = jax.tree.map(jnp.zeros_like, weights(cfg.vocab_size))
     shift = params["final_norm"]["shift"].at[0].set(1.0)
     table = params["tok_emb"]["weight"].at[token, 0].set(1.0)

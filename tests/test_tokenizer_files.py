@@ -29,7 +29,7 @@ def trained():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder that transformers takes for a GPT-2's."""
+    """Return a folder that transformers reads as a GPT-2."""
     write_json(tmp_path / "config.json", {"model_type": "gpt2", "vocab_size": 400})
     return tmp_path
 
@@ -101,7 +101,7 @@ def test_a_vocabulary_gives_the_ids_of_transformers(folder, trained, settings, s
 
 
 def test_settings_do_not_change_a_definition(folder):
-    """Its normalizer, template, unknown token; and not the limits that were set for training."""
+    """The normalizer, template and unknown token are used; limits set for training are not."""
     tokenizer = bpe(400, special=(END_OF_TEXT, "[BOS]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.post_processor = processors.TemplateProcessing("[BOS] $A", None, [("[BOS]", 1)])
@@ -143,7 +143,7 @@ def test_gpt2s_own_tokens_need_no_extra(folder, monkeypatch, count):
 
 
 def as_on_the_hub(definition):
-    """The same as older versions of the library wrote it: GPT-2's own file has this shape."""
+    """Return the definition as older versions of the library wrote it, like GPT-2's own file."""
     level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
     model = {name: value for name, value in definition["model"].items() if name != "type"}
     model |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}

@@ -1,4 +1,4 @@
-"""Programs for a TPU that is not here. What compiles needs libtpu (extra `tpu`); CI has it."""
+"""Programs compiled for an absent TPU. Tests that compile need libtpu (extra `tpu`), as in CI."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ from obscura_jax.cli.main import main
 from obscura_jax.nn.scan import hidden_states, stack_blocks
 from obscura_jax.scale import topology
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.roofline import CHIPS, bound, matrix_flops
+from obscura_jax.scale.roofline import CHIPS, matrix_flops, roofline
 from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
 
@@ -36,14 +36,14 @@ CFG = GPTConfig(
 
 @pytest.fixture(scope="module")
 def slice_():
-    return topology.topology("v5e:2x2")
+    return topology.get_topology("v5e:2x2")
 
 
 @compiles
 @pytest.mark.parametrize("sizes", [{"fsdp": 4}, {"data": 2, "model": 2}])
 @pytest.mark.parametrize("program", ["train", "prefill", "decode"])
 def test_every_program_compiles(program, sizes, slice_):
-    found = topology.describe(slice_, CFG, program, sizes, 4)
+    found = topology.analyze_program(slice_, CFG, program, sizes, 4)
     assert found["chips"] == 4
     memory = found["memory"]
     assert 0 < memory["arguments"] < memory["peak"] < memory["chip"] == CHIPS["v5e"].memory
@@ -56,15 +56,15 @@ def test_every_program_compiles(program, sizes, slice_):
         assert "all-gather" in kinds
     matrices = CFG.n_layers * 12 * 64 * 64
     head = 509 * 64
-    if program == "decode":  # each token of a row: every matrix, and the scores of 64 slots
+    if program == "decode":  # per token: all matrices, and attention over 64 slots
         products = 2 * 4 * (matrices + head + CFG.n_layers * 2 * 64 * 64)
         assert found["flops"] == products / 4
     json.dumps(found)
 
 
 @compiles
-def test_arguments_are_what_arithmetic_says(slice_):
-    found = topology.describe(slice_, CFG, "decode", {"data": 4}, 4)
+def test_arguments_have_the_calculated_size(slice_):
+    found = topology.analyze_program(slice_, CFG, "decode", {"data": 4}, 4)
     counted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(gpt2_init(CFG, KEY)))
     weights, caches = 2 * counted, 2 * CFG.n_layers * 64 * 64 * 2
     assert weights + caches <= found["memory"]["arguments"] < 1.6 * (weights + caches)  # tiles
@@ -74,27 +74,27 @@ KEY = jax.random.key(0)
 
 
 @compiles
-def test_a_sharded_step_sends_what_arithmetic_says(slice_):
-    """Matrices are gathered in bfloat16 twice, and their float32 gradients scattered once."""
+def test_a_sharded_step_sends_the_calculated_bytes(slice_):
+    """The step gathers matrices twice in bfloat16, and scatters float32 gradients once."""
     cfg = replace(CFG, vocab_size=128, emb_dim=512, n_layers=5)
-    found = topology.describe(slice_, cfg, "train", {"fsdp": 4}, 4)
+    found = topology.analyze_program(slice_, cfg, "train", {"fsdp": 4}, 4)
     matrices = cfg.n_layers * 12 * 512**2
     least = (2 * 2 + 4) * matrices * 3 / 4
     assert 1 <= found["sent"] / least < 1.2  # 1.07 measured: embeddings, vectors
 
 
 TWICE = """
-from obscura_jax.scale.topology import describe, topology
+from obscura_jax.scale.topology import analyze_program, get_topology
 from tests.test_topology import CFG
 
 for _ in range(2):
-    print(describe(topology("v5e:2x2"), CFG, "decode", {"data": 4}, 4)["batch"])
+    print(analyze_program(get_topology("v5e:2x2"), CFG, "decode", {"data": 4}, 4)["batch"])
 """
 
 
 @compiles
-def test_a_cache_of_programs_does_no_harm(tmp_path):
-    """One that cannot be read back is compiled again, and nothing is said of it."""
+def test_a_compilation_cache_causes_no_error_or_warning(tmp_path):
+    """JAX cannot read these programs back without a TPU; they are silently compiled again."""
     always = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
     env = {f"JAX_PERSISTENT_CACHE_{name}": value for name, value in always.items()}
     env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
@@ -104,13 +104,15 @@ def test_a_cache_of_programs_does_no_harm(tmp_path):
 
 
 @compiles
-def test_the_largest_batch(slice_):
-    first = topology.describe(slice_, CFG, "decode", {"data": 4}, 2**18)
+def test_the_largest_batch_fits_and_a_larger_one_does_not(slice_):
+    first = topology.analyze_program(slice_, CFG, "decode", {"data": 4}, 2**18)
     large = topology.largest_batch(slice_, CFG, "decode", {"data": 4}, first)
     assert large["batch"] % 4 == 0
     assert 0.9 < large["memory"]["peak"] / large["memory"]["chip"] <= 1
     with pytest.raises(topology.DoesNotFitError):
-        topology.describe(slice_, CFG, "decode", {"data": 4}, large["batch"] * 9 // 8 // 4 * 4)
+        topology.analyze_program(
+            slice_, CFG, "decode", {"data": 4}, large["batch"] * 9 // 8 // 4 * 4
+        )
 
 
 @compiles
@@ -124,16 +126,16 @@ def test_the_largest_batch(slice_):
         (["--topology", "v5e:2x2", "--batch-size", "4000000"], "exceeds"),
     ],
 )
-def test_what_is_refused(words, message, capsys):
+def test_invalid_options_fail_in_one_line(words, message, capsys):
     refused(words, message, capsys)
 
 
 @pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", ""])
-def test_topologies_that_are_not(name, capsys):
+def test_unknown_topologies_fail_in_one_line(name, capsys):
     refused(["--topology", name], "give a chip (v4, v5e, v5p, v6e) and a shape", capsys)
 
 
-def test_without_libtpu(monkeypatch, capsys):
+def test_a_missing_libtpu_is_reported(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
     refused(["--topology", "v5e:2x2"], "needs libtpu", capsys)
 
@@ -149,7 +151,7 @@ def refused(words, message, capsys):
 # Counting.
 
 
-def test_products_are_counted_with_their_loops():
+def test_matrix_products_in_loops_are_counted():
     model, params = GPTModel(CFG), gpt2_init(CFG, KEY)
     ids = jnp.zeros((2, 64), jnp.int32)
     want = 2 * 2 * 64 * (CFG.n_layers * 12 * 64 * 64 + CFG.n_layers * 2 * 64 * 64)
@@ -160,13 +162,13 @@ def test_products_are_counted_with_their_loops():
     def gradient(p):
         return jax.grad(lambda p: hidden_states(model, p, ids, remat="blocks").sum())(p)
 
-    # Once forwards, once again but for a block's last product, twice backwards.
+    # Once forward, once recomputed except the last product of each block, twice backward.
     again = 4 * want - 2 * 2 * 64 * CFG.n_layers * 4 * 64 * 64
     assert matrix_flops(jax.make_jaxpr(gradient)(stack_blocks(params)).jaxpr) == again
 
 
-def test_the_bound():
-    found = bound(CHIPS["v5e"], 197e12, 0.819e12, 400e9)
+def test_the_slowest_resource_is_the_bound():
+    found = roofline(CHIPS["v5e"], 197e12, 0.819e12, 400e9)
     assert (found["compute"], found["memory"], found["network"]) == (1, 1, 2)
     assert (found["bound"], found["seconds"]) == ("network", 2)
 
@@ -212,19 +214,19 @@ ENTRY %main (x: f32[8,4]) -> f32[8,4] {
 """  # noqa: E501 - as XLA writes it
 
 
-def test_collectives_are_read():
+def test_collectives_are_found_in_hlo_text():
     every = collectives(HLO)
     found = {c.kind if c.times == 1 else f"{c.kind} in a loop": c for c in reversed(every)}
     loop, gather, one = (found[k] for k in ("all-gather in a loop", "all-gather", "all-reduce"))
     assert found["all-to-all in a loop"].times == 7
     assert (loop.kind, loop.times, loop.bytes, loop.group) == ("all-gather", 7, 8 * 4 * 2, 2)
-    assert (gather.arrays, gather.group, gather.sent) == ((("f32", (8,)),), 8, 32 * 7 / 8)
-    assert (one.bytes, one.sent) == (4 + 3, 7 * 2 * 7 / 8)
+    assert (gather.arrays, gather.group, gather.bytes_sent) == ((("f32", (8,)),), 8, 32 * 7 / 8)
+    assert (one.bytes, one.bytes_sent) == (4 + 3, 7 * 2 * 7 / 8)
     (pair,) = (c for c in every if c.kind == "all-reduce" and c.group == 2)
-    assert (pair.bytes, pair.sent) == (64, 64)
-    assert (found["collective-permute"].bytes, found["collective-permute"].sent) == (24, 24)
+    assert (pair.bytes, pair.bytes_sent) == (64, 64)
+    assert (found["collective-permute"].bytes, found["collective-permute"].bytes_sent) == (24, 24)
     fused, scatter = (c for c in every if c.kind == "reduce-scatter")
-    assert (scatter.bytes, scatter.group, scatter.sent) == (12, 4, 36)
-    assert (fused.bytes, fused.group, fused.sent) == (4 * 16 * 2, 4, 4 * 16 * 2 * 3)
+    assert (scatter.bytes, scatter.group, scatter.bytes_sent) == (12, 4, 36)
+    assert (fused.bytes, fused.group, fused.bytes_sent) == (4 * 16 * 2, 4, 4 * 16 * 2 * 3)
     swap = found["all-to-all"]
-    assert (swap.bytes, swap.group, swap.sent) == (16, 4, 12)
+    assert (swap.bytes, swap.group, swap.bytes_sent) == (16, 4, 12)

@@ -141,7 +141,7 @@ def test_warnings_of_torch_are_not_shown(course):
 
 
 class Code:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, command):
         self.command = command

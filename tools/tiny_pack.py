@@ -1,4 +1,4 @@
-"""A model at half the size: float16 numbers, which `load_model` reads as float32.
+"""Write a model at half its size, in float16; `load_model` widens it to float32.
 
 python tools/tiny_pack.py MODEL FOLDER
 """

@@ -5,7 +5,8 @@ import sys
 
 from obscura_jax.config import PRESETS
 from obscura_jax.scale.mesh import batch_shards, format_mesh
-from obscura_jax.scale.topology import Program, default_mesh, describe, largest_batch, topology
+from obscura_jax.scale.topology import analyze_program, default_mesh, get_topology, largest_batch
+from obscura_jax.scale.traced_programs import Program
 
 MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
@@ -14,10 +15,10 @@ GIB = 2**30
 
 def row(model: str, slice_: str, program: Program) -> str:
     """Return a row of the table, for the largest batch that fits."""
-    where, cfg = topology(slice_), PRESETS[model]
-    sizes = default_mesh(program, cfg, len(where.devices))
-    first = describe(where, cfg, program, sizes, batch_shards(sizes))
-    found = largest_batch(where, cfg, program, sizes, first)
+    topology, cfg = get_topology(slice_), PRESETS[model]
+    sizes = default_mesh(program, cfg, len(topology.devices))
+    first = analyze_program(topology, cfg, program, sizes, batch_shards(sizes))
+    found = largest_batch(topology, cfg, program, sizes, first)
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
     memory, best = found["memory"], found["roofline"]
     return (

@@ -27,13 +27,19 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compile the program, and print its memory, work and communication."""
     from obscura_jax.scale.mesh import batch_shards, format_mesh, parse_mesh
-    from obscura_jax.scale.topology import default_mesh, describe, largest_batch, topology
+    from obscura_jax.scale.topology import (
+        analyze_program,
+        default_mesh,
+        get_topology,
+        largest_batch,
+    )
 
-    where, cfg = topology(args.topology), PRESETS[args.preset]
-    chips = len(where.devices)
+    topology, cfg = get_topology(args.topology), PRESETS[args.preset]
+    chips = len(topology.devices)
     sizes = parse_mesh(args.mesh) if args.mesh else default_mesh(args.program, cfg, chips)
-    found = describe(where, cfg, args.program, sizes, args.batch_size or batch_shards(sizes))
-    largest = largest_batch(where, cfg, args.program, sizes, found)
+    batch = args.batch_size or batch_shards(sizes)
+    found = analyze_program(topology, cfg, args.program, sizes, batch)
+    largest = largest_batch(topology, cfg, args.program, sizes, found)
     found |= {"preset": args.preset, "largest_batch": largest["batch"]}
     if args.json:
         print(json.dumps(found))

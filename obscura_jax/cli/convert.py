@@ -31,16 +31,17 @@ def run(args: argparse.Namespace) -> None:
     )
 
     loaded = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
-    cfg, params, tokens = loaded.cfg, loaded.params, loaded.tokens
-    if args.to == "course":
-        save_course(args.destination, cfg, params, overwrite=args.overwrite)
-    else:
-        save = {"native": save_model, "hf": save_hf, "nanogpt": save_nanogpt}
-        save[args.to](args.destination, cfg, params, tokens=tokens, overwrite=args.overwrite)
+    options: dict[str, Any] = {"overwrite": args.overwrite}
+    if args.to != "course":  # a course checkpoint has no entry for tokens
+        options["tokens"] = loaded.tokens
+    save: dict[str, Any] = {
+        "native": save_model, "course": save_course, "hf": save_hf, "nanogpt": save_nanogpt
+    }  # fmt: skip
+    save[args.to](args.destination, loaded.cfg, loaded.params, **options)
     for row in loaded.audit:
         shape = "x".join(map(str, row.shape))
         print(f"{row.source} -> {row.target}  {shape} {row.dtype}  {row.checksum}  {row.note}")
-    for what, names in tokens.carried_to(args.to).items():
+    for what, names in loaded.tokens.carried_to(args.to).items():
         if names:
             print(f"{what}: {', '.join(names)}")
     print(f"{args.source} ({loaded.dialect}) -> {args.destination} ({args.to})")

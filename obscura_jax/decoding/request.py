@@ -26,7 +26,7 @@ DEFAULT_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to generate: the options that `generate`, `stream` and `stream_text` share.
+    """Options that `generate`, `stream` and `stream_text` share.
 
     Attributes:
         sampling: temperature and filters; by default greedy.

@@ -67,9 +67,9 @@ def to_course(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
     return tensors | {mask.format(n): future for mask in COURSE.masks for n in range(cfg.n_layers)}
 
 
-def check_names(required: Set[str], given: Set[str], known: Set[str] | None = None) -> None:
-    """Raise ValueError unless all `required` names are given, and only `known` ones, if any."""
-    unexpected = given - (required if known is None else known)
+def check_names(required: Set[str], given: Set[str], allowed: Set[str] | None = None) -> None:
+    """Raise ValueError unless all `required` names are given, and only `allowed` ones, if any."""
+    unexpected = given - (required if allowed is None else allowed)
     differences = {"missing": required - given, "unexpected": unexpected}
     if wrong := [
         f"{kind} tensors: {summarize_names(names)}" for kind, names in differences.items() if names

@@ -30,9 +30,8 @@ def check_free(path: Path, overwrite: bool) -> None:
 def remove_companions(folder: Path, written: Container[str]) -> None:
     """Remove files of an earlier model that would be read together with the one just written."""
     programs = [path.name for pattern in _PROGRAMS for path in folder.glob(pattern)]
-    manifest = (
-        [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []
-    )  # other programs have such a file too
+    # Other programs also write a manifest.json.
+    manifest = [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []
     for name in (*manifest, CONFIG, TOKENS_FILE, *CARRIED, *programs):
         if name not in written:
             (folder / name).unlink(missing_ok=True)

@@ -41,12 +41,12 @@ class Row:
 
     @property
     def is_bias(self) -> bool:
-        """Whether the dialect calls the tensor a bias."""
+        """True if the dialect calls the tensor a bias."""
         return self.foreign.endswith(".bias")
 
     @property
     def is_qkv_bias(self) -> bool:
-        """Whether it is a bias of queries, keys and values, which some models lack."""
+        """True for a bias of queries, keys and values, which some models lack."""
         return self.is_bias and ".att.W_" in self.native
 
 

@@ -20,7 +20,7 @@ _MARKS = {"tok_emb.weight": COURSE, "wte.weight": GPT2, "wte.embedding": FLAX}
 _BODY = "transformer."  # precedes the names of a GPT-2 that has a head
 _COMPILED = "_orig_mod."  # also inside a name, if only a part of the model was compiled
 _WRAPPERS = (_COMPILED, "module.", "model.")
-COUNTER = "n_averaged"  # a counter of torch's AveragedModel
+_COUNTER = "n_averaged"  # a counter of torch's AveragedModel
 _TOKEN_TABLE = re.compile(
     r"(?P<prefix>(?:.+?\.)??)(?P<body>(?:transformer\.(?:_orig_mod\.)*)?)"
     r"(?P<table>tok_emb|wte)\.(?:_orig_mod\.)*(?P<kind>weight|embedding)"
@@ -35,11 +35,13 @@ class Names:
         dialect: `COURSE`, `GPT2` or `FLAX`.
         prefix: removed from the beginning of every name, such as "module."; often "".
         plain: the dialect's name of each tensor -> its name in the file, in the file's order.
+        counters: tensors that are no part of a model, also in `plain`, under their own names.
     """
 
     dialect: str
     prefix: str
     plain: dict[str, str]
+    counters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,14 @@ def recognize_names(names: Iterable[str]) -> Names:
     names = list(names)
     dialect, prefix, body, first = _find_token_table(names)
     plain: dict[str, str] = {}
+    counters = tuple(
+        name
+        for name in names
+        if name.endswith(_COUNTER) and prefix.startswith(name.removesuffix(_COUNTER))
+    )
     for name in names:
-        if name.endswith(COUNTER) and prefix.startswith(name.removesuffix(COUNTER)):
-            plain[COUNTER] = name
+        if name in counters:
+            plain[name] = name
             continue
         if not name.startswith(prefix):
             raise _mixed(prefix, first, name)
@@ -111,7 +118,7 @@ def recognize_names(names: Iterable[str]) -> Names:
         if short in plain:
             raise _duplicate(plain[short], name)
         plain[short] = name
-    return Names(dialect, prefix, plain)
+    return Names(dialect, prefix, plain, counters)
 
 
 def _table_of_gpt2(names: Names, tensors: Tensors) -> Table:

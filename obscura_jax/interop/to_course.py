@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop.course_state import Shapes, check_names, parameter_shapes
 from obscura_jax.interop.name_tables import HEAD, Row
-from obscura_jax.interop.recognize import COUNTER, Source
+from obscura_jax.interop.recognize import Source
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def to_course_names(source: Source, cfg: GPTConfig) -> list[Provenance]:
     needed = {name: row for name, row in rows.items() if row.targets[0] in shapes}
     masks = _mask_names(source, cfg)
     absent = _absent_biases(source, needed)
-    dropped = {COUNTER: "a count: dropped"}
+    dropped = dict.fromkeys(source.names.counters, "a count: dropped")
     dropped |= dict.fromkeys(masks, "causal mask: checked, dropped")
     dropped |= _redundant(source, [row for name, row in rows.items() if name not in needed])
-    known = {given.get(name, name) for name in needed.keys() | dropped.keys()}
+    allowed = {given.get(name, name) for name in needed.keys() | dropped.keys()}
     required = {given.get(name, name) for name in (needed.keys() - absent) | masks}
-    check_names(required, set(given.values()), known)
+    check_names(required, set(given.values()), allowed)
     found = []
     for name, in_file in given.items():
         values, prefix = source.tensors[in_file], source.names.prefix

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from obscura_jax.parity import capture
+from obscura_jax.parity import torch_capture
 
 # Largest relative error of a constant: each operation rounds by half of float32's epsilon.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
@@ -110,7 +110,7 @@ def _place(frame: FrameType | None) -> str:
     """Return the function, file and line of the innermost frame in the program itself."""
     import torch
 
-    others = (str(Path(torch.__file__).parent), capture.__file__)  # callers that are skipped
+    others = (str(Path(torch.__file__).parent), torch_capture.__file__)  # callers that are skipped
     while frame is not None and frame.f_code.co_filename.startswith(others):
         frame = frame.f_back
     if frame is None:

@@ -14,8 +14,8 @@ from obscura_jax.interop import name_tables
 from obscura_jax.interop.hf_config import to_hf_config
 from obscura_jax.interop.recognize import recognize
 from obscura_jax.interop.to_course import to_course_names
-from obscura_jax.parity.capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.torch_capture import Tap, course_taps, hugging_face_taps
 from obscura_jax.parity.users_class import UsersClass
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _GOOGLE = "0x1ae0"  # the PCI vendor id of Google, which makes TPUs
-_ALONE = {
+_NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -16,7 +16,7 @@ _ALONE = {
 
 def disable_tpu_lookup() -> None:
     """Tell libtpu not to look for a TPU. Variables that are already set are kept."""
-    for variable, value in _ALONE.items():
+    for variable, value in _NO_TPU.items():
         os.environ.setdefault(variable, value)
 
 

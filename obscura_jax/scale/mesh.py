@@ -94,16 +94,16 @@ def format_mesh(sizes: Mapping[str, int]) -> str:
 
 def check_model(cfg: GPTConfig, mesh: Mesh) -> None:
     """Raise ValueError if an axis does not divide the dimension it splits, and list valid sizes."""
-    for axis, what, size in (
+    for axis, name, size in (
         ("model", "n_heads", cfg.n_heads),
         ("model", "emb_dim", cfg.emb_dim),
         ("fsdp", "emb_dim", cfg.emb_dim),
     ):
         if size % mesh.shape[axis]:
-            would = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
+            valid = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
             raise ValueError(
-                f"{axis}={mesh.shape[axis]} does not divide {what}={size}; "
-                f"choose from {', '.join(map(str, would))}"
+                f"{axis}={mesh.shape[axis]} does not divide {name}={size}; "
+                f"choose from {', '.join(map(str, valid))}"
             )
 
 
@@ -148,12 +148,12 @@ def place(mesh: Mesh, tree: Any) -> Any:
     Each process stores only the shards of its own devices.
     """
 
-    def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    def shard(array: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     tree = pad_vocab(mesh, jax.device_get(tree))
-    return jax.tree.map(put, tree, shardings(mesh, tree))
+    return jax.tree.map(shard, tree, shardings(mesh, tree))
 
 
 def pad_vocab(mesh: Mesh, tree: Any) -> Any:
@@ -190,15 +190,15 @@ def unpad_vocab(cfg: GPTConfig, tree: Any) -> Any:
 
 
 def unpad_and_gather_tables(mesh: Mesh, cfg: GPTConfig, params: Any) -> Any:
-    """Prepare placed parameters inside a program: trim, and gather lookup tables over `fsdp`."""
+    """Unpad placed parameters inside a program, and gather their embedding tables over `fsdp`."""
 
-    def whole(path: tuple[Any, ...], leaf: Any) -> Any:
+    def gather(path: tuple[Any, ...], leaf: Any) -> Any:
         if _name(path) not in (*_VOCABULARY, "pos_emb.weight"):
             return leaf
         axes = [axis if axis == "model" else None for axis in PARAMETERS[_name(path)]]
         return lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
 
-    return jax.tree_util.tree_map_with_path(whole, unpad_vocab(cfg, params))
+    return jax.tree_util.tree_map_with_path(gather, unpad_vocab(cfg, params))
 
 
 @contextmanager

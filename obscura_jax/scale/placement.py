@@ -96,7 +96,7 @@ class MeshPlacement:
 
             return jax.make_array_from_callback(shape, self.batch_sharding, shard)
 
-        for inputs, targets in loader.steps(start, wanted):
+        for inputs, targets in loader.batches_from(start, wanted):
             yield sharded(inputs), sharded(targets)
 
     def step(

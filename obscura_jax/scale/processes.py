@@ -17,7 +17,7 @@ from obscura_jax.scale.rendezvous import Rendezvous
 
 _HEARTBEAT_TIMEOUT_S = 40  # until JAX considers a process dead whose connections stay open
 _VERDICT_TIMEOUT_S = 10  # for the news that a failed computation is due to a death
-_STATUS = re.compile(r"(?!RESOURCE_EXHAUSTED)[A-Z_]+: ")  # begins the errors of JAX's runtime
+_STATUS = re.compile(r"(?!RESOURCE_EXHAUSTED)[A-Z_]{5,}: ")  # starts the errors of JAX's runtime
 
 
 def _print_error(message: str) -> None:
@@ -38,7 +38,7 @@ def distributed_session(
 
     Enter it before JAX is used. If a process dies, every other one reports which and exits with
     code 2. Arguments that are None are detected by JAX, which knows SLURM, Open MPI, Kubernetes and
-    TPU pods; it then gives each process of a host one GPU.
+    TPU pods. If any is, each process uses one GPU of its host, or those in JAX_LOCAL_DEVICE_IDS.
 
     Args:
         coordinator: address of process 0, as host:port.
@@ -70,7 +70,7 @@ def distributed_session(
     same = {"--processes": count, **(options or {})}
     rendezvous = Rendezvous(address, number, same, timeout, end)
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
-    agreed = None  # SystemExit
+    agreed = None
     try:
         jax.distributed.initialize(
             f"127.0.0.1:{rendezvous.jax_port}",
@@ -83,7 +83,7 @@ def distributed_session(
         )
         try:
             yield
-        except SystemExit as exit_:  # all processes exit
+        except SystemExit as exit_:  # in all processes, as after a signal
             agreed = exit_
         jax.distributed.shutdown()  # waits for all
     except BaseException as error:
@@ -115,7 +115,7 @@ def parse_address(text: str) -> tuple[str, int]:
 def _detect(
     coordinator: str | None, processes: int | None, process_id: int | None, timeout: float
 ) -> tuple[tuple[str, int], int, int, Any]:
-    """Return the address, count and number, detecting those not given, and the GPUs to use."""
+    """Return the address, the count, the number, and the GPUs to use if not JAX's default."""
     gpus = None
     if None in (coordinator, processes, process_id):
         from jax._src.clusters import ClusterEnv  # JAX has no public function that only detects
@@ -123,6 +123,8 @@ def _detect(
         coordinator, processes, process_id, gpus = ClusterEnv.auto_detect_unset_distributed_params(
             coordinator, processes, process_id, None, None, max(int(timeout), 1)
         )
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # `initialize` reads it
+        gpus = None
     if coordinator is None or processes is None or process_id is None:
         raise ValueError(
             "no SLURM, Open MPI, Kubernetes or TPU pod was detected; give --coordinator, "

@@ -1,4 +1,4 @@
-"""Roofline estimates: a program's compute, memory and network use against a chip's figures."""
+"""Roofline estimates: the time that a program needs at least, from a chip's published figures."""
 
 import math
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def matrix_flops(jaxpr: Any) -> int:
     return total
 
 
-def bound(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
+def roofline(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, Any]:
     """Return the seconds that each resource of a chip needs, the longest, and its name."""
     seconds = {
         "compute": flops / chip.flops,

@@ -2,42 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.decoding.cache import target_layout
-from obscura_jax.decoding.sampling import SamplingArrays
-from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.extras import require
-from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.parameters import init_shapes
-from obscura_jax.nn.target import tracing_for
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.generation import mesh_programs, row_specs
 from obscura_jax.scale.libtpu import disable_tpu_lookup
-from obscura_jax.scale.mesh import (
-    abstract_params,
-    batch_shards,
-    check_batch,
-    check_model,
-    make_mesh,
-    target_of,
-)
-from obscura_jax.scale.placement import MeshPlacement
-from obscura_jax.scale.roofline import CHIPS, Chip, bound, matrix_flops
-from obscura_jax.training.optimizer import OptimizerConfig
-from obscura_jax.training.options import StepOptions
-from obscura_jax.training.step import init_train_state
-
-Program = Literal["train", "prefill", "decode"]
+from obscura_jax.scale.mesh import batch_shards, check_batch, check_model, make_mesh
+from obscura_jax.scale.roofline import CHIPS, Chip, matrix_flops, roofline
+from obscura_jax.scale.traced_programs import Program, trace_program
 
 
 class DoesNotFitError(ValueError):
@@ -53,7 +30,7 @@ class Topology:
     devices: tuple[Any, ...]
 
 
-def topology(name: str) -> Topology:
+def get_topology(name: str) -> Topology:
     """Return the chips of a topology such as "v5e:4x4". Call it before JAX is used.
 
     Raises:
@@ -83,17 +60,15 @@ def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]
     return {"data": chips // fsdp, "fsdp": fsdp}
 
 
-def describe(
-    where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], batch: int
+def analyze_program(
+    topology: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], batch: int
 ) -> dict[str, Any]:
     """Compile one program, and report what it needs per chip.
 
     Args:
-        where: the chips.
+        topology: the chips.
         cfg: the model's config.
-        program: "train" is one step of AdamW with float32 weights and bfloat16 products, the
-            blocks in a loop and recomputed; "prefill" reads prompts as long as the context;
-            "decode" generates one token per row. The last two use bfloat16 weights.
+        program: the program, as for `trace_program`.
         sizes: the mesh, as axis -> size.
         batch: number of rows, over all chips.
 
@@ -107,23 +82,23 @@ def describe(
         DoesNotFitError: if the program needs more memory than a chip has.
         ValueError: if a mesh axis does not divide the dimension it splits.
     """
-    mesh = make_mesh(sizes, where.devices)
+    mesh = make_mesh(sizes, topology.devices)
     check_model(cfg, mesh)
     check_batch(batch, mesh)
-    _check_kept(where, cfg, program, mesh, batch)
-    traced = _TRACED[program](mesh, cfg, batch)
+    _reject_oversized_batch(topology, cfg, program, mesh, batch)
+    traced = trace_program(program, mesh, cfg, batch)
     compiled = _compiled(traced)
     memory: Any = compiled.memory_analysis()
     counted: Any = compiled.cost_analysis() or {}
     found = collectives(compiled.as_text())
-    sent = sum(one.times * one.sent for one in found)
-    flops = matrix_flops(traced.jaxpr.jaxpr) / len(where.devices)
+    sent = sum(one.times * one.bytes_sent for one in found)
+    flops = matrix_flops(traced.jaxpr.jaxpr) / len(topology.devices)
     moved = memory.argument_size_in_bytes
     if program != "decode":  # it updates the caches in place: one slot is new
         moved += memory.output_size_in_bytes
     return {
-        "topology": where.name,
-        "chips": len(where.devices),
+        "topology": topology.name,
+        "chips": len(topology.devices),
         "program": program,
         "mesh": {name: size for name, size in sizes.items() if size > 1},
         "batch": batch,
@@ -133,7 +108,7 @@ def describe(
             "temporaries": memory.temp_size_in_bytes,
             "program": memory.generated_code_size_in_bytes,
             "peak": memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
-            "chip": where.chip.memory,
+            "chip": topology.chip.memory,
         },
         "flops": flops,
         "bytes": moved,
@@ -146,54 +121,60 @@ def describe(
             for kind in sorted({one.kind for one in found})
         },
         "sent": sent,
-        "roofline": bound(where.chip, flops, moved, sent),
+        "roofline": roofline(topology.chip, flops, moved, sent),
     }
 
 
 def largest_batch(
-    where: Topology, cfg: GPTConfig, program: Program, sizes: dict[str, int], first: dict[str, Any]
+    topology: Topology,
+    cfg: GPTConfig,
+    program: Program,
+    sizes: dict[str, int],
+    first: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the result of `describe` for the largest batch that fits, to within 1/16.
+    """Return the result of `analyze_program` for the largest batch that fits, to within 1/16.
 
     Memory grows almost linearly with the batch, so two sizes predict the next one to try.
 
     Args:
-        where: the chips.
+        topology: the chips.
         cfg: the model's config.
         program: the program.
         sizes: the mesh, as axis -> size.
-        first: the result of `describe` for a batch that fits.
+        first: the result of `analyze_program` for a batch that fits.
     """
     ways = batch_shards(sizes)
 
-    def whole(rows: float) -> int:
+    def divisible(rows: float) -> int:
         return max(int(rows) // ways, 1) * ways
 
     best, guess, fails = first, 2 * first["batch"], math.inf
     slope, back = math.inf, 1  # bytes per row; 64ths to stay below the last failure
-    while fails - best["batch"] > whole(best["batch"] / 16):
+    while fails - best["batch"] > divisible(best["batch"] / 16):
         try:
-            more = describe(where, cfg, program, sizes, guess)
+            more = analyze_program(topology, cfg, program, sizes, guess)
             grown = more["memory"]["peak"] - best["memory"]["peak"]
             slope, best, back = max(grown, 1) / (guess - best["batch"]), more, 1
         except DoesNotFitError:
             fails, back = guess, 2 * back
-        rows, left = best["batch"], where.chip.memory - best["memory"]["peak"]
+        rows, left = best["batch"], topology.chip.memory - best["memory"]["peak"]
         highest = min(fails * (1 - back / 64), 16 * rows)
-        guess = max(rows + whole(rows / 16), whole(min(rows + left / slope, highest)))
+        guess = max(rows + divisible(rows / 16), divisible(min(rows + left / slope, highest)))
     return best
 
 
-def _check_kept(where: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int) -> None:
+def _reject_oversized_batch(
+    topology: Topology, cfg: GPTConfig, program: Program, mesh: Mesh, batch: int
+) -> None:
     """Reject a batch that cannot fit, which XLA would compile for many minutes."""
     rows = batch // batch_shards(mesh.shape)
     kept = 2 * rows * cfg.context_length * cfg.emb_dim * cfg.n_layers  # the inputs of all blocks
     if program != "train":  # keys and values, with heads split
         kept = 2 * kept // mesh.shape["model"]
-    if kept > where.chip.memory:
+    if kept > topology.chip.memory:
         raise DoesNotFitError(
             f"{rows} rows per chip need at least {kept / 2**30:,.1f} GiB, which exceeds the "
-            f"chip's {where.chip.memory / 2**30:g} GiB; use fewer rows"
+            f"chip's {topology.chip.memory / 2**30:g} GiB; use fewer rows"
         )
 
 
@@ -207,64 +188,3 @@ def _compiled(traced: Any) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFitError(str(error).splitlines()[0]) from error
-
-
-def _shard(mesh: Mesh, tree: Any) -> Any:
-    """Return a tree of shapes, sharded as the programs of generation shard them."""
-
-    def shard(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(shard, tree, row_specs(tree))
-
-
-def _params(mesh: Mesh, cfg: GPTConfig, dtype: Any) -> Any:
-    """Return the shapes of the parameters over the mesh."""
-    return abstract_params(mesh, init_shapes(cfg), dtype)
-
-
-def _train(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    placement = MeshPlacement(mesh, cfg, scan=True)
-    config = OptimizerConfig(clip_norm=1.0, decay_1d_params=False)
-    model = GPTModel(cfg)
-    init = partial(init_train_state, config)
-    state = placement.abstract(jax.eval_shape(init, init_shapes(cfg)))
-    shape = (1, batch, cfg.context_length)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement.batch_sharding)
-    options = StepOptions(compute_dtype="bfloat16", remat="blocks", logits_chunk=128)
-    return placement.train_step_jit.trace(model, config, state, ids, ids, options=options)
-
-
-def _request(mesh: Mesh, rows: int) -> Request:
-    shape: Any = jax.ShapeDtypeStruct
-    floats, integers = shape((rows,), jnp.float32), shape((rows,), jnp.int32)
-    keys, stop_ids = shape((rows,), jax.random.key(0).dtype), shape((rows, 16), jnp.int32)
-    sampling = SamplingArrays(temperature=floats, top_k=integers, top_p=floats, min_p=floats)
-    request: Request = _shard(mesh, Request(integers, sampling, keys, stop_ids))
-    return request
-
-
-def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
-    slots = cfg.context_length
-    ids = _shard(mesh, jax.ShapeDtypeStruct((batch, slots), jnp.int32))
-    prefill: Any = mesh_programs(mesh).prefill
-    return prefill.trace(GPTModel(cfg), params, request, ids, slots, slots)
-
-
-def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
-    params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
-    slots = cfg.context_length
-    with tracing_for(target_of(mesh)):
-        cache = target_layout(cfg, jnp.bfloat16).empty(batch, slots, jax.ShapeDtypeStruct)
-    state = _shard(mesh, initial_state(batch, slots, cache, jax.ShapeDtypeStruct))
-    target_count = jax.ShapeDtypeStruct((), jnp.int32)
-    decode: Any = mesh_programs(mesh).decode
-    return decode.trace(GPTModel(cfg), params, request, state, target_count)
-
-
-_TRACED: dict[str, Callable[[Mesh, GPTConfig, int], Any]] = {
-    "train": _train,
-    "prefill": _prefill,
-    "decode": _decode,
-}

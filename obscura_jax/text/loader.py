@@ -5,12 +5,9 @@ In shapes, B is the batch size and L is max_length.
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,24 +23,18 @@ class DataLoader:
 
     A training loop writes `for n in range(epochs): for inputs, targets in loader.epoch(n): ...`.
     Iterating over the loader itself always yields epoch 0.
-
-    With num_workers > 0, that many threads prepare about two batches each ahead of the caller; the
-    batches and their order stay the same. We use threads because a gather in NumPy only copies
-    memory, because a process forked after importing JAX can deadlock, and because a spawned process
-    reruns a script that has no `__main__` guard.
     """
 
     dataset: Windows
     batch_size: int = 4
     shuffle: bool = True
     drop_last: bool = True
-    num_workers: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         check_sizes(self, "batch_size")
-        check_sizes(self, "num_workers", "seed", least=0)
+        check_sizes(self, "seed", least=0)
         if len(self) == 0:
             raise ValueError(
                 f"drop_last leaves no batch: the dataset has {len(self.dataset)} windows, "
@@ -64,23 +55,22 @@ class DataLoader:
         """Start epoch n, counted from 0."""
         return BatchIterator(self, check_size("epoch", n, 0))
 
-    def steps(self, start: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Yield batches indefinitely, epoch after epoch, from the batch of training step `start`.
+    def batches_from(self, step: int = 0, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield batches indefinitely, epoch after epoch, from the batch of training step `step`.
 
         If `rows` is given, only these rows of every batch are read, (len(rows), L): the share of
         one process.
         """
-        epoch, batch = divmod(check_size("start", start, 0), len(self))
+        epoch, batch = divmod(check_size("step", step, 0), len(self))
         while True:
-            with BatchIterator(self, epoch, batch, rows) as rest:
-                yield from rest
+            yield from BatchIterator(self, epoch, batch, rows)
             epoch, batch = epoch + 1, 0
 
     def restore(self, state: Mapping[str, Any]) -> BatchIterator:
         """Resume at the batch after `state`, which `BatchIterator.state` returned.
 
-        The number of workers may differ. Raises ValueError, naming the field, if the state lacks a
-        field or belongs to other data or another order.
+        Raises ValueError, naming the field, if the state lacks a field or belongs to other data or
+        another order.
         """
         own = self._identity()
         for field in ("epoch", "batch", *own):
@@ -117,78 +107,33 @@ class DataLoader:
 class BatchIterator(Iterator[Batch]):
     """The batches of one epoch, created by `DataLoader.epoch` or `DataLoader.restore`.
 
-    Worker threads, if any, end with the last batch, at `close()`, at the end of a `with` block, or
-    when the iterator is deleted. A closed iterator yields nothing more. An error while preparing a
-    batch is raised when that batch is requested, and again by every later `next`.
+    An error while preparing a batch is raised when that batch is requested, and again by every
+    later `next`.
     """
 
     def __init__(
-        self, loader: DataLoader, epoch: int, batch: int = 0, part: Sequence[int] | None = None
+        self, loader: DataLoader, epoch: int, batch: int = 0, rows: Sequence[int] | None = None
     ) -> None:
-        """Start at batch `batch` of epoch `epoch`. Threads start at the first `next`."""
+        """Start at batch `batch` of epoch `epoch`, and read `rows` of each batch, or all."""
         self._loader = loader
         self._epoch = epoch
         self._batch = batch  # batches handed out
-        self._submitted = batch  # batches handed out or in preparation
         self._order = loader._order(epoch)
-        self._part = slice(None) if part is None else list(part)
-        self._pending: deque[Future[Batch]] = deque()
-        self._executor: ThreadPoolExecutor | None = None
-        self._closed = False
+        self._rows = slice(None) if rows is None else list(rows)
 
     def __next__(self) -> Batch:
         """Return (inputs, targets), each (B, L) int32."""
-        if self._closed or self._batch >= len(self._loader):
+        if self._batch >= len(self._loader):
             raise StopIteration
-        if self._loader.num_workers == 0:
-            result = self._loader.dataset.windows(self._rows(self._batch))
-        else:
-            self._prefetch()
-            result = self._pending[0].result()
-            self._pending.popleft()
+        size = self._loader.batch_size
+        windows = self._order[self._batch * size : (self._batch + 1) * size][self._rows]
+        result = self._loader.dataset.windows(windows)
         self._batch += 1
-        if self._batch == len(self._loader):
-            self.close()
         return result
 
     def state(self) -> dict[str, int]:
-        """Return the position and what identifies the data and their order, ready for JSON.
-
-        The position counts the batches handed out, not those that workers have prepared ahead.
-        """
+        """Return the position and what identifies the data and their order, ready for JSON."""
         return {"epoch": self._epoch, "batch": self._batch, **self._loader._identity()}
-
-    def close(self) -> None:
-        """End the epoch and wait for the worker threads to finish."""
-        self._closed = True
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
-
-    def __enter__(self) -> Self:
-        """Return the iterator; leaving the block closes it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the iterator."""
-        self.close()
-
-    def _rows(self, batch: int) -> npt.NDArray[np.int64]:
-        size = self._loader.batch_size
-        return self._order[batch * size : (batch + 1) * size][self._part]
-
-    def _prefetch(self) -> None:
-        """Keep two batches per worker in preparation."""
-        workers = self._loader.num_workers
-        if self._executor is None:
-            executor = ThreadPoolExecutor(workers, thread_name_prefix="obscura-batches")
-            weakref.finalize(self, executor.shutdown, wait=False, cancel_futures=True)
-            self._executor = executor
-        while len(self._pending) < 2 * workers and self._submitted < len(self._loader):
-            # The threads get no reference to this iterator, so that deleting it ends them.
-            rows = self._rows(self._submitted)
-            self._pending.append(self._executor.submit(self._loader.dataset.windows, rows))
-            self._submitted += 1
 
 
 def create_dataloader_v1(
@@ -215,8 +160,8 @@ def create_dataloader_v1(
         stride: tokens from the start of one window to the start of the next.
         shuffle: whether the windows of an epoch are in random order.
         drop_last: whether a last batch of fewer than B windows is left out.
-        num_workers: threads that prepare batches ahead; 0 prepares each batch on request. The
-            batches and their order do not depend on it.
+        num_workers: accepted for the course's sake and ignored: preparing a batch takes
+            microseconds, so each is prepared on request.
         seed: random seed for the order, a whole number of at least 0; replaces torch's global
             generator.
         tokenizer: tokenizer that encodes the text; by default `gpt2_tokenizer()`.
@@ -228,7 +173,8 @@ def create_dataloader_v1(
         ValueError: for a text of fewer than L + 1 tokens, a size out of range, or `drop_last`
             when the windows do not fill one batch.
     """
+    check_size("num_workers", num_workers, 0)
     if tokenizer is None:
         tokenizer = gpt2_tokenizer()
     dataset = GPTDatasetV1(txt, tokenizer, max_length, stride)
-    return DataLoader(dataset, batch_size, shuffle, drop_last, num_workers, seed)
+    return DataLoader(dataset, batch_size, shuffle, drop_last, seed)

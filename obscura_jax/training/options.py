@@ -11,7 +11,7 @@ from obscura_jax.nn.model import RematPolicy
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a training step runs: hashable, a static argument of the compiled step.
+    """Options of a training step: hashable, a static argument of the compiled step.
 
     Attributes:
         grad_accum_steps: number of equal micro-batches that a batch is split into, A. The step

@@ -21,18 +21,18 @@ _Tree = TypeVar("_Tree")
 
 
 class Placement(Protocol):
-    """Where a training state is stored and how its steps run.
+    """The devices that store a training state, and the programs that run its steps.
 
     With several processes, every process calls every method, in the same order.
     """
 
     @property
     def scan(self) -> bool:
-        """Whether the blocks are stacked and run as one block in a loop (`nn.scan`)."""
+        """True if the blocks are stacked and run as one block in a loop (`nn.scan`)."""
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process writes the files of the run."""
+        """True if this process writes the files of the run."""
 
     def place(self, state: TrainState) -> TrainState:
         """Return a state in the course's layout as `step` takes it; its buffers may be reused."""
@@ -92,7 +92,7 @@ class SingleDevice:
         self, loader: DataLoader, start: int = 0, grad_accum_steps: int = 1
     ) -> Iterator[Batch]:
         """Yield (inputs, targets), (A, B, T) each, from training step `start`, indefinitely."""
-        for inputs, targets in loader.steps(start):
+        for inputs, targets in loader.batches_from(start):
             shape = (grad_accum_steps, -1, inputs.shape[1])
             yield jnp.asarray(inputs.reshape(shape)), jnp.asarray(targets.reshape(shape))
 

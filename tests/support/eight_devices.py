@@ -1,4 +1,4 @@
-"""What `tests/test_mesh.py` runs in a process with eight CPU devices."""
+"""Tests that `tests/test_mesh.py` runs in processes with eight CPU devices."""
 
 import json
 import math
@@ -40,7 +40,7 @@ from obscura_jax.training.placement import SINGLE_DEVICE, SingleDevice
 from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import init_train_state
 
-V, C, D, H, N = 509, 16, 32, 4, 2  # a prime vocabulary: 50257 has no small divisor either
+V, C, D, H, N = 509, 16, 32, 4, 2  # a prime vocabulary, as 50257 has no small divisor
 CFG = GPTConfig(
     vocab_size=V,
     context_length=C,
@@ -63,7 +63,7 @@ def first(cfg):
 
 
 def run(placement, cfg=CFG, seed=0, grad_accum_steps=1):
-    """The losses of 20 steps, and the state after them, whole."""
+    """Return the losses of 20 steps, and the full state after them."""
     loader = create_dataloader_v1(
         sample_text(), 8, max_length=C, stride=C, seed=seed, tokenizer=tokenizer_for(V)
     )
@@ -71,7 +71,7 @@ def run(placement, cfg=CFG, seed=0, grad_accum_steps=1):
     losses = []
     options = StepOptions(grad_accum_steps=grad_accum_steps)
     train_run = TrainRun(GPTModel(cfg), OPTIMIZER, loader, STEPS, seed=7, options=options)
-    for state, row in train(train_run, start, placement):  # noqa: B007 - the last one counts
+    for state, row in train(train_run, start, placement):  # noqa: B007 - the last one is returned
         losses.append(row["loss"])
     return np.array(losses), placement.gather(state)
 
@@ -88,7 +88,7 @@ def test_there_are_eight_devices():
 @pytest.mark.parametrize(
     ("layout", "tie_weights"), [*((layout, True) for layout in LAYOUTS), (LAYOUTS[-1], False)]
 )
-def test_losses_of_each_layout(layout, tie_weights):
+def test_losses_are_the_same_in_each_layout(layout, tie_weights):
     cfg = replace(CFG, tie_weights=tie_weights)
     placement = MeshPlacement(mesh=make_mesh(parse_mesh(layout)), cfg=cfg, scan=tie_weights)
     losses, state = run(placement, cfg, grad_accum_steps=1)
@@ -104,13 +104,13 @@ def test_losses_of_each_layout(layout, tie_weights):
         assert np.abs(got - expected).max() < 1e-3  # 1e-4 measured: AdamW divides tiny by tiny
 
 
-def test_another_order_of_the_batches_is_noticed():
+def test_another_batch_order_changes_the_losses():
     losses, _ = run(SINGLE_DEVICE, seed=1)
     assert np.abs(losses / alone(True)[0] - 1).max() > 1e-3
 
 
-def test_accumulation_and_dropout_over_a_mesh():
-    """The masks are those of one device, unrolled and with --scan."""
+def test_accumulation_and_dropout_are_the_same_over_a_mesh():
+    """Dropout masks equal those of one device, unrolled and with --scan."""
     cfg = replace(CFG, drop_rate=0.1)
     mesh = make_mesh(parse_mesh("data=2,fsdp=2,model=2"))
     want, _ = run(SINGLE_DEVICE, cfg, grad_accum_steps=2)
@@ -131,7 +131,7 @@ def training(cfg=CFG):
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_is_restored_on_every_layout(layout, scan, tmp_path):
-    """From one mesh to one device, from there to another mesh, bit for bit."""
+    """A state goes from a mesh to one device and to another mesh, bit for bit."""
     placements = [
         MeshPlacement(make_mesh(parse_mesh(layout)), CFG, scan=scan),
         SINGLE_DEVICE,
@@ -152,7 +152,7 @@ def sharded(array):
 
 
 def test_a_checkpoint_stores_every_element_once(tmp_path):
-    """Also of what is replicated over a mesh axis, or padded."""
+    """Also elements that are replicated over a mesh axis, or padded."""
     placement = MeshPlacement(make_mesh(parse_mesh(LAYOUTS[-1])), CFG, scan=True)
     CheckpointManager(tmp_path, training(), placement).save(placement.place(first(CFG)))
     parts = read_safetensors(tmp_path / "0" / "process-0.safetensors")
@@ -175,7 +175,7 @@ def step_program(layout, scan=False):
 
 
 def parameters():
-    """Shape of each parameter, a block's once a block."""
+    """Return the shape of each parameter, for every block."""
     shapes = jax.eval_shape(lambda: gpt2_init(UNTIED, jax.random.key(0)))
     return [leaf.shape for leaf in jax.tree.leaves(shapes)]
 
@@ -189,7 +189,7 @@ def size(found, kind):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_data_parallel_sums_gradients_and_no_more(scan):
+def test_data_parallel_only_sums_gradients(scan):
     found = step_program("data=8", scan)
     assert {c.kind for c in found} == {"all-reduce"}
     gradients = 4 * sum(map(math.prod, parameters()))
@@ -205,7 +205,7 @@ def test_fully_sharded_gathers_each_parameter_before_its_use(scan):
     assert gathered == sorted(matrices + of_blocks * scan)  # the loop gathers for its gradient too
     gradients = 4 * sum(map(math.prod, parameters()))
     summed = size(found, "all-reduce")
-    assert gradients <= summed <= gradients + 512  # and the loss, the norm of shared gradients
+    assert gradients <= summed <= gradients + 512  # and the loss, and the gradient norm
     assert {c.kind for c in found} == {"all-gather", "all-reduce"}
 
 
@@ -214,16 +214,16 @@ def test_tensor_parallel_sends_activations_only():
     assert {c.kind for c in found} == {"all-reduce"}  # nothing is gathered
     rows = 8 // 2 * C
     summed = [shape for _, shape in arrays(found, "all-reduce")]
-    # Forwards two sums a block and one of the embedding; backwards, for what enters queries, keys,
-    # values, feed-forward layers and head, one each.
+    # Forward: two sums per block, and one for the embedding. Backward: one each for the inputs of
+    # queries, keys, values, feed-forward layers and head.
     activations = [shape for shape in summed if math.prod(shape) == rows * D]
     assert len(activations) == (2 + 4) * N + 2
     logits = [shape for shape in summed if math.prod(shape) >= rows * V // 4]
     assert not logits
 
 
-def test_the_control_of_the_inspection():
-    """A matrix split by its input, and an activation that is not, must be gathered."""
+def test_a_necessary_all_gather_is_found():
+    """An array that is split, but needed unsplit, must be gathered."""
     mesh = make_mesh({"model": 8})
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -263,7 +263,7 @@ def test_bytes_on_each_device(layout, scan):
     assert bytes_per_device(placement.mesh, shapes) == 3 * 4 * parameters + counters
 
 
-def test_padding_is_zero_and_goes_again():
+def test_padding_is_zero_and_is_removed():
     mesh = make_mesh({"model": 4, "data": 2})
     params = gpt2_init(CFG, jax.random.key(0))
     placed = place(mesh, params)
@@ -282,7 +282,7 @@ PROMPTS = [[1, 2, 3], [4, 5], [6] * 7, [8, 9, 10, 11], [500], [12, 13], [3, 1, 4
 @pytest.mark.parametrize(
     ("layout", "tie_weights"), [*((layout, True) for layout in LAYOUTS), ("data=2,model=4", False)]
 )
-def test_tokens_of_each_layout(layout, tie_weights):
+def test_tokens_are_the_same_in_each_layout(layout, tie_weights):
     model = GPTModel(replace(CFG, tie_weights=tie_weights))
     params = gpt2_init(model.cfg, jax.random.key(3))
     params = jax.tree.map(lambda leaf: leaf * 5, params)  # far from ties
@@ -296,7 +296,7 @@ def test_tokens_of_each_layout(layout, tie_weights):
         assert got.tokens == want.tokens
         for ours, theirs in zip(got.logprobs, want.logprobs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert over.n_compilations() == 2  # a program each, for all settings
+    assert over.n_compilations() == 2  # one of each kind, for all settings
     if layout == LAYOUTS[-1]:
         slid = generate(model, placed, PROMPTS, C + 3, sliding_window=True, programs=over).tokens
         assert slid == generate(model, params, PROMPTS, C + 3, sliding_window=True).tokens
@@ -334,12 +334,12 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
         ("", "invalid mesh ''"),
     ],
 )
-def test_meshes_that_cannot_be(text, message):
+def test_invalid_meshes_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         MeshPlacement(mesh=make_mesh(parse_mesh(text)), cfg=CFG)
 
 
-def test_widths_and_batches_that_do_not_divide():
+def test_indivisible_widths_and_batches_are_refused():
     with pytest.raises(ValueError, match="emb_dim=36; choose from 1, 2, 3, 4, 6"):
         MeshPlacement(mesh=make_mesh({"fsdp": 8}), cfg=replace(CFG, emb_dim=36))
     mesh = make_mesh({"data": 4, "fsdp": 2})
@@ -353,7 +353,7 @@ def call(capsys, *words):
     return capsys.readouterr().out
 
 
-def test_the_commands(tmp_path, capsys):
+def test_commands_run_over_a_mesh(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
     sizes = ["--vocab-size", 300, "--emb-dim", 16, "--n-heads", 4, "--n-layers", 2]
@@ -364,7 +364,7 @@ def test_the_commands(tmp_path, capsys):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([row.get("loss", row.get("val_loss")) for row in map(json.loads, rows)])
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    call(capsys, "train", "--out", tmp_path / "mesh", "--resume")  # on one device; nothing is left
+    call(capsys, "train", "--out", tmp_path / "mesh", "--resume")  # on one device; no step is left
     words = ["generate", "--model", tmp_path / "one" / "model", "a", "b", "--max-new-tokens", 5]
     words += ["--no-compile-cache"]
     assert call(capsys, *words) == call(capsys, *words, "--mesh", "data=2,model=4")

@@ -1,4 +1,4 @@
-"""A model with nanoGPT's modules, names and buffers, so that `load_state_dict` can be strict."""
+"""A model with nanoGPT's modules and names, so that `load_state_dict` can be strict."""
 
 import torch
 from torch import nn

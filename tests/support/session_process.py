@@ -29,7 +29,7 @@ def rows():
 
     cfg = GPTConfig(**GPT_CONFIG_124M)
     meshes = [make_mesh(parse_mesh(text)) for text in ("data=4", "data=2,model=2", "model=4")]
-    return [MeshPlacement(mesh=mesh, cfg=cfg).rows(8, 2) for mesh in meshes]
+    return [MeshPlacement(mesh=mesh, cfg=cfg).local_rows(8, 2) for mesh in meshes]
 
 
 def main(mode, *where):

@@ -1,4 +1,4 @@
-"""Model folders with tokenizers of their own, and those of transformers to compare with."""
+"""Model folders with their own tokenizers, and transformers' tokenizers for comparison."""
 
 import json
 
@@ -22,7 +22,7 @@ TEXTS = (
 
 
 def bpe(size, special=(END_OF_TEXT,), prefix=False):
-    """A byte-level BPE trained on the sample text, which begins with its special tokens."""
+    """Return a byte-level BPE trained on the sample text; its first ids are special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,14 +37,14 @@ def bpe(size, special=(END_OF_TEXT,), prefix=False):
 
 
 def gpt2_files(count):
-    """The vocabulary and merges of GPT-2's first `count - 1` tokens and `<|endoftext|>`."""
+    """Return the vocabulary and merges of GPT-2's first `count - 1` tokens and `<|endoftext|>`."""
     vocabulary = {token: n for token, n in gpt2_vocabulary().items() if n < count - 1}
     merges = [tuple(line.split(" ")) for line in gpt2_merges()[: count - 257]]
     return vocabulary | {END_OF_TEXT: count - 1}, merges
 
 
 def gpt2_definition(count):
-    """The `tokenizer.json` of GPT-2's first tokens, as the package tokenizers writes it."""
+    """Return the `tokenizer.json` of GPT-2's first tokens, as the package tokenizers writes it."""
     vocabulary, merges = gpt2_files(count)
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,7 +65,7 @@ def weights(size, context=32, seed=0):
 
 
 def hf_folder(path, size, context=32, **entries):
-    """A folder as of Hugging Face, whose config has these entries; those of None are left out."""
+    """Write a Hugging Face folder whose config has these entries; those of None are left out."""
     save_hf(path, config(size, context), weights(size, context))
     change_config(path, obscura_jax=None, **entries)
     return path
@@ -78,7 +78,7 @@ def change_config(path, **entries):
 
 
 def auto_tokenizer(path):
-    """The tokenizer that transformers finds in a folder."""
+    """Return the tokenizer that transformers finds in a folder."""
     return transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
