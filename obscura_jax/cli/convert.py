@@ -22,21 +22,14 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert the model, and print the source and target of each tensor."""
-    from obscura_jax.interop.checkpoint import (
-        read_checkpoint,
-        save_course,
-        save_hf,
-        save_model,
-        save_nanogpt,
-    )
+    from obscura_jax.interop import checkpoint
 
-    loaded = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
+    loaded = checkpoint.read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     options: dict[str, Any] = {"overwrite": args.overwrite}
     if args.to != "course":  # a course checkpoint has no entry for tokens
         options["tokens"] = loaded.tokens
-    save: dict[str, Any] = {
-        "native": save_model, "course": save_course, "hf": save_hf, "nanogpt": save_nanogpt
-    }  # fmt: skip
+    save: dict[str, Any] = {"native": checkpoint.save_model, "course": checkpoint.save_course}
+    save |= {"hf": checkpoint.save_hf, "nanogpt": checkpoint.save_nanogpt}
     save[args.to](args.destination, loaded.cfg, loaded.params, **options)
     for row in loaded.audit:
         shape = "x".join(map(str, row.shape))
