@@ -57,7 +57,7 @@ ALL = {
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_the_pieces_add_up_to_the_tokenizers_own_text(name, data):
+def test_the_pieces_join_to_the_tokenizers_own_text(name, data):
     tokenizer, count = ALL[name]
     ids = data.draw(st.lists(st.integers(0, count - 1), max_size=24))
     splits = data.draw(st.lists(st.integers(0, len(ids)), max_size=6))

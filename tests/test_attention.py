@@ -76,7 +76,7 @@ def test_heads_split_and_merge():
 
 
 @every_module
-def test_causal_by_gradient(module):
+def test_the_gradient_is_causal(module):
     """The output at t depends on every position up to t, and on no later one."""
     variables = module.init(jax.random.key(1), X)
     jacobian = jax.jacobian(lambda x: module.apply(variables, x).sum(axis=(0, -1)))(X)
@@ -91,7 +91,7 @@ def test_without_a_mask_the_output_depends_on_the_future():
 
 
 @every_module
-def test_rows_do_not_mix_and_vmap_is_the_batch(module):
+def test_rows_do_not_mix_and_vmap_equals_the_batch(module):
     variables = module.init(jax.random.key(1), X)
     together = module.apply(variables, X)
     alone = module.apply(variables, X[1:2])
@@ -109,7 +109,7 @@ def test_a_shorter_sequence_is_a_prefix(module):
 
 
 @every_module
-def test_dropout_off_is_evaluation_and_a_key_fixes_the_mask(module):
+def test_without_a_key_nothing_drops_and_a_key_fixes_the_mask(module):
     variables = module.init(jax.random.key(1), X)
 
     def dropped(seed: int) -> jax.Array:

@@ -49,14 +49,14 @@ def test_json_has_every_figure(folder, capsys):
         assert figure["unit"] == ("ms/step" if "decode" in figure["name"] else "tokens/s")
 
 
-def test_lines_for_people(folder, capsys):
+def test_the_table_has_a_line_per_figure(folder, capsys):
     main(["bench", "--model", folder, "--repeats", "1", "--dtype", "float32"])
     first, *lines = capsys.readouterr().out.splitlines()
     assert f"jax {jax.__version__}" in first
     assert [line[:28].strip() for line in lines] == NAMES
 
 
-def test_values_come_from_the_right_times():
+def test_values_are_computed_from_the_right_times():
     """A system that takes 1 s until its first tokens, and 0.01 s for each step after."""
     calls = []
 
@@ -73,7 +73,7 @@ def test_values_come_from_the_right_times():
     assert calls[-1][1] + calls[-1][2] == CFG.context_length
 
 
-def test_a_process_is_timed_and_weighed():
+def test_a_processs_time_and_memory_are_measured():
     hold = "import time; x = bytearray(100 * 2**20); time.sleep(0.3)"
     (figure,) = time_cold_start({"sleeper": [sys.executable, "-c", hold]}, 1)
     assert figure.median > 0.3
@@ -92,7 +92,7 @@ def test_the_tool_runs_without_peers(folder):
     assert ours == NAMES[:4]
 
 
-def test_the_training_tool_beside_torch():
+def test_the_training_tool_compares_with_torch():
     tool = Path(__file__).parents[1] / "tools" / "bench_train.py"
     words = ["--preset", "tiny", "--batch-size", "1", "--length", "8", "--repeats", "1", "--json"]
     words += ["--dtype", "float32", "--eager"]

@@ -161,7 +161,7 @@ def test_another_run_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["5.tmp", "5.orbax-checkpoint-tmp"])
-def test_what_a_killed_save_left_is_removed(left, tmp_path):
+def test_files_of_a_killed_save_are_removed(left, tmp_path):
     manager(tmp_path).save(state_after(3))
     (tmp_path / left).mkdir()
     assert manager(tmp_path).steps == [3]

@@ -807,7 +807,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone(monkeypatch, tmp_path, ca
     assert capsys.readouterr() == ("", "")
 
 
-def test_where_programs_are_kept(monkeypatch):
+def test_the_cache_folder_is_the_users(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     for name in ("OBSCURA_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -45,7 +45,7 @@ def test_the_file_does_not_use_the_clock(path):
         "done = processes.run('ls', timeout=3)",
     ],
 )
-def test_a_use_of_the_clock_is_noticed(source):
+def test_a_use_of_the_clock_is_detected(source):
     assert uses_of_the_clock(source)
 
 

@@ -34,7 +34,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("piece", [40, 41, 60, 64, 70, 99, 1 << 20])
-def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch, piece):
+def test_pieces_have_the_tokens_of_the_full_text(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(corpus, "_PIECE", piece)
     (tmp_path / "a").write_text(AWKWARD, encoding="utf-8")
     (tmp_path / "b").write_text(sample_text()[:1000], encoding="utf-8")
@@ -76,7 +76,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_piece_is_bounded_and_the_tokens_are_those_of_the_whole(tmp_path, monkeypatch, kind):
+def test_pieces_are_bounded_and_have_the_tokens_of_the_full_text(tmp_path, monkeypatch, kind):
     """However it is written: no read asks for more than a piece, and none is longer."""
     monkeypatch.setattr(corpus, "_PIECE", 700)
     sizes = []
@@ -92,7 +92,7 @@ def test_a_piece_is_bounded_and_the_tokens_are_those_of_the_whole(tmp_path, monk
     assert 695 < max(sizes) <= 700
 
 
-def test_the_work_is_in_proportion_to_the_text(tmp_path, monkeypatch):
+def test_the_work_is_proportional_to_the_text(tmp_path, monkeypatch):
     """Bytes encoded for a text of one long word, which is cut into windows with half in common."""
     monkeypatch.setattr(corpus, "_PIECE", 1000)
     work = []
@@ -109,7 +109,7 @@ def test_the_work_is_in_proportion_to_the_text(tmp_path, monkeypatch):
         assert 1.5 < sum(work) / (10_000 * count) < 2.1
 
 
-def test_a_stream_that_gives_few_bytes_at_a_time_is_the_same_text(tmp_path, monkeypatch):
+def test_a_stream_that_returns_few_bytes_at_a_time_gives_the_same_text(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "_PIECE", 700)
 
     class Slow(io.BytesIO):
@@ -121,7 +121,7 @@ def test_a_stream_that_gives_few_bytes_at_a_time_is_the_same_text(tmp_path, monk
 
 
 @pytest.mark.parametrize("kill_at", range(0, 31, 3))
-def test_a_killed_reading_goes_on(tmp_path, monkeypatch, kill_at):
+def test_a_killed_run_resumes_reading(tmp_path, monkeypatch, kill_at):
     """Whichever write of the journal was the last, and tokens beyond it are on the disk already."""
     monkeypatch.setattr(corpus, "_PIECE", 40)
     texts = [tmp_path / "a", tmp_path / "b"]
@@ -147,7 +147,7 @@ def test_a_killed_reading_goes_on(tmp_path, monkeypatch, kill_at):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reading_killed_after_every_piece_has_the_same_pieces(tmp_path, monkeypatch, kind):
+def test_a_run_killed_after_every_piece_reads_the_same_pieces(tmp_path, monkeypatch, kind):
     """Even where a cut depends on the size of a window: it begins where the last piece ended."""
     monkeypatch.setattr(corpus, "_PIECE", 90)
     (tmp_path / "a").write_bytes(KINDS[kind].encode())
@@ -235,7 +235,7 @@ def test_a_full_disk_is_named_and_the_text_resumes(tmp_path, monkeypatch):
     assert read(tmp_path / "out") == encoded(AWKWARD[1:])
 
 
-def test_a_text_of_three_bytes_is_not_taken_for_a_byte_order_mark(tmp_path):
+def test_a_text_of_three_bytes_is_not_a_byte_order_mark(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
 
     def dies(*_):
@@ -269,7 +269,7 @@ def test_a_text_that_changes_is_refused(tmp_path, monkeypatch, change):
         tokenize_to_file([text], tmp_path / "out")
 
 
-def test_what_is_no_file_of_text(tmp_path, monkeypatch):
+def test_sources_that_are_not_text_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no text at"):
         tokenize_to_file([tmp_path / "missing"], tmp_path / "out")
     with pytest.raises(ValueError, match="is a folder; name the text files in it"):
@@ -328,7 +328,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_journal_is_named_with_the_way_out(tmp_path, damage):
+def test_a_damaged_journal_is_named_with_the_remedy(tmp_path, damage):
     out, journal = tmp_path / "tokens.bin", tmp_path / "tokens.bin.json"
     (tmp_path / "a").write_text("x")
     np.zeros(2, TOKEN_DTYPE).tofile(out)
@@ -367,7 +367,7 @@ def test_a_token_file_of_another_size_is_refused(tmp_path, size, message):
         finished_token_count(out)
 
 
-def test_after_the_way_out_the_text_is_read_again(tmp_path):
+def test_after_the_remedy_the_text_is_read_again(tmp_path):
     out, journal = tmp_path / "tokens.bin", tmp_path / "tokens.bin.json"
     (tmp_path / "a").write_text("some words")
     tokenize_to_file([tmp_path / "a"], out)
@@ -403,14 +403,14 @@ def test_other_texts_are_not_mixed_in(tmp_path):
         ("Größe ".encode() * 9 + b"\0\xff", "byte 72 is 0x00"),
     ],
 )
-def test_the_position_of_what_is_not_text(tmp_path, monkeypatch, piece, data, message):
+def test_the_position_of_invalid_bytes_is_named(tmp_path, monkeypatch, piece, data, message):
     monkeypatch.setattr(corpus, "_PIECE", piece)
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         tokenize_to_file([tmp_path / "a"], tmp_path / "out")
 
 
-def test_held_out_tokens_are_the_last():
+def test_validation_tokens_are_the_last():
     assert train_token_count(100, 0.2, 7) == 80
     assert train_token_count(100, 0.001, 7) == 92
     assert train_token_count(16, 0.5, 7) == 8
@@ -420,7 +420,7 @@ def test_held_out_tokens_are_the_last():
 
 @pytest.mark.parametrize(("first", "last"), [(0, None), (5, 61), (17, 100)])
 @pytest.mark.parametrize("stride", [1, 3, 7])
-def test_a_token_file_is_the_dataset_of_its_tokens(tmp_path, first, last, stride):
+def test_a_token_file_equals_the_dataset_of_its_tokens(tmp_path, first, last, stride):
     ids = np.random.default_rng(0).integers(0, 60000, 100).astype(TOKEN_DTYPE)
     ids.tofile(tmp_path / "t.bin")
     ours = TokenFile(tmp_path / "t.bin", 7, stride, first=first, last=last)
@@ -438,7 +438,7 @@ def test_a_token_file_is_the_dataset_of_its_tokens(tmp_path, first, last, stride
         ours.windows([len(ours)])
 
 
-def test_bad_token_files(tmp_path):
+def test_bad_token_files_are_refused(tmp_path):
     path = tmp_path / "t.bin"
     with pytest.raises(FileNotFoundError, match="no tokens at"):
         TokenFile(path, 7, 7)
@@ -463,7 +463,7 @@ def test_bad_token_files(tmp_path):
     assert len(TokenFile(path, 3, 3, vocab_size=7)) == 2
 
 
-def test_the_journal_says_when_it_is_done(tmp_path):
+def test_the_journal_records_completion(tmp_path):
     assert finished_token_count(tmp_path / "out") is None
     tokenize_to_file(io.BytesIO(b"ab"), tmp_path / "out")
     assert json.loads((tmp_path / "out.json").read_text())["done"] is True

@@ -42,7 +42,7 @@ def test_windows_equal_the_obvious_loop(ids: list[int], length: int, stride: int
     assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == expected
 
 
-def test_targets_are_the_inputs_one_place_on() -> None:
+def test_targets_are_the_inputs_shifted_by_one() -> None:
     """Shapes and types are those promised."""
     inputs, targets = dataset()[5]
     assert inputs.shape == targets.shape == (LENGTH,)
@@ -154,7 +154,7 @@ def test_a_mapped_file_is_not_copied(tmp_path: Path) -> None:
     assert every_second.checksum != ds.checksum
 
 
-def test_a_read_only_view_of_what_can_be_changed_is_copied(tmp_path: Path) -> None:
+def test_a_read_only_view_of_writable_data_is_copied(tmp_path: Path) -> None:
     """Through the array that it is a view of, somebody could change the windows."""
     ids = np.arange(9, dtype=np.int32)
     ids.tofile(tmp_path / "ids")
@@ -169,7 +169,7 @@ def test_a_read_only_view_of_what_can_be_changed_is_copied(tmp_path: Path) -> No
         assert ds.token_ids.tolist() == list(range(9))
 
 
-def test_what_nobody_can_change_is_not_copied() -> None:
+def test_immutable_data_is_not_copied() -> None:
     """An array that is read-only itself, a view of one, bytes."""
     ids = np.arange(9, dtype=np.int32)
     ids.flags.writeable = False

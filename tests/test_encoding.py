@@ -47,7 +47,7 @@ def test_a_text_in_parts_has_the_ids_of_tiktoken(text, tokenizer, long):
     assert "".join(parts) == text
 
 
-def test_white_space_is_cut():
+def test_text_is_cut_before_white_space():
     """Control for the test before, which a function that never cuts would pass."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "_LONG", 4)
@@ -62,7 +62,7 @@ def test_white_space_is_cut():
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), ENCODINGS, st.integers(60, 400))
 @settings(max_examples=200, derandomize=True, deadline=None)
-def test_pieces_cut_at_white_space_have_the_ids_of_the_whole(texts, tokenizer, size):
+def test_pieces_cut_at_white_space_have_the_ids_of_the_full_text(texts, tokenizer, size):
     """White space after another character in every window: exact, however short."""
     text = "".join(part[:25] + "x \n"[:2] for part in texts * 10)
     assert in_windows(tokenizer, text, size) == tokenizer.encode_ordinary(text)
@@ -75,7 +75,7 @@ def test_pieces_cut_at_white_space_have_the_ids_of_the_whole(texts, tokenizer, s
     st.booleans(),
 )
 @settings(max_examples=100, derandomize=True, deadline=None)
-def test_long_words_in_windows_have_the_ids_of_the_whole(alphabets, random, tokenizer, spaces):
+def test_long_words_in_windows_have_the_ids_of_the_full_text(alphabets, random, tokenizer, spaces):
     """No white space to cut at: windows of 500 characters keep half of their ids."""
     words = ["".join(random.choices(a, k=random.randrange(300, 1500))) for a in alphabets]
     text = ("   \n\t \xa0" * 90 if spaces else "").join(words)
@@ -84,14 +84,14 @@ def test_long_words_in_windows_have_the_ids_of_the_whole(alphabets, random, toke
 
 @pytest.mark.parametrize("vocab_size", [300, 600, 50257])
 @pytest.mark.parametrize("unit", ["!'s", "^'s", "a'll", "a'ser", "''re", "é've", "^''~'d", "1's"])
-def test_windows_of_contractions_have_the_ids_of_the_whole(unit, vocab_size):
+def test_windows_of_contractions_have_the_ids_of_the_full_text(unit, vocab_size):
     tokenizer, text = gpt2_tokenizer(vocab_size), unit * 400
     whole = tokenizer.encode_ordinary(text)
     for size in range(300, 312):
         assert in_windows(tokenizer, text, size) == whole
 
 
-def test_a_merge_waits_for_few_others():
+def test_a_merge_depends_on_few_others():
     """The longest chain of merges, each of which takes the right part of the next one away.
 
     A step leftward passes two tokens at most: the ids left out cover every chain.
@@ -161,7 +161,7 @@ def test_a_million_equal_characters_have_ids(character):
     assert ids == [*first, 50256, *last]
 
 
-def test_whatever_takes_text_takes_a_million_spaces():
+def test_every_function_of_text_accepts_a_million_spaces():
     """The dataset, the loader, a score and a stream of text; the last two are too long instead."""
     text = f"one{MILLION}two"
     ids = encode_text(gpt2_tokenizer(), text)
@@ -193,7 +193,7 @@ def test_other_patterns_are_not_cut():
         assert encode_text(gpt2, text) == gpt2.encode(text) != other.encode(text)
 
 
-def test_special_tokens_need_leave():
+def test_special_tokens_need_permission():
     with pytest.raises(ValueError, match="disallowed special token"):
         encode_text(gpt2_tokenizer(), "a<|endoftext|>", ())
     assert encode_text(gpt2_tokenizer(), "a<|endoftext|>", {"<|endoftext|>"}) == [64, 50256]
@@ -226,6 +226,6 @@ def test_an_error_of_native_code_is_a_value_error(error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), KeyError("word")])
-def test_other_errors_stay_what_they_are(error):
+def test_other_errors_are_unchanged(error):
     with pytest.raises(type(error)):
         encode_text(Broken(error), "text")

@@ -248,7 +248,7 @@ def test_code_next_to_a_numpy_number_is_named_and_not_run(tmp_path, zipped, prot
 
 
 @pytest.mark.parametrize("function", [np.fromfile, np.frombuffer, np.load])
-def test_other_functions_of_numpy_are_refused(tmp_path, function):
+def test_other_numpy_functions_are_refused(tmp_path, function):
     call = Call(function, str(tmp_path / "x.pth"))
     torch.save({"best": np.float64(1.0), "model": state_of(), "x": call}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", rf"refused: its pickle calls numpy\S*{function.__name__},")

@@ -227,7 +227,7 @@ def test_a_bad_manifest_is_refused(change, message, copy, fails):
     assert message in fails("generate", "--model", copy, "a")
 
 
-def test_damage_is_noticed(copy, fails):
+def test_damage_is_detected(copy, fails):
     program, weights = copy / "decode.cpu.jaxexport", copy / "model.safetensors"
     good = program.read_bytes()
     program.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))

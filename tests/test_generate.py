@@ -88,7 +88,7 @@ CONFIGURATIONS = {
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_no_configuration_of_jax_changes_a_token(configuration, settings):
+def test_jax_settings_do_not_change_tokens(configuration, settings):
     rows = prompts(64, 3)  # four tokens with the cache, two without
     plain = generate(MODEL, PARAMS, rows, 6, sliding_window=True, **settings)
     scored = score(MODEL, PARAMS, rows)
@@ -129,7 +129,7 @@ def test_more_tokens_than_fit_are_an_error():
 
 
 @pytest.mark.parametrize(("lengths", "count"), [((3, 60), 7), ((1,), 64), ((3,), 64), ((4,), 63)])
-def test_as_many_tokens_as_fit_are_generated_by_default(lengths, count):
+def test_the_default_length_fits_in_the_context(lengths, count):
     rows = prompts(*lengths)
     assert plan_generation(CFG, rows, None).new_tokens == count
     assert plan_generation(CFG, rows, None, options(sliding_window=True)).new_tokens == 64

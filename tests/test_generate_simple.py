@@ -73,7 +73,7 @@ def test_one_compilation_for_all_prompts_of_a_shape():
     assert _greedy_loop._cache_size() == before + 1
 
 
-def test_sizes_may_be_integers_of_numpy_and_jax():
+def test_sizes_may_be_numpy_or_jax_integers():
     expected = generate_text_simple(MODEL, PARAMS, prompts(4), 3, 7)
     for integer in (np.int64, np.array, jnp.asarray):
         ours = generate_text_simple(MODEL, PARAMS, prompts(4), integer(3), integer(7))

@@ -115,7 +115,7 @@ def test_every_file_keeps_the_rules():
         ("text/dataset.py", "import jax.numpy as jnp"),
     ],
 )
-def test_a_broken_rule_is_noticed(path, source):
+def test_a_broken_rule_is_detected(path, source):
     assert broken_rules(Path(path), source)
 
 

@@ -150,7 +150,7 @@ def test_impossible_drop_rates_are_errors(rate):
         (Embedding(301, 400), "weight", 1.0),
     ],
 )
-def test_fresh_parameters_have_torchs_distributions(module, name, expected_std):
+def test_new_parameters_have_torchs_distributions(module, name, expected_std):
     x = jnp.zeros((1, 400)) if isinstance(module, Linear) else jnp.zeros(1, jnp.int32)
     values = np.asarray(module.init(jax.random.key(3), x)["params"][name], np.float64)
     n = values.size
@@ -163,7 +163,7 @@ def test_fresh_parameters_have_torchs_distributions(module, name, expected_std):
         assert np.abs(values).max() > 3.5, "normal, not uniform"
 
 
-def test_fresh_matrices_of_self_attention_v1_are_uniform_in_0_1():
+def test_new_matrices_of_self_attention_v1_are_uniform_in_0_1():
     params = SelfAttention_v1(400, 301).init(jax.random.key(3), jnp.zeros((1, 400)))["params"]
     for values in (np.asarray(x, np.float64) for x in params.values()):
         n = values.size

@@ -211,7 +211,7 @@ def test_a_wrong_destination_is_refused(tmp_path, course):
 
 
 @pytest.mark.parametrize("save", [save_model, save_course])
-def test_wrong_parameters_leave_nothing_behind(tmp_path, save):
+def test_wrong_parameters_leave_no_files(tmp_path, save):
     with pytest.raises(ValueError, match="missing tensors"):
         save(tmp_path / "new" / "x.pth", BIASED, {})
     with pytest.raises(ValueError, match="the config lacks"):

@@ -59,7 +59,7 @@ def test_a_pass_is_a_function_of_seed_and_number() -> None:
     assert lists(replace(loader, seed=0).epoch(3)) != lists(loader.epoch(0))
 
 
-def test_a_part_of_every_batch_is_read_and_no_more() -> None:
+def test_only_the_requested_rows_of_a_batch_are_read() -> None:
     """The rows of two processes, together, are the batches; over the end of a pass too."""
     read: list[int] = []
 
@@ -162,7 +162,7 @@ def test_create_dataloader_passes_everything_on() -> None:
 
 
 @pytest.mark.parametrize(("shuffle", "drop_last"), [(True, False), (False, True)])
-def test_resuming_anywhere_gives_the_rest_of_the_stream(shuffle: bool, drop_last: bool) -> None:
+def test_resuming_anywhere_yields_the_remaining_batches(shuffle: bool, drop_last: bool) -> None:
     """Also at the start and the end, after a round trip through JSON."""
     loader = DataLoader(dataset(), 9, shuffle, drop_last, seed=5)
     whole = lists(loader.epoch(2))

@@ -16,7 +16,7 @@ TOPICS["others"] = f"not ({' or '.join(TOPICS.values())})"
 
 
 @pytest.mark.parametrize("names", TOPICS.values(), ids=TOPICS)
-def test_on_eight_devices(names):
+def test_everything_holds_on_eight_devices(names):
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-k", names]
     # Programs run slower and compile faster; the tests compare them, and inspect their collectives.
     env = processes.devices(8) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

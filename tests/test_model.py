@@ -46,7 +46,7 @@ def test_a_dictionary_is_accepted_as_config():
     assert GPTModel(CFG.to_dict() | {"n_layers": 1}) != MODEL
 
 
-def test_causal_by_gradient():
+def test_the_gradient_is_causal():
     """The logits at t depend on the position embeddings up to t, and on no later ones."""
 
     def logits(table):

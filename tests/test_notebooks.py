@@ -161,7 +161,7 @@ def test_differences_from_rounding_are_ignored(old, new):
         ("-0.1234", "0.1234", "-0.1234 is now 0.1234"),
     ],
 )
-def test_another_output_is_noticed(old, new, found):
+def test_another_output_is_detected(old, new, found):
     assert runner.text_difference(old, new) == found
 
 
@@ -179,7 +179,7 @@ def notebook(*sources):
         "def f():\n    def layer_norm(x):\n        return x",
     ],
 )
-def test_a_definition_that_the_package_has_is_noticed(source):
+def test_a_definition_that_the_package_has_is_detected(source):
     assert len(runner.redefined(notebook("x = 1", source))) == 1
     assert runner.redefined(notebook("def causal(x):\n    return x", "f = lambda x: x")) == []
 
@@ -310,7 +310,7 @@ def test_the_map_is_correct():
 
 
 @pytest.mark.parametrize("wrong", ["Slidingwindows", "create_dataloader_v2", "test_the_windows"])
-def test_a_wrong_row_is_noticed(wrong):
+def test_a_wrong_row_is_detected(wrong):
     row = [
         "GPTDatasetV1",
         "[ch02_text: Sliding windows](ch02_text.ipynb#Sliding-windows)",
@@ -326,7 +326,7 @@ def test_a_wrong_row_is_noticed(wrong):
     assert len(broken([cell.replace(right, wrong) for cell in row])) == 1
 
 
-def test_every_heading_of_the_course_has_its_row():
+def test_every_heading_of_the_course_has_a_row():
     headings = [" ".join(heading.split()) for heading in HEADINGS.split(";")]
     mapped = [row[0] for row in rows()]
     assert [heading for heading in headings if heading not in mapped] == []

@@ -243,7 +243,7 @@ def test_the_chart_names_every_tensor_and_its_lines_differ():
     assert all(f'class="mark {name}"' in page for name in ("float32", "float64"))
 
 
-def test_heights_are_in_the_order_of_the_numbers():
+def test_heights_are_ordered_like_the_numbers():
     """From the top: NaN, large, small, almost 0, and 0."""
     values = [NAN, 1e9, 1.0, 1e-3, 1e-7, 1e-16, 0.0]
     rows = [Finding("x", v, v, v, False) for v in values]

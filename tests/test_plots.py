@@ -83,7 +83,7 @@ def test_window_diagram():
     np.testing.assert_array_equal(grid, [[1, 1, 2, 0, 0, 0], [0, 0, 0, 1, 1, 2]])
 
 
-def test_cache_diagram_counts_what_is_computed():
+def test_cache_diagram_counts_computed_positions():
     figure = plots.cache_diagram(["a", "b", "c"], ["x", "y", "z"])
     again, cached = drawn(figure)
     np.testing.assert_array_equal(again, [[2, 2, 2, 0, 0], [2, 2, 2, 2, 0], [2, 2, 2, 2, 2]])

@@ -65,12 +65,12 @@ def files():
                 yield name
 
 
-def test_there_are_files():
+def test_files_are_checked():
     assert len(list(files())) > 15
 
 
 @pytest.mark.parametrize("name", [*files()])
-def test_prose(name):
+def test_the_prose_is_plain(name):
     assert [f"{name}:{line}: {why}" for line, why in faults((ROOT / name).read_text("utf-8"))] == []
 
 
@@ -78,7 +78,7 @@ def test_prose(name):
 @pytest.mark.parametrize(
     "code", ['"""{} x."""', 'def f():\n    """{} x."""', 'class C:\n    """{}, x."""']
 )
-def test_a_clause_is_noticed(first, code):
+def test_a_clause_is_detected(first, code):
     assert faults(code.format(first)) == [
         (1 + code.count("\n"), f"docstring starts with {first}"),
     ]
@@ -90,7 +90,7 @@ def test_a_clause_is_noticed(first, code):
 @pytest.mark.parametrize(
     "code", ['"""Read {}."""', "x = 1  # read {}", "x = f'{{y}} read {}'", "# a\n# read {}, b"]
 )
-def test_a_word_is_noticed(words, code):
+def test_a_word_is_detected(words, code):
     assert faults(code.format(words)) == [(1, f"prose contains {words.lower()!r}")]
     broken = words.replace(" ", "\n# " if code.startswith("# ") else " ")
     assert faults(code.format(broken)) == faults(code.format(words))

@@ -663,7 +663,7 @@ few = hypothesis_settings(max_examples=40, deadline=None)
 
 @few
 @given(any_logits, some_settings, st.integers(0, 2**31))
-def test_the_best_survives_and_nothing_better_than_a_survivor_is_excluded(logits, given_, seed):
+def test_the_best_token_survives_and_filters_are_monotonic(logits, given_, seed):
     settings = arrays(ROWS, WIDTH, **given_)
     filtered = np.asarray(filter_logits(logits, settings))
     tokens = sample(logits, settings, keys(ROWS, seed)).tolist()

@@ -48,7 +48,7 @@ def params():
     )
 
 
-def test_a_state_is_stacked_and_comes_back():
+def test_stacking_and_unstacking_a_state_is_exact():
     state = init_train_state(CONFIG, params())
     loop = stack_blocks(state)
     assert loop.params["trf_blocks"]["ff"]["layers"]["0"]["weight"].shape == (3, 48, 12)
@@ -60,7 +60,7 @@ def test_a_state_is_stacked_and_comes_back():
 
 
 @pytest.mark.parametrize("remat", [None, "elementwise", "blocks"])
-def test_the_loop_is_the_model(remat, x64):
+def test_the_scan_equals_the_model(remat, x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
 
     def loss(tree):
@@ -75,7 +75,7 @@ def test_the_loop_is_the_model(remat, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-14)  # 2e-16 measured
 
 
-def test_blocks_in_another_order_are_noticed(x64):
+def test_blocks_in_another_order_are_detected(x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
     blocks = tree["trf_blocks"]
     swapped = {**tree, "trf_blocks": {**blocks, "1": blocks["2"], "2": blocks["1"]}}
@@ -83,7 +83,7 @@ def test_blocks_in_another_order_are_noticed(x64):
     assert np.abs(want - got).max() > 1e-3
 
 
-def test_the_loop_drops_what_the_model_drops():
+def test_the_scan_drops_the_same_values():
     tree, (key, other) = params(), jax.random.split(jax.random.key(3))
     want, got = (run(each, jax.random.clone(key)) for each in (tree, stack_blocks(tree)))
     np.testing.assert_allclose(got, want, atol=2e-6)  # 2.4e-7 measured
@@ -121,7 +121,7 @@ def test_both_forms_are_bit_for_bit_the_same_operations():
     assert abs(other - loss) > 0.01
 
 
-def test_every_block_of_the_loop_drops_its_own():
+def test_every_block_of_the_scan_drops_other_values():
     tree = stack_blocks(params())
     key, other = jax.random.split(jax.random.key(3))
     first, again, third = (run(tree, jax.random.clone(k)) for k in (key, key, other))

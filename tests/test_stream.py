@@ -166,7 +166,7 @@ def test_the_text_ends_before_the_stop_string_that_begins_first(ids, splits, sto
     assert cut_at_first(TOKENIZER.decode(ids[:taken]), stop) == shown
 
 
-def test_no_character_is_broken():
+def test_no_character_is_split():
     for n in range(len(IDS)):
         pieces, _ = pieces_of(IDS, [n])
         assert "\ufffd" not in "".join(pieces)

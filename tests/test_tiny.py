@@ -36,7 +36,7 @@ def scores(model, folder, train, held_out):
     return [float(bits) for bits in re.findall(r"([\d.]+) bits per byte", ran.stdout)]
 
 
-def test_it_is_small_and_named(tmp_path, monkeypatch):
+def test_the_shipped_model_is_small_and_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, params = load_model("tiny")
     assert model.cfg == PRESETS["tiny"]
@@ -52,7 +52,7 @@ def test_it_is_small_and_named(tmp_path, monkeypatch):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8e6
 
 
-def test_generate_runs_it_by_default(capsys):
+def test_generate_uses_the_shipped_model_by_default(capsys):
     main(["generate", "The for statement", "--max-new-tokens", "12", "--no-compile-cache"])
     said = capsys.readouterr().out
     main(["generate", "The for statement", "--max-new-tokens", "12", "--model", "tiny"])
@@ -71,7 +71,7 @@ def test_no_paragraph_is_in_both_parts(texts):
     assert " ".join(train.split("\n\n")[40].split()) in words
 
 
-def test_it_needs_fewer_bits_than_xz(texts, tmp_path):
+def test_the_shipped_model_needs_fewer_bits_than_xz(texts, tmp_path):
     train, held_out = texts
     part = held_out[:20000]  # a third, to save time; the model card has the score of all of it
     ours, theirs = scores("tiny", tmp_path / "texts", train, part)

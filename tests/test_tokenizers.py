@@ -142,7 +142,7 @@ def test_v1_keeps_every_token_of_the_sample_text(vocab: dict[str, int]) -> None:
     assert tokenizer.decode(reversed(ids)) != tokenizer.decode(ids)
 
 
-def test_v1_names_the_unknown_word_and_the_way_out(vocab: dict[str, int]) -> None:
+def test_v1_names_the_unknown_word_and_the_remedy(vocab: dict[str, int]) -> None:
     """The error says which word it was and that V2 would take it."""
     with pytest.raises(ValueError, match=r"'porridge'.*SimpleTokenizerV2"):
         SimpleTokenizerV1(vocab).encode("Attention, porridge!")
@@ -175,7 +175,7 @@ def test_v2_needs_unk_in_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("text", ["a <|endoftext|> a", "a<|endoftext|>a", "a<|endoftext|> a"])
-def test_v2_keeps_the_end_of_text_whole(text: str) -> None:
+def test_v2_keeps_the_end_of_text_as_one_token(text: str) -> None:
     """Glued or not; without an id of its own it is one unknown word."""
     vocab = {"a": 0, "<|endoftext|>": 1, "<|unk|>": 2}
     assert SimpleTokenizerV2(vocab).encode(text) == [0, 1, 0]
@@ -234,7 +234,7 @@ def test_gpt2_changes_with_one_swapped_rank() -> None:
     assert other.encode("Hello world") == tokenizer.encode("Hello world")[::-1]
 
 
-def test_gpt2_refuses_the_end_of_text_without_leave() -> None:
+def test_gpt2_refuses_the_end_of_text_by_default() -> None:
     """The three ways in which tiktoken treats it."""
     tokenizer = gpt2_tokenizer()
     with pytest.raises(ValueError, match="disallowed special token"):
@@ -248,7 +248,7 @@ def test_gpt2_is_made_once() -> None:
     assert gpt2_tokenizer() is gpt2_tokenizer()
 
 
-def test_gpt2_encodes_alike_in_many_threads() -> None:
+def test_gpt2_encodes_the_same_in_many_threads() -> None:
     """Seven threads share the encoding."""
     wanted = gpt2_tokenizer().encode(sample_text())
     found: list[list[int]] = []
@@ -329,7 +329,7 @@ def test_text_imports_neither_jax_nor_the_package_of_the_data() -> None:
 
 @given(st.text(max_size=200), st.sampled_from([257, 258, 1025, 4096]))
 @settings(max_examples=60, deadline=None)
-def test_fewer_tokens_spell_any_text(text: str, vocab_size: int) -> None:
+def test_a_smaller_vocabulary_spells_any_text(text: str, vocab_size: int) -> None:
     """It comes back, every id is below the last, and 257 tokens are the bytes."""
     tokenizer = gpt2_tokenizer(vocab_size)
     ids = tokenizer.encode_ordinary(text)
@@ -339,7 +339,7 @@ def test_fewer_tokens_spell_any_text(text: str, vocab_size: int) -> None:
         assert len(ids) == len(text.encode())
 
 
-def test_fewer_tokens_are_the_first_merges() -> None:
+def test_a_smaller_vocabulary_has_the_first_merges() -> None:
     """A token is spelled by the best of the merges there are, and more of them need fewer ids."""
     few = gpt2_tokenizer(1025)
     assert few._mergeable_ranks == {
@@ -353,7 +353,7 @@ def test_fewer_tokens_are_the_first_merges() -> None:
     assert len(set(lengths)) == 4
 
 
-def test_the_end_of_text_is_the_last_of_fewer_tokens() -> None:
+def test_the_end_of_text_is_the_last_token_of_a_smaller_vocabulary() -> None:
     """And one id, where it is allowed; its number is no other token's."""
     tokenizer = gpt2_tokenizer(1025)
     assert (tokenizer.n_vocab, tokenizer.eot_token) == (1025, 1024)
@@ -362,7 +362,7 @@ def test_the_end_of_text_is_the_last_of_fewer_tokens() -> None:
     assert gpt2_tokenizer(1026).encode(tokenizer.decode([1024]), allowed_special="all") == [1025]
 
 
-def test_all_tokens_are_gpt2() -> None:
+def test_the_full_vocabulary_is_gpt2s() -> None:
     """With 50257 nothing changes; with one fewer the last merge is missing."""
     plain, whole, short = gpt2_tokenizer(), gpt2_tokenizer(50257), gpt2_tokenizer(50256)
     assert (whole._mergeable_ranks, whole.eot_token) == (plain._mergeable_ranks, plain.eot_token)

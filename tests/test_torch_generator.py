@@ -103,7 +103,7 @@ def test_initial_parameters_124m():
 
 
 @pytest.mark.parametrize("tie_weights", [False, True])
-def test_the_tree_is_that_of_init(tie_weights):
+def test_the_tree_equals_that_of_init(tie_weights):
     cfg = GPTConfig(**SMALL, tie_weights=tie_weights)
     ids = jnp.zeros((1, 3), jnp.int32)
     shapes = jax.eval_shape(GPTModel(cfg).init, jax.random.key(0), ids)["params"]

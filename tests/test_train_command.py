@@ -154,7 +154,7 @@ def test_errors_in_samples_and_plots_do_not_end_a_run(text, tmp_path, monkeypatc
     assert load_model(tmp_path / "run" / "model")[0].cfg.vocab_size == 300
 
 
-def test_no_configuration_of_jax_changes_the_losses(text, tmp_path):
+def test_jax_settings_do_not_change_losses(text, tmp_path):
     words = ["--text", text, "--vocab-size", 300, "--steps", 4, "--drop-rate", 0.1, *SMALL]
 
     def rows(name, *more):
@@ -204,7 +204,7 @@ def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     assert not (out / "model").exists()
 
 
-def test_a_step_that_is_not_finite_leaves_the_state(x64):
+def test_a_nonfinite_step_keeps_the_state(x64):
     config = OptimizerConfig()
     model, ids = GPTModel(CFG), np.arange(16, dtype=np.int32).reshape(1, 2, 8)
     params = gpt2_init(CFG, jax.random.key(0))
@@ -219,7 +219,7 @@ def test_a_step_that_is_not_finite_leaves_the_state(x64):
         assert bool(np.isfinite(report.loss)) is moved
 
 
-def test_a_batch_in_parts_is_the_batch():
+def test_micro_batches_equal_the_batch():
     """Gradient accumulation: the same losses, but for rounding."""
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
@@ -240,7 +240,7 @@ def test_a_batch_in_parts_is_the_batch():
         losses(4)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run():
+def test_a_nonfinite_loss_ends_the_run():
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
     config = OptimizerConfig(learning_rate=1e30)

@@ -30,7 +30,7 @@ def test_one_compilation_for_a_run():
 
 
 @pytest.mark.parametrize("logits_chunk", [1, 4, 5, 11, 100])
-def test_the_loss_in_chunks_is_the_loss(logits_chunk, x64):
+def test_the_loss_in_chunks_equals_the_loss(logits_chunk, x64):
     """Of T = 11 positions, in chunks that divide it and that do not: value and gradients."""
     key, ids = jax.random.key(0), batches(1, 1)[0, 0]
     params = MODEL.init(key, ids[:, :-1])["params"]
@@ -46,7 +46,7 @@ def test_the_loss_in_chunks_is_the_loss(logits_chunk, x64):
 
 
 @pytest.mark.parametrize("remat", ["elementwise", "blocks"])
-def test_recomputing_changes_no_gradient(remat, x64):
+def test_remat_changes_no_gradient(remat, x64):
     """Dropout included: what is computed again drops the same values."""
     model = GPTModel(replace(CFG, drop_rate=0.2))
     ids = batches(1, 1)[0, 0]
@@ -67,7 +67,7 @@ def test_recomputing_changes_no_gradient(remat, x64):
     assert abs(found(remat, seed=2)[0][0] - kept[0]) > 1e-4
 
 
-def test_cross_entropy_is_torchs():
+def test_cross_entropy_equals_torchs():
     rng = np.random.default_rng(0)
     logits, targets = (
         rng.normal(size=(3, 7, 53)).astype(np.float32) * 30,
@@ -81,7 +81,7 @@ def test_cross_entropy_is_torchs():
     assert low.dtype == jnp.float32
 
 
-def test_the_rate():
+def test_the_learning_rate_follows_the_schedule():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay_steps=6, end_lr_fraction=0.1)
     rates = [round(float(learning_rate(config, step)), 4) for step in range(13)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 0.9397, 0.775, 0.55, 0.325, 0.1603, 0.1, 0.1, 0.1]
@@ -105,7 +105,7 @@ def test_dropout_is_a_function_of_key_and_step():
     assert loss(1, 3) == loss(1, 3)
 
 
-def test_bfloat16_computes_and_float32_keeps():
+def test_bfloat16_computes_and_float32_is_stored():
     params = MODEL.init(jax.random.key(0), [[0]])["params"]
     ids = batches(1)[0]
     found = []
@@ -135,7 +135,7 @@ def test_bfloat16_computes_and_float32_keeps():
         ("clip_norm", 0),
     ],
 )
-def test_bad_numbers_are_named(field, value):
+def test_bad_hyperparameters_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         OptimizerConfig(**{field: value})
 

@@ -51,20 +51,20 @@ def test_float32(twin: Twin):
 
 
 @every_twin
-def test_a_fault_is_noticed_in_float64(twin: Twin, x64):
+def test_a_fault_is_detected_in_float64(twin: Twin, x64):
     faulty = run_port(twin, np.float64, twin.fault)
     assert min(worst(differences(faulty, run_reference(twin, np.float64)))) > LOGIC
 
 
 @every_twin
-def test_a_fault_is_noticed_in_float32(twin: Twin):
+def test_a_fault_is_detected_in_float32(twin: Twin):
     faulty = run_port(twin, np.float32, twin.fault)
     output, _ = worst(differences(faulty, run_reference(twin, np.float32)))
     assert output > 4 * twin.float32_error[0]
 
 
 @every_twin
-def test_vmap_over_the_rows_is_the_batch(twin: Twin, x64):
+def test_vmap_over_rows_equals_the_batch(twin: Twin, x64):
     params = unflatten_dict(twin.parameters(), sep=".")
     inputs = [jnp.asarray(x) for x in twin.values()]
     mapped = jax.jit(jax.vmap(twin.apply, (None, *(0 for _ in inputs))))
@@ -93,7 +93,7 @@ def test_a_reference_uses_the_mask_that_it_loads(twin: Twin):
 
 
 @every_twin
-def test_every_parameter_is_noticed(twin: Twin, x64):
+def test_every_parameter_matters(twin: Twin, x64):
     """Adding 0.001 to one entry of any parameter changes the output."""
     expected = run_reference(twin, np.float64)["output"]
     inputs = [jnp.asarray(x) for x in twin.values()]

@@ -81,7 +81,7 @@ def alone(tie_weights, drop_rate=0.0):
     return run(SINGLE_DEVICE, replace(CFG, tie_weights=tie_weights, drop_rate=drop_rate))
 
 
-def test_there_are_eight_devices():
+def test_eight_devices_exist():
     assert jax.device_count() == 8
 
 
@@ -238,7 +238,7 @@ def test_a_necessary_all_gather_is_found():
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bytes_on_each_device(layout, scan):
+def test_each_device_stores_the_calculated_bytes(layout, scan):
     sizes = {"data": 1, "fsdp": 1, "model": 1} | parse_mesh(layout)
     f, m = sizes["fsdp"], sizes["model"]
     vocabulary = -(-V // m) * m
