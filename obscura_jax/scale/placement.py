@@ -103,13 +103,21 @@ class MeshPlacement:
         self, run: TrainRun, state: TrainState, batch: Batch, step: int
     ) -> tuple[TrainState, StepMetrics]:
         """Dispatch one step of the run."""
-        return self.train_step_jit(
-            run.model, run.optimizer_config, state, *batch, run.key, options=run.options, step=step
+        return self._one_at_a_time(
+            self.train_step_jit(
+                run.model,
+                run.optimizer_config,
+                state,
+                *batch,
+                run.key,
+                options=run.options,
+                step=step,
+            )
         )
 
     def loss(self, model: GPTModel, params: Any, batch: Batch, options: StepOptions) -> jax.Array:
         """Return the loss of a batch of one micro-batch without dropout."""
-        return self._loss_jit(model, params, batch, options)
+        return self._one_at_a_time(self._loss_jit(model, params, batch, options))
 
     def max_over_processes(self, number: int) -> int:
         """Return the maximum of a number over the processes."""
@@ -154,6 +162,15 @@ class MeshPlacement:
                 )
 
         return jax.jit(loss, static_argnames=("model", "options"))
+
+    def _one_at_a_time(self, results: _Tree) -> _Tree:
+        """Return the results of a program; on CPU devices wait until every device has finished.
+
+        CPU devices share one pool of threads. With two programs in flight, devices that wait for
+        others in the collectives of one can take all threads, so that the other never ends.
+        """
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return jax.block_until_ready(results) if on_cpu else results
 
     def _view(self, params: Any) -> Any:
         return unpad_and_gather_tables(self.mesh, self.cfg, params)
