@@ -143,7 +143,7 @@ def test_info_prints_parameter_counts_and_memory(native, course, capsys):
 
 
 def continued(model, prompt, count):
-    """What the course's own loop in torch makes of a prompt."""
+    """Return the continuation of a prompt by the course's own loop in torch."""
     ids = torch.tensor([gpt2_tokenizer().encode(prompt, allowed_special="all")])
     out = torch_reference.generate_text_simple(model, ids, count, SPEAKING["context_length"])
     return out[0, ids.shape[1] :].tolist()

@@ -135,7 +135,7 @@ def test_bad_ids_are_refused(ids: Any, words: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, ">i4", np.uint64])
 def test_ids_of_any_integer_type_are_copied(dtype: Any) -> None:
-    """What the caller does to the array later changes nothing."""
+    """Later changes to the caller's array have no effect."""
     ids = np.arange(9, dtype=dtype)
     ds = GPTDatasetV1.from_ids(ids, 4, 1)
     ids[:] = 0

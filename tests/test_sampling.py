@@ -355,7 +355,7 @@ def test_a_row_gets_the_same_token_alone(vocab_size, given_settings):
 
 @pytest.mark.parametrize("vocab_size", [1009, 50257])
 def test_the_boundary_of_top_p_is_the_same_in_any_batch(vocab_size):
-    """Each p is about what the first so many tokens sum to: a change in rounding would show."""
+    """Each p is near a cumulative sum of probabilities: a change in rounding would show."""
     logits = random_logits(vocab_size, seed=2)
     reached = np.cumsum([-np.sort(-slow_probabilities(row)) for row in logits], axis=1)
     offsets = set()
@@ -373,14 +373,14 @@ def test_the_boundary_of_top_p_is_the_same_in_any_batch(vocab_size):
 
 
 def draws(count, row, **given_settings):
-    """How often each token of one row comes out of `count` keys."""
+    """Return how often each token of one row is sampled with `count` keys."""
     logits = np.tile(np.array(row, np.float32), (count, 1))
     settings = arrays(count, len(row), **given_settings)
     return np.bincount(sample(logits, settings, keys(count, 3)), minlength=len(row))
 
 
 def chi_square_fits(counts, probabilities):
-    """Whether the counts deviate no more than one sample in about 10^4 would."""
+    """Return True unless the deviation is one of the largest 1 in 10^4."""
     possible = probabilities > 0
     expected = counts.sum() * probabilities[possible]
     statistic = ((counts[possible] - expected) ** 2 / expected).sum()
@@ -449,7 +449,7 @@ def test_ties_in_argmax_go_to_the_lowest_id():
 
 
 def test_bad_logits_return_an_id_outside_the_vocabulary():
-    """V stands outside the vocabulary: the caller notices, instead of token 0 for ever."""
+    """V is outside the vocabulary: the caller notices, instead of getting token 0 indefinitely."""
     logits = random_logits()
     logits[1, 5] = np.nan
     undrawn, drawn = (

@@ -135,7 +135,7 @@ def test_every_block_of_the_scan_drops_other_values():
 
 
 def step(blocks, scan):
-    """A step of a model with so many blocks, to be traced and lowered."""
+    """Return a step of a model with `blocks` blocks, to be traced and lowered."""
     cfg = replace(CFG, n_layers=blocks)
     state = jax.eval_shape(lambda: init_train_state(CONFIG, gpt2_init(cfg, jax.random.key(0))))
     ids = jax.ShapeDtypeStruct((1, 3, 11), jnp.int32)

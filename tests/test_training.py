@@ -31,7 +31,7 @@ def test_one_compilation_for_a_run():
 
 @pytest.mark.parametrize("logits_chunk", [1, 4, 5, 11, 100])
 def test_the_loss_in_chunks_equals_the_loss(logits_chunk, x64):
-    """Of T = 11 positions, in chunks that divide it and that do not: value and gradients."""
+    """Value and gradients agree, for chunks that divide T = 11 positions and others."""
     key, ids = jax.random.key(0), batches(1, 1)[0, 0]
     params = MODEL.init(key, ids[:, :-1])["params"]
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)

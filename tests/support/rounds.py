@@ -1,4 +1,4 @@
-"""How often a test repeats a random trial: few times in `make test`, many in `make test-all`."""
+"""The number of rounds of a random trial: small in `make test`, large in `make test-all`."""
 
 import os
 
