@@ -37,12 +37,12 @@ def main() -> None:
     add("--batch-size", type=positive_int, default=4, metavar="B", help="default: 4")
     add("--length", type=positive_int, default=256, metavar="T", help="default: 256")
     add(
-        "--chunk",
+        "--logits-chunk",
         type=positive_int,
         metavar="N",
         help="compute logits for N positions at a time (ours)",
     )
-    add("--recompute", choices=("elementwise", "blocks"), help="recompute to save memory (ours)")
+    add("--remat", choices=("elementwise", "blocks"), help="recompute to save memory (ours)")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype; default: both, in turn")
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
     add("--repeats", type=positive_int, default=5, metavar="N", help="default: 5")
@@ -52,7 +52,7 @@ def main() -> None:
     threads = int(environment()["threads"])
     report, found = BenchReport(args.json), []
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
-        options = StepOptions(compute_dtype=dtype, logits_chunk=args.chunk, remat=args.recompute)
+        options = StepOptions(compute_dtype=dtype, logits_chunk=args.logits_chunk, remat=args.remat)
         with contextlib.ExitStack() as processes:
             makers: dict[str, tuple[Any, ...]] = {
                 dtype: (training_step, cfg, *shape, options),
