@@ -1,7 +1,7 @@
 # make demo             install, print from JAX the sentence that the PyTorch course prints, and
 #                       let the shipped model generate text
 # make test             install, and compare every component with its PyTorch twin
-# make test-all         the same with more rounds of every random trial
+# make test-all         the same, with slow tests and more rounds of random trials
 # make test-x64         install, and test generation with 64-bit numbers
 # make test-tpu         install libtpu, and test compiling for a TPU without having one
 # make check            check lint and types
@@ -34,7 +34,7 @@ demo: $(VENV)/.package
 	@$(BIN)/obscura generate "The for statement" --max-new-tokens 40
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(VENV)/.test
 	OBSCURA_LONG_TESTS=1 $(BIN)/python -m pytest -q -n 2

@@ -75,6 +75,7 @@ def test_heads_split_and_merge():
     np.testing.assert_array_equal(merge_heads(heads), x)
 
 
+@pytest.mark.slow
 @every_module
 def test_the_gradient_is_causal(module):
     """The output at t depends on every position up to t, and on no later one."""
@@ -124,6 +125,7 @@ def test_without_a_key_nothing_drops_and_a_key_fixes_the_mask(module):
     assert not np.array_equal(dropped(1), evaluation)
 
 
+@pytest.mark.slow
 @every_module
 def test_dropout_on_the_weights_is_unbiased(module):
     """The mean over many masks equals the evaluation, by the central limit theorem."""

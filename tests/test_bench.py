@@ -34,6 +34,7 @@ def folder(tmp_path):
     return str(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_json_has_every_figure(folder, capsys):
     main(["bench", "--model", folder, "--repeats", "3", "--json"])
     out = json.loads(capsys.readouterr().out)
@@ -82,6 +83,7 @@ def test_a_processs_time_and_memory_are_measured():
         time_cold_start({"broken": [sys.executable, "-c", "raise SystemExit('No such model')"]}, 1)
 
 
+@pytest.mark.slow
 def test_the_tool_runs_without_peers(folder):
     tool = Path(__file__).parents[1] / "tools" / "bench_generate.py"
     words = ["--model", folder, "--repeats", "1", "--json", "--dtype", "float32"]
@@ -92,6 +94,7 @@ def test_the_tool_runs_without_peers(folder):
     assert ours == NAMES[:4]
 
 
+@pytest.mark.slow
 def test_the_training_tool_compares_with_torch():
     tool = Path(__file__).parents[1] / "tools" / "bench_train.py"
     words = ["--preset", "tiny", "--batch-size", "1", "--length", "8", "--repeats", "1", "--json"]

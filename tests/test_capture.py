@@ -199,6 +199,7 @@ def test_patching_a_block_gives_the_logits_of_the_other_prompt():
         assert np.abs(partly - logits).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["scores", "weights", "context", "W_query", "out_proj"])
 def test_patching_affects_only_later_values(part):
     """The gradient is 0 for parameters before the patched value, and not for the value itself."""

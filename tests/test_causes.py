@@ -146,6 +146,7 @@ def test_noise_has_no_cause(ours):
         assert diagnose(name, values, values, CFG, flat) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "why"),
     [

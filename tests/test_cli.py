@@ -152,6 +152,7 @@ def continued(model, prompt, count):
 PROMPTS = ("Hello, I am", "a", "<|endoftext|>", "Every effort moves you " * 5, " ", "naïve → 世界")
 
 
+@pytest.mark.slow
 def test_generate_prints_the_text_of_torch(speaking, capsys):
     model, path = speaking
     assert call("generate", *PROMPTS, "--model", path, "--max-new-tokens", 4, "--sliding") == 0
@@ -326,6 +327,7 @@ LOCALES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
 def test_prompts_are_utf8_and_output_is_escaped_in_any_locale(small, locale):
     command = (*MODULE, "generate", *small, "--max-new-tokens", 2, "--json")
@@ -386,7 +388,11 @@ def test_files_that_are_not_models_are_one_line(fails, native, course, tmp_path)
         ("code.pth", pickle.dumps(Code(str(tmp_path / "witness"))), "calls posix.mkdir"),
         ("old.pth", pickle.dumps(Code(str(tmp_path / "witness")), 2), "calls posix.mkdir"),
         ("list.pth", [1, 2], "holds an object of type list, not a state dict"),
-        ("less.pth", {"tok_emb.weight": state["tok_emb.weight"]}, "pos_emb.weight is missing"),
+        (
+            "less.pth",
+            {"tok_emb.weight": state["tok_emb.weight"]},
+            "missing tensors: pos_emb.weight",
+        ),
         ("more.pth", {**state, "bia\n\x1b[1ms": state["final_norm.scale"]}, r"bia \x1b[1ms"),
         ("shape.pth", {**state, "final_norm.scale": torch.ones(11)}, "final_norm.scale has shape"),
         ("type.pth", {**state, "final_norm.scale": torch.ones(12).int()}, "has type int32"),
@@ -420,9 +426,9 @@ def test_a_missing_number_of_heads_is_one_line(fails, course):
 def test_destinations_of_the_wrong_kind_are_one_line(fails, course, native, tmp_path):
     (tmp_path / "file").write_text("mine")
     for words, message in (
-        ((course, tmp_path / "file"), "is a file; this form is a folder"),
+        ((course, tmp_path / "file"), "is a file, but this form is a folder"),
         ((course, tmp_path / "file" / "x"), "cannot be written: Not a directory"),
-        ((course, course), "is a file's name, and this form is a folder"),
+        ((course, course), "is the name of a file, but this form is a folder"),
         ((course, ""), "the destination is empty"),
         ((native, tmp_path, "--to", "course"), "is a folder; a course checkpoint is a file"),
         ((native, tmp_path / "file", "--to", "course"), "must end in .pth or .pt or .safetensors"),
@@ -480,6 +486,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command_and_prints_nothing_else(speaking):
     command = (*MODULE, "generate", "--model", speaking[1], "--max-new-tokens", 2)
     done = processes.run(*command, input="Hello\n")
@@ -490,6 +497,7 @@ def test_the_module_is_the_command_and_prints_nothing_else(speaking):
     assert done.stderr == "obscura generate: a prompt needs at least one character\n"
 
 
+@pytest.mark.slow
 def test_the_script_converts_from_any_folder(course, tmp_path):
     script = ROOT / "tools" / "convert_weights.py"
     done = processes.run(sys.executable, script, course, "made", "--n-heads", 3, cwd=tmp_path)
@@ -592,6 +600,7 @@ class Terminal(io.StringIO):
 TWO = ("Hello, I am", "naïve → 世界")
 
 
+@pytest.mark.slow
 def test_generate_json_is_the_output_of_generate(says, small):
     rows = [
         json.loads(line)
@@ -613,6 +622,7 @@ def test_generate_json_is_the_output_of_generate(says, small):
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_generate_fits_in_the_context_by_default(says, small, fails):
     """The longest of several prompts decides for all."""
 
@@ -633,6 +643,7 @@ def test_generate_fits_in_the_context_by_default(says, small, fails):
     assert count(full, "--sliding") == [64]
 
 
+@pytest.mark.slow
 def test_generate_samples_with_its_seed(says, small):
     words = (*TWO, *small, "--max-new-tokens", 9)
     greedy = says(*words)
@@ -645,6 +656,7 @@ def test_generate_samples_with_its_seed(says, small):
     assert says(*words, "--dtype", "bfloat16") != ""
 
 
+@pytest.mark.slow
 def test_jax_promotion_settings_do_not_change_the_text(small):
     command = (*MODULE, "generate", *small, *TWO, "--max-new-tokens", 99, "--sliding")
     command += ("--top-k", 9, "--top-p", 0.9)
@@ -755,6 +767,7 @@ def test_ctrl_c_leaves_the_text_so_far(small):
     assert text.endswith("\n")
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_stored_unless_declined(small, tmp_path):
     command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
 
@@ -774,6 +787,7 @@ def test_compiled_programs_are_stored_unless_declined(small, tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (0, none.stdout, "")
 
 
+@pytest.mark.slow
 def test_damaged_programs_in_the_cache_are_replaced(small, tmp_path):
     command = [*MODULE, "generate", "Hello", *small, "--max-new-tokens", 3]
     env = {"OBSCURA_CACHE_DIR": str(tmp_path)}

@@ -10,6 +10,7 @@ from tests.test_parity_guests import compare_guest
 
 
 # Measured without exact constants: the GELU differs by 1.1e-8 of its largest entry.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RoundedGelu", "KeptGelu", "IntegerGelu"])
 def test_a_rounded_constant_is_noted_and_is_not_a_difference(name):
     report = compare_guest(name)

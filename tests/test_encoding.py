@@ -68,6 +68,7 @@ def test_pieces_cut_at_white_space_have_the_ids_of_the_full_text(texts, tokenize
     assert in_windows(tokenizer, text, size) == tokenizer.encode_ordinary(text)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(ALPHABETS), min_size=1, max_size=3),
     st.randoms(use_true_random=False),

@@ -77,6 +77,7 @@ def fails(capsys):
     return failing
 
 
+@pytest.mark.slow
 def test_an_exported_model_gives_the_same_tokens(model, folder):
     _, weights, programs = load_artifact(folder)
     keys = jax.random.split(jax.random.key(3), 3)
@@ -104,6 +105,7 @@ def test_an_exported_model_gives_the_same_tokens(model, folder):
         generate(model[0], weights, [[1] * 31], 4, sliding_window=True, programs=programs)
 
 
+@pytest.mark.slow
 def test_other_weights_give_other_tokens_and_are_refused(model, copy, fails):
     _, weights, programs = load_artifact(copy)
     changed = {name: -x if "ff.layers.2" in name else x for name, x in weights.items()}
@@ -161,6 +163,7 @@ def test_only_programs_for_the_cpu_have_its_barriers(folder):
     assert [barriers(platform) > 0 for platform in PLATFORMS] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_script_runs_the_programs_without_this_package(model, folder):
     source = SCRIPT.read_text()
     assert len(source.splitlines()) <= 40
@@ -172,6 +175,7 @@ def test_a_script_runs_the_programs_without_this_package(model, folder):
     assert [int(word) for word in done.stdout.split()] == want
 
 
+@pytest.mark.slow
 def test_an_exported_model_in_bfloat16_is_close_to_generate_in_bfloat16(model, tmp_path):
     export_model(tmp_path / "half", CFG, model[1], dtype="bfloat16", platforms=["cpu", "tpu"])
     manifest = json.loads((tmp_path / "half" / "manifest.json").read_text())
@@ -184,6 +188,7 @@ def test_an_exported_model_in_bfloat16_is_close_to_generate_in_bfloat16(model, t
         np.testing.assert_allclose(ours, theirs, atol=0.3)  # 0.07 measured; logits are near 10
 
 
+@pytest.mark.slow
 def test_the_command_exports_and_runs_a_model(model, tmp_path, capsys, fails):
     save_model(tmp_path / "model", *(model[0].cfg, model[1]))
     printed = call(capsys, "export", tmp_path / "model", tmp_path / "out", "--platforms", "cpu")

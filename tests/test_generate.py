@@ -20,6 +20,7 @@ def course_loop(prompt: list[int], new: int) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 def test_random_prompts_get_the_tokens_of_the_course_loop():
     """Batches of 8 prompts of 1 to 47 tokens; the course's loop runs them without a cache."""
     rng = np.random.default_rng(1)
@@ -37,6 +38,7 @@ def test_random_prompts_get_the_tokens_of_the_course_loop():
             assert tokens[tuple(row)] == full[length:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_a_prompt_gets_the_same_tokens_in_any_batch(settings):
     """Alone, in any row, next to longer and shorter rows, in a smaller and a larger cache."""
@@ -52,6 +54,7 @@ def test_a_prompt_gets_the_same_tokens_in_any_batch(settings):
     assert others[0] != alone[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
 def test_each_row_is_sampled_alone_with_any_random_number_generator(generator):
     """Under `vmap` the draws of these generators depend on the batch."""
@@ -86,6 +89,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 @pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_jax_settings_do_not_change_tokens(configuration, settings):
@@ -114,6 +118,7 @@ def test_tokens_are_the_same_with_and_without_a_cache():
     assert generate(MODEL, PARAMS, rows, 75, sliding_window=True, **other).tokens[1] != slid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(3, 60), (67, 3), (66, 66), (80, 3), (3, 33)])
 def test_sliding_gives_the_tokens_of_the_course_loop(lengths):
     rows = prompts(*lengths)
@@ -248,6 +253,7 @@ def test_lengths_are_rounded_up_to_buckets():
     assert bucket_length(600, limit=700) == 700
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32_but_not_equal():
     half = generate(MODEL, PARAMS, ROWS, NEW, dtype=jnp.bfloat16)
     full = generate(MODEL, PARAMS, ROWS, NEW, dtype=jnp.float32)

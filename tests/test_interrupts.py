@@ -82,6 +82,7 @@ def test_an_ignored_signal_stays_ignored():
     assert "parameters" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_stops_after_the_current_step_or_at_the_second_signal(tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")

@@ -218,6 +218,7 @@ def test_sizes_are_stored_as_python_numbers(unchecked):
     assert type(LayerNorm(3, np.float32(0.5)).eps) is float
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_gradients_of_16_bit_products_are_as_precise_as_their_type(rows, dtype):

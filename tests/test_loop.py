@@ -89,6 +89,7 @@ class Recording:
         return SINGLE_DEVICE.step(run, state, batch, step)
 
 
+@pytest.mark.slow
 def test_metrics_are_read_while_the_next_step_runs(tmp_path):
     """Except before the state is validated or saved, which the next step would donate."""
     run, placement = run_of(steps=6), Recording()

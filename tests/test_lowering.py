@@ -92,6 +92,7 @@ def test_a_program_that_only_a_cpu_can_run_is_refused():
         lowered(lambda: jnp.linalg.eig(jnp.eye(3)), "tpu")
 
 
+@pytest.mark.slow
 def test_the_target_is_read_while_tracing():
     assert on_one_cpu()
     with tracing_for(Target("tpu")):
@@ -106,6 +107,7 @@ def test_the_target_is_read_while_tracing():
         assert has == platforms
 
 
+@pytest.mark.slow
 def test_a_second_target_retraces_a_program_that_was_traced_before():
     """The target is part of the key of jit's caches, although it is not an argument."""
     decode = programs.DEFAULT_PROGRAMS.decode

@@ -15,6 +15,7 @@ TOPICS = {
 TOPICS["others"] = f"not ({' or '.join(TOPICS.values())})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", TOPICS.values(), ids=TOPICS)
 def test_everything_holds_on_eight_devices(names):
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-k", names]

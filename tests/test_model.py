@@ -136,6 +136,7 @@ def constant(params, value):
     return {"weight": jnp.zeros_like(weight), "bias": jnp.full_like(bias, value)}
 
 
+@pytest.mark.slow
 def test_dropout_of_the_shortcuts():
     """The halves add 1 and 100, so the output minus x shows what each mask kept."""
     block, x = TransformerBlock(CFG), jnp.zeros((50, T, CFG.emb_dim))
@@ -284,6 +285,7 @@ def test_numpy_parameters_are_accepted(unchecked):
     np.testing.assert_array_equal(ours, MODEL.apply({"params": PARAMS}, IDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [MODEL, DummyGPTModel(CFG), SelfAttention_v1(3, 2), ExampleDeepNeuralNetwork((3, 3, 1), True)],

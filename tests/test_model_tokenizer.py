@@ -75,6 +75,7 @@ def info(called, source):
 # A tokenizer of its own.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
 def test_every_form_of_a_model_uses_its_own_tokenizer(own, trained, called, form):
     """The commands print the text that transformers' tokenizer makes of our ids."""
@@ -151,6 +152,7 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path, trained, fails, cal
 # GPT-2's, recorded or assumed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [50257, 50304, 51200])
 def test_a_model_of_gpt2s_size_is_assumed_to_use_its_tokens(tmp_path, called, size):
     save_model(tmp_path / "m", config(size, 16), weights(size, 16))
@@ -220,6 +222,7 @@ def characters(tmp_path):
     return folder / "ckpt.pt"
 
 
+@pytest.mark.slow
 def test_characters_of_nanogpt_are_read_as_ids(characters, tmp_path, called, fails):
     message = f"{characters} has 65 tokens and no tokenizer (meta.pkl is a pickle, which is not "
     message += "opened); give token ids (--ids)"

@@ -44,6 +44,7 @@ PROMPTS = IDS[:, :4].tolist()
 TABLES = (name_tables.HUGGING_FACE, name_tables.NANOGPT, name_tables.FLAX, name_tables.COURSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [TIED, BIASED, CFG, replace(CFG, tie_weights=True, ln_eps=1e-6)])
 def test_transformers_loads_a_folder_that_we_write(tmp_path, cfg):
     params = model_of(cfg)

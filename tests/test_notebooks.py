@@ -315,13 +315,13 @@ def test_a_wrong_row_is_detected(wrong):
         "GPTDatasetV1",
         "[ch02_text: Sliding windows](ch02_text.ipynb#Sliding-windows)",
         "`text.loader.create_dataloader_v1`",
-        "[test_workers_change_nothing_but_the_thread](../tests/test_loader.py)",
+        "[test_num_workers_changes_nothing](../tests/test_loader.py)",
     ]
     assert broken(row) == []
     right = {
         "Slidingwindows": "Sliding-windows",
         "create_dataloader_v2": "create_dataloader_v1",
-        "test_the_windows": "test_workers_change_nothing_but_the_thread",
+        "test_the_windows": "test_num_workers_changes_nothing",
     }[wrong]
     assert len(broken([cell.replace(right, wrong) for cell in row])) == 1
 

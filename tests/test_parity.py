@@ -54,6 +54,7 @@ def against(name, capsys, source, *more):
     return code, out, err
 
 
+@pytest.mark.slow
 def test_our_reference_is_equal(native, tmp_path, capsys):
     files = ("--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
     assert call("parity", native, *files) == 0
@@ -86,6 +87,7 @@ def test_a_correct_module_of_a_user_is_equal(native, capsys, name):
     assert (note in out) == (name == "Plain")
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_equal(capsys):
     """Gradients of a trained model are small, and its activations are unlike random ones."""
     assert call("parity", "tiny", "--new-tokens", 4) == 0
@@ -176,6 +178,7 @@ def test_weights_in_the_wrong_place_are_named(change, where, why):
     assert where in verdict(report)
 
 
+@pytest.mark.slow
 def test_transformers_is_equal(tmp_path, capsys):
     """Transformers reads the files itself, which tests our reading of weights and epsilon too."""
     transformers()

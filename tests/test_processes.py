@@ -64,6 +64,7 @@ def text(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_survives_a_signal_a_kill_and_other_processes(text, tmp_path):
     """The same run in turn on three sets of processes has the losses of one device."""
     out = tmp_path / "run"

@@ -18,6 +18,7 @@ MODEL, DATA, GENERATION, STREAMING, TRAINING = blocks("README.md")
 (MESH,) = blocks("obscura_jax/scale/README.md")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
     [

@@ -75,6 +75,7 @@ def what_was_computed(out):
     return rows, (out / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_process_in_the_folder_is_refused(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
@@ -89,6 +90,7 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path, capsys):
     )  # the first one continues
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
@@ -127,6 +129,7 @@ def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path):
     assert what_was_computed(other)[0][-1] != want[0][-1]
 
 
+@pytest.mark.slow
 def test_a_resume_with_wrong_settings_or_files_is_refused(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")
@@ -185,6 +188,7 @@ def test_a_resume_with_wrong_settings_or_files_is_refused(tmp_path, capsys):
     assert what_was_computed(out) == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path, capsys):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
@@ -301,6 +305,7 @@ def test_max_seconds_ends_a_run_that_can_be_resumed(tmp_path, capsys):
     assert "max_seconds must be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_may_be_resumed_with_scan_remat_and_logits_chunks(tmp_path):
     """The losses, with dropout, are those of an uninterrupted run without these options."""
     text, one, two = tmp_path / "text.txt", tmp_path / "one", tmp_path / "two"

@@ -59,6 +59,7 @@ def test_stacking_and_unstacking_a_state_is_exact():
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, loop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [None, "elementwise", "blocks"])
 def test_the_scan_equals_the_model(remat, x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
@@ -83,6 +84,7 @@ def test_blocks_in_another_order_are_detected(x64):
     assert np.abs(want - got).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_scan_drops_the_same_values():
     tree, (key, other) = params(), jax.random.split(jax.random.key(3))
     want, got = (run(each, jax.random.clone(key)) for each in (tree, stack_blocks(tree)))
@@ -104,6 +106,7 @@ def with_keys_by_name(tree, key):
     return x
 
 
+@pytest.mark.slow
 def test_both_forms_are_bit_for_bit_the_same_operations():
     """With dropout, loss and gradients; compiled, the order of sums differs by rounding."""
     tree, model = params(), GPTModel(replace(CFG, drop_rate=0.5))
@@ -145,6 +148,7 @@ def step(blocks, scan):
     )
 
 
+@pytest.mark.slow
 def test_the_program_of_a_step_does_not_grow():
     small, large = (len(step(blocks, scan=True)().as_text()) for blocks in (12, 48))
     assert large < 1.01 * small
@@ -152,6 +156,7 @@ def test_the_program_of_a_step_does_not_grow():
     assert large > 2.5 * small
 
 
+@pytest.mark.slow
 def test_the_compiled_program_of_a_step_does_not_grow():
     small, large = (len(step(blocks, scan=True)().compile().as_text()) for blocks in (12, 48))
     assert large < 1.05 * small  # 1.00 measured

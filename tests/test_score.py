@@ -87,6 +87,7 @@ def test_a_text_of_one_token_has_nothing_to_score():
     assert math.isnan(out.perplexity[0])
 
 
+@pytest.mark.slow
 def test_strings_are_encoded_with_the_gpt2_tokenizer():
     cfg = GPTConfig(
         vocab_size=50257,

@@ -37,6 +37,7 @@ def train(text, out, *more):
     return ["train", "--text", text, "--out", out, *sizes, "--steps", 1, "--batch-size", 2, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "prompt"), [(2, "A"), (3, "The")])
 def test_a_trained_model_continues_the_suggested_prompt(tmp_path, pasted, context, prompt):
     (tmp_path / "text.txt").write_text(sample_text(), encoding="utf-8")
@@ -48,6 +49,7 @@ def test_a_trained_model_continues_the_suggested_prompt(tmp_path, pasted, contex
     assert len(text) > len(prompt) + 1
 
 
+@pytest.mark.slow
 def test_an_exported_model_continues_the_suggested_prompt(tmp_path, pasted):
     trained = bpe(300)
     source = hf_folder(tmp_path / "a", 300, 8)
@@ -84,6 +86,7 @@ def test_token_ids_are_suggested_if_no_tokenizer_can_be_read(tmp_path, monkeypat
     assert generate_command(tmp_path / "m", config(65)).endswith(" --ids 0")
 
 
+@pytest.mark.slow
 def test_a_stopped_training_suggests_its_folder(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text(sample_text(), encoding="utf-8")
     out = tmp_path / ODD

@@ -61,6 +61,7 @@ def test_generate_uses_the_shipped_model_by_default(capsys):
     assert said.isascii()  # as the documentation is; random tokens would not be
 
 
+@pytest.mark.slow
 def test_no_paragraph_is_in_both_parts(texts):
     train, held_out = texts
     assert 0.02 < len(held_out) / len(train) < 0.05
@@ -71,6 +72,7 @@ def test_no_paragraph_is_in_both_parts(texts):
     assert " ".join(train.split("\n\n")[40].split()) in words
 
 
+@pytest.mark.slow
 def test_the_shipped_model_needs_fewer_bits_than_xz(texts, tmp_path):
     train, held_out = texts
     part = held_out[:20000]  # a third, to save time; the model card has the score of all of it

@@ -61,6 +61,7 @@ def bfloat16_difference(eps):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_the_tolerance():
     allowed = TOLERANCES["logits", "bfloat16"].allowed
     assert bfloat16_difference(1e-5) <= allowed

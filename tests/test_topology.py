@@ -151,6 +151,7 @@ def refused(words, message, capsys):
 # Counting.
 
 
+@pytest.mark.slow
 def test_matrix_products_in_loops_are_counted():
     model, params = GPTModel(CFG), gpt2_init(CFG, KEY)
     ids = jnp.zeros((2, 64), jnp.int32)

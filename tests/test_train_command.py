@@ -51,6 +51,7 @@ def call(*words):
     main(["train", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_text_becomes_a_model(text, tmp_path, capsys):
     out = tmp_path / "run"
     call("--text", text, "--out", out, "--steps", 12, "--validate-every", 6, "--lr", 0.01, *SMALL)
@@ -68,6 +69,7 @@ def test_a_text_becomes_a_model(text, tmp_path, capsys):
     assert model.cfg.emb_dim == 8
 
 
+@pytest.mark.slow
 def test_the_same_text_from_standard_input_gives_the_same_losses(tmp_path, monkeypatch):
     losses = []
     for name in "ab":
@@ -80,6 +82,7 @@ def test_the_same_text_from_standard_input_gives_the_same_losses(tmp_path, monke
     assert len(set(losses[0])) == 4
 
 
+@pytest.mark.slow
 def test_nanogpt_token_files_are_read(tmp_path, capsys):
     """Unchanged: 16-bit GPT-2 tokens in train.bin and val.bin."""
     ids = np.array(gpt2_tokenizer().encode(sample_text()), np.uint16)
@@ -109,6 +112,7 @@ def test_nanogpt_token_files_are_read(tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_padded_vocabulary_is_trained_on_text(text, tmp_path):
     """The sample shows U+FFFD for ids beyond GPT-2's, which are most of this vocabulary."""
     out = tmp_path / "run"
@@ -120,6 +124,7 @@ def test_a_padded_vocabulary_is_trained_on_text(text, tmp_path):
     assert load_model(out / "model")[0].cfg.vocab_size == 500_000
 
 
+@pytest.mark.slow
 def test_a_vocabulary_too_small_for_text_can_be_trained_on_token_ids(text, tmp_path, capsys):
     message = "at least 257 tokens, got 65; raise --vocab-size, or pass files of token ids with --d"
     words = ["--out", tmp_path / "run", "--vocab-size", 65, "--steps", 2, *SMALL]
@@ -154,6 +159,7 @@ def test_errors_in_samples_and_plots_do_not_end_a_run(text, tmp_path, monkeypatc
     assert load_model(tmp_path / "run" / "model")[0].cfg.vocab_size == 300
 
 
+@pytest.mark.slow
 def test_jax_settings_do_not_change_losses(text, tmp_path):
     words = ["--text", text, "--vocab-size", 300, "--steps", 4, "--drop-rate", 0.1, *SMALL]
 
@@ -204,6 +210,7 @@ def test_a_diverged_run_keeps_the_last_good_state(text, tmp_path, capsys):
     assert not (out / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_nonfinite_step_keeps_the_state(x64):
     config = OptimizerConfig()
     model, ids = GPTModel(CFG), np.arange(16, dtype=np.int32).reshape(1, 2, 8)
@@ -219,11 +226,12 @@ def test_a_nonfinite_step_keeps_the_state(x64):
         assert bool(np.isfinite(report.loss)) is moved
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_the_batch():
     """Gradient accumulation: the same losses, but for rounding."""
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)
-    model, config = GPTModel(CFG), OptimizerConfig(clip_norm=1.0)
+    model, config = GPTModel(replace(CFG, drop_rate=0.0)), OptimizerConfig(clip_norm=1.0)
 
     def losses(grad_accum_steps, steps=5):
         state = init_train_state(config, gpt2_init(CFG, jax.random.key(0)))
@@ -231,15 +239,15 @@ def test_micro_batches_equal_the_batch():
         run = TrainRun(model, config, loader, steps, options=options)
         return [row["loss"] for _, row in train(run, state)]
 
-    assert (
-        np.abs(np.subtract(losses(1), losses(3))).max() < 4 * 1.2e-6
-    )  # measured: at most 1.2e-6 over 8 seeds
+    difference = np.abs(np.subtract(losses(1), losses(3))).max()
+    assert difference < 4 * 1.2e-6  # measured: at most 1.2e-6 over 8 seeds
     assert np.abs(np.subtract(losses(1)[1:], losses(3)[:-1])).max() > 1e-3
     assert len(losses(2, steps=20)) == 20  # beyond a pass of 9 batches
     with pytest.raises(ValueError, match="6 windows does not split into 4"):
         losses(4)
 
 
+@pytest.mark.slow
 def test_a_nonfinite_loss_ends_the_run():
     ids = np.random.default_rng(0).integers(0, 53, 400).astype(np.int32)
     loader = DataLoader(GPTDatasetV1.from_ids(ids, 7, 7), 6)

@@ -47,6 +47,7 @@ def test_training_writes_a_model_and_returns_it(text, tmp_path):
             assert np.array_equal(ours, params[path][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [{}, {"steps": 4}, None])
 def test_a_resumed_run_is_the_run_without_a_break(text, tmp_path, again):
     settings = TrainSettings(text=[text], steps=4, drop_rate=0.1, **SMALL)

@@ -19,6 +19,7 @@ from obscura_jax.training.step import init_train_state, train_step_jit
 MODEL = GPTModel(CFG)
 
 
+@pytest.mark.slow
 def test_one_compilation_for_a_run():
     state = init_train_state(OPTIMIZER, MODEL.init(jax.random.key(0), [[0]])["params"])
     before = train_step_jit._cache_size()
@@ -29,6 +30,7 @@ def test_one_compilation_for_a_run():
     assert train_step_jit._cache_size() == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits_chunk", [1, 4, 5, 11, 100])
 def test_the_loss_in_chunks_equals_the_loss(logits_chunk, x64):
     """Value and gradients agree, for chunks that divide T = 11 positions and others."""
@@ -45,6 +47,7 @@ def test_the_loss_in_chunks_equals_the_loss(logits_chunk, x64):
     assert abs(loss(params, logits_chunk, ids[:, :-1]) - whole[0]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["elementwise", "blocks"])
 def test_remat_changes_no_gradient(remat, x64):
     """Dropout included: what is computed again drops the same values."""
@@ -89,6 +92,7 @@ def test_the_learning_rate_follows_the_schedule():
     assert [float(learning_rate(constant, step)) for step in (0, 1, 999)] == [0.5] * 3
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_key_and_step():
     model = GPTModel(replace(CFG, drop_rate=0.2))
     params = model.init(jax.random.key(0), [[0]])["params"]
@@ -105,6 +109,7 @@ def test_dropout_is_a_function_of_key_and_step():
     assert loss(1, 3) == loss(1, 3)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_is_stored():
     params = MODEL.init(jax.random.key(0), [[0]])["params"]
     ids = batches(1)[0]

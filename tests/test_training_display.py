@@ -79,6 +79,7 @@ def test_a_terminal_and_its_encoding_are_detected(monkeypatch):
     assert ExpendableStream(None).encoding == "utf-8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "broken"])
 def test_a_run_finishes_without_standard_output_and_error(tmp_path, how):
     """The shell closed them, or they are pipes without a reader."""

@@ -19,6 +19,7 @@ def allowed(dtype):
     return TOLERANCES["losses of 100 steps", dtype].allowed
 
 
+@pytest.mark.slow
 def test_100_steps_have_the_losses_of_torch():
     theirs = torch_losses("float32")
     assert theirs[-1] < 0.9 * theirs[0]  # the model learns something
@@ -33,6 +34,7 @@ def test_100_steps_have_the_losses_of_torch():
         assert relative_difference(ours, theirs) > allowed("float32"), wrong
 
 
+@pytest.mark.slow
 def test_100_steps_have_the_losses_of_torch_in_float64():
     theirs = torch_losses("float64")
     assert relative_difference(jax_losses("float64"), theirs) <= allowed("float64")
@@ -41,6 +43,7 @@ def test_100_steps_have_the_losses_of_torch_in_float64():
     assert relative_difference(other, theirs) > allowed("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_100_steps_with_dropout_have_the_losses_of_torch_with_jax_draws(dtype):
     theirs = torch_losses(dtype, drop_rate=DROP_RATE)

@@ -34,6 +34,7 @@ def worst(found: dict[str, float]) -> tuple[float, float]:
     return found["output"], max(v for name, v in found.items() if name != "output")
 
 
+@pytest.mark.slow
 @every_twin
 def test_float64(twin: Twin, x64):
     output, gradient = worst(
