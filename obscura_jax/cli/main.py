@@ -10,6 +10,7 @@ from typing import NoReturn
 from obscura_jax import __version__
 from obscura_jax.cli import bench, compile, convert, export, generate, info, parity, train
 from obscura_jax.scale import libtpu
+from obscura_jax.scale.cpu_devices import add_threads_for_cpu_devices
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command. Exit with code 0, or with code 2 after one line on standard error."""
     # JAX and libtpu warn on standard error about missing accelerators; we keep it for errors.
     libtpu.silence_if_no_tpu()
+    add_threads_for_cpu_devices()
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # characters that it cannot encode are escaped
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -39,11 +39,16 @@ def ended(processes):
 def devices(count):
     """Return the environment for `count` CPU devices.
 
-    By default XLA ends a process if one device waits 40 s for the others, as on a busy machine.
+    By default XLA ends a process if one device waits 40 s for the others, as on a busy machine,
+    and has only one thread per device; see `scale.cpu_devices`.
     """
     wait = "--xla_cpu_collective_call_terminate_timeout_seconds=100000"
     flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), wait)))
-    return {"JAX_NUM_CPU_DEVICES": str(count), "XLA_FLAGS": flags}
+    return {
+        "JAX_NUM_CPU_DEVICES": str(count),
+        "PJRT_NPROC": str(4 * count),
+        "XLA_FLAGS": flags,
+    }
 
 
 def kill_all():
