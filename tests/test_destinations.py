@@ -218,7 +218,7 @@ def test_a_changed_tokenizer_file_is_detected(tmp_path, fails):
     words = ("generate", "--model", tmp_path / "b", "a", "--no-compile-cache")
     assert "tokenizer.json is damaged: its SHA-256 differs from manifest.json" in fails(*words)
     path.unlink()
-    assert "is not whole: tokenizer.json is missing" in fails(*words)
+    assert "is incomplete: tokenizer.json is missing" in fails(*words)
 
 
 # Never in place.
