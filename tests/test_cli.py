@@ -430,7 +430,7 @@ def test_destinations_of_the_wrong_kind_are_one_line(fails, course, native, tmp_
         ((course, tmp_path / "file" / "x"), "cannot be written: Not a directory"),
         ((course, course), "is the name of a file, but this form is a folder"),
         ((course, ""), "the destination is empty"),
-        ((native, tmp_path, "--to", "course"), "is a folder; a course checkpoint is a file"),
+        ((native, tmp_path, "--to", "course"), "is a folder, but a course checkpoint is a file"),
         ((native, tmp_path / "file", "--to", "course"), "must end in .pth or .pt or .safetensors"),
     ):
         assert message in fails("convert", *words, "--n-heads", 3)
