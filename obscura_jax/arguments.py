@@ -50,6 +50,11 @@ def utf8(word: str) -> str:
         raise argparse.ArgumentTypeError("is not UTF-8 text") from None
 
 
+def option_name(name: str) -> str:
+    """Return the option for a setting or attribute, such as --batch-size for batch_size."""
+    return "--" + name.replace("_", "-")
+
+
 def add_option(
     parser: argparse._ActionsContainer,
     name: str,
@@ -94,5 +99,4 @@ def refuse_for_exported(args: argparse.Namespace, source: str, names: Iterable[s
     """Raise ValueError if one of the named options was given: they need the model's weights."""
     for name in names:
         if getattr(args, name):
-            option = name.replace("_", "-")
-            raise ValueError(f"{source} is an exported model; leave out --{option}")
+            raise ValueError(f"{source} is an exported model; leave out {option_name(name)}")

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from obscura_jax import GPTConfig
+from obscura_jax.nn.parameters import named_leaves
 from obscura_jax.safetensors_files import read_safetensors
 from obscura_jax.training.checkpoint import FORMAT, CheckpointManager
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.placement import SINGLE_DEVICE, SingleDevice
-from obscura_jax.training.shards import StoredArrays, local_parts, named_arrays
+from obscura_jax.training.shards import StoredArrays, local_parts
 from obscura_jax.training.step import init_train_state
 
 CFG = GPTConfig(
@@ -90,7 +91,7 @@ def test_stacked_blocks_are_stored_as_separate_blocks(saved, restored, tmp_path)
     saving, restoring = SingleDevice(scan=saved), SingleDevice(scan=restored)
     manager(tmp_path, placement=saving).save(saving.place(state_after(3)))
     names = read_safetensors(tmp_path / "3" / "process-0.safetensors").keys()
-    assert names == named_arrays(state_after(3)).keys()
+    assert names == named_leaves(state_after(3)).keys()
     found = manager(tmp_path, placement=restoring).restore()
     assert equal(found, restoring.place(state_after(3)))
     assert equal(restoring.gather(found), jax.device_get(state_after(3)))
@@ -220,7 +221,7 @@ def test_a_failure_in_another_process_fails_everywhere(tmp_path):
 
 
 def test_missing_parts_are_noticed():
-    shapes = named_arrays(jax.eval_shape(lambda: state_after(0)))
+    shapes = named_leaves(jax.eval_shape(lambda: state_after(0)))
     parts = local_parts(state_after(3), shapes)
     StoredArrays([parts], shapes)
     victim = parts.pop("params.pos_emb.weight")

@@ -1,6 +1,7 @@
 """`score` returns the model's own log-probability of each token, and their perplexity."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,9 @@ import pytest
 from obscura_jax import GPTConfig, GPTModel, generate, gpt2_tokenizer, score
 from obscura_jax.decoding.score import _log_probabilities
 from obscura_jax.rng.torch_generator import torch_seed_init
+from tests.support import generation
 
-CFG = GPTConfig(
-    vocab_size=61,
-    context_length=307,
-    emb_dim=12,
-    n_heads=3,
-    n_layers=2,
-    drop_rate=0.1,
-    qkv_bias=True,
-)
+CFG = replace(generation.CFG, context_length=307)
 MODEL = GPTModel(CFG)
 PARAMS = torch_seed_init(CFG, 123)
 PARAMS["trf_blocks"] = jax.tree.map(lambda leaf: 2 * leaf, PARAMS["trf_blocks"])
@@ -27,8 +21,7 @@ ROUNDING = 4 * 4.3e-6  # measured: at most 4.3e-6 over 8 seeds, of log-probabili
 
 
 def texts(*lengths):
-    rng = np.random.default_rng(3)
-    return [rng.integers(0, CFG.vocab_size, n).tolist() for n in lengths]
+    return generation.prompts(*lengths, seed=3)
 
 
 @jax.jit

@@ -26,6 +26,7 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.options import StepOptions
 from obscura_jax.training.run import TrainRun
 from obscura_jax.training.step import init_train_state, train_step_jit
+from tests.support.models import leaves
 
 SMALL = ["--emb-dim", "8", "--n-heads", "2", "--n-layers", "1", "--context-length", "16"]
 CFG = GPTConfig(
@@ -261,14 +262,13 @@ def test_a_nonfinite_loss_ends_the_run():
 def test_gpt2_parameters():
     cfg = replace(CFG, emb_dim=64, n_heads=4)
     tree = gpt2_init(cfg, jax.random.key(1))
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}
-    assert {name: x.shape for name, x in leaves.items()} == parameter_shapes(cfg)
-    assert float(leaves["trf_blocks.1.att.W_key.weight"].std()) == pytest.approx(0.02, rel=0.05)
-    ends = leaves["trf_blocks.1.ff.layers.2.weight"]
+    found = leaves(tree)
+    assert {name: x.shape for name, x in found.items()} == parameter_shapes(cfg)
+    assert float(found["trf_blocks.1.att.W_key.weight"].std()) == pytest.approx(0.02, rel=0.05)
+    ends = found["trf_blocks.1.ff.layers.2.weight"]
     assert float(ends.std()) == pytest.approx(0.02 / math.sqrt(6), rel=0.05)
-    assert (leaves["final_norm.scale"] == 1).all()
-    assert not leaves["trf_blocks.0.att.W_query.bias"].any()
+    assert (found["final_norm.scale"] == 1).all()
+    assert not found["trf_blocks.0.att.W_query.bias"].any()
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,15 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compile the program, and print its memory, work and communication."""
+    from obscura_jax.scale import topology as slices
     from obscura_jax.scale.mesh import batch_shards, format_mesh, parse_mesh
-    from obscura_jax.scale.topology import (
-        analyze_program,
-        default_mesh,
-        get_topology,
-        largest_batch,
-    )
 
-    topology, cfg = get_topology(args.topology), PRESETS[args.preset]
+    topology, cfg = slices.get_topology(args.topology), PRESETS[args.preset]
     chips = len(topology.devices)
-    sizes = parse_mesh(args.mesh) if args.mesh else default_mesh(args.program, cfg, chips)
+    sizes = parse_mesh(args.mesh) if args.mesh else slices.default_mesh(args.program, cfg, chips)
     batch = args.batch_size or batch_shards(sizes)
-    found = analyze_program(topology, cfg, args.program, sizes, batch)
-    largest = largest_batch(topology, cfg, args.program, sizes, found)
+    found = slices.analyze_program(topology, cfg, args.program, sizes, batch)
+    largest = slices.largest_batch(topology, cfg, args.program, sizes, found)
     found |= {"preset": args.preset, "largest_batch": largest["batch"]}
     if args.json:
         print(json.dumps(found))

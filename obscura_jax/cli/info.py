@@ -1,7 +1,6 @@
 """`obscura info`: print the size, memory, config and tokenizer of a model."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,15 @@ def run(args: argparse.Namespace) -> None:
 def _exported(args: argparse.Namespace) -> tuple[Any, Any]:
     """Print what an exported model records; return its config and token record."""
     from obscura_jax.export.file_format import read_manifest
-    from obscura_jax.interop.course_state import parameter_shapes
     from obscura_jax.interop.tokens import tokens_at
+    from obscura_jax.nn.parameters import count_parameters, init_shapes
 
     refuse_for_exported(args, args.source, ("n_heads", "entry"))
     manifest, cfg = read_manifest(args.source)
-    count = sum(math.prod(shape) for shape in parameter_shapes(cfg).values())
     print("dialect              exported; run it with obscura generate")
     print(f"platforms            {', '.join(manifest.get('cache_dtypes', {}))}")
     print(
         f"made by              obscura_jax {manifest.get('obscura_jax')}, jax {manifest.get('jax')}"
     )
-    print(f"parameters           {count:,} of {manifest.get('dtype')}")
+    print(f"parameters           {count_parameters(init_shapes(cfg)):,} of {manifest.get('dtype')}")
     return cfg, tokens_at(Path(args.source))

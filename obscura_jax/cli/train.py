@@ -10,11 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from obscura_jax.arguments import add_hidden_alias, add_option, nonnegative_int, positive_int
+from obscura_jax.arguments import (
+    add_hidden_alias,
+    add_option,
+    nonnegative_int,
+    option_name,
+    positive_int,
+)
 from obscura_jax.cli.suggestions import generate_command
 from obscura_jax.interrupts import deferred
-from obscura_jax.runs.arguments import add_settings_arguments, given_settings, option_name
+from obscura_jax.runs.arguments import add_settings_arguments, given_settings
 from obscura_jax.runs.display import Display, print_line, show_tokenizing
+from obscura_jax.runs.folder import MODEL
 
 
 def add_parser(commands: Any) -> None:
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
             resume = f"obscura train --out {shlex.quote(args.out)} --resume"
             line = f"saved after step {result.steps}: {resume}"
             if not result.stopped_by:
-                line = generate_command(Path(args.out, "model"), result.model.cfg)
+                line = generate_command(Path(args.out, MODEL), result.model.cfg)
             print_line(line, sys.stdout)
         if result.stopped_by:
             sys.exit(128 + result.stopped_by)

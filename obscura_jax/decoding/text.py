@@ -113,7 +113,7 @@ def generate_text(
     stop: Sequence[str] = (),
 ) -> list[TextOutput]:
     """Continue each prompt in one batch; `stream_text` has the arguments and errors."""
-    decode_until_stop(tokenizer, [], stop)  # rejects bad stop strings before any work
+    TextStream(tokenizer, stop)  # rejects bad stop strings before any work
     encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
     out = generate_with_options(model, params, encoded, max_new_tokens, options)
     texts = []

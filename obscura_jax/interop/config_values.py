@@ -1,10 +1,12 @@
-"""Read config values in the spellings of other programs: "4", 4.0, null."""
+"""Config values of other programs: read in their spellings ("4", 4.0, null), or checked."""
 
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from obscura_jax.config import GPTConfig
 
 
 def whole_number(name: str, value: object) -> int | None:
@@ -19,6 +21,18 @@ def whole_number(name: str, value: object) -> int | None:
     if number is None or number % 1:  # the remainder of an infinity or NaN is NaN
         raise _wrong(name, value, "a whole number")
     return int(number)
+
+
+def check_ln_eps(owner: str, cfg: GPTConfig) -> None:
+    """Raise ValueError unless the model has the default eps, which other programs fix.
+
+    `owner` is the program whose layer norm the message names, such as "nanoGPT's".
+    """
+    if cfg.ln_eps != GPTConfig.ln_eps:
+        raise ValueError(
+            f"{owner} layer norm has eps {GPTConfig.ln_eps}, but this model's ln_eps is "
+            f"{cfg.ln_eps}; keep it in the native form"
+        )
 
 
 def read_values(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
+from obscura_jax.interop.config_values import check_ln_eps
 from obscura_jax.interop.name_tables import COURSE, summarize_names, to_dialect
-from obscura_jax.nn.parameters import init_shapes
+from obscura_jax.nn.parameters import init_shapes, named_leaves
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,8 +39,7 @@ def named_tensors(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
         ValueError: if they are not the parameters of `GPTModel(cfg)`, naming missing or unexpected
             leaves, or a leaf of the wrong shape or type.
     """
-    leaves, shapes = jax.tree_util.tree_leaves_with_path(params), parameter_shapes(cfg)
-    flat = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    flat, shapes = named_leaves(params), parameter_shapes(cfg)
     check_names(shapes.keys(), flat.keys())
     tensors = {name: np.asarray(flat[name]) for name in shapes}
     for name, tensor in tensors.items():
@@ -57,11 +56,7 @@ def to_course(cfg: GPTConfig, params: Any) -> dict[str, NDArray[Any]]:
         ValueError: if `params` are not the parameters of `GPTModel(cfg)`, or if the course's layer
             norm, whose eps is fixed, would compute something else.
     """
-    if cfg.ln_eps != GPTConfig.ln_eps:
-        raise ValueError(
-            f"the course's layer norm has eps {GPTConfig.ln_eps}, but this model's ln_eps is "
-            f"{cfg.ln_eps}; keep it in the native form"
-        )
+    check_ln_eps("the course's", cfg)
     tensors = to_dialect(COURSE, cfg, named_tensors(cfg, params))
     future = np.triu(np.ones((cfg.context_length, cfg.context_length), np.float32), k=1)
     return tensors | {mask.format(n): future for mask in COURSE.masks for n in range(cfg.n_layers)}

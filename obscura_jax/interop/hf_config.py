@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.interop.config_values import read_values, whole_number
+from obscura_jax.interop.config_values import check_ln_eps, read_values, whole_number
 
 _RECORD = "obscura_jax"
 _GPT2_SIZES = {
@@ -182,11 +182,7 @@ def to_model_args(cfg: GPTConfig, tokens: Mapping[str, Any] | None = None) -> di
     Raises:
         ValueError: if nanoGPT's layer norm, whose eps is fixed, would compute something else.
     """
-    if cfg.ln_eps != GPTConfig.ln_eps:
-        raise ValueError(
-            f"nanoGPT's layer norm has eps {GPTConfig.ln_eps}, but this model's ln_eps is "
-            f"{cfg.ln_eps}; keep it in the native form"
-        )
+    check_ln_eps("nanoGPT's", cfg)
     args = {foreign: getattr(cfg, native) for foreign, native in _NANOGPT_SIZES.items()}
     record: dict[str, Any] = {"qkv_bias": cfg.qkv_bias, "tie_weights": cfg.tie_weights}
     record |= {"tokens": dict(tokens)} if tokens else {}

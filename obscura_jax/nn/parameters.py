@@ -1,4 +1,4 @@
-"""Shapes, count and size of a model's parameters, without allocating them."""
+"""Shapes, names, count and size of a model's parameters, without allocating them."""
 
 import math
 from typing import Any
@@ -13,6 +13,12 @@ def init_shapes(cfg: GPTConfig) -> dict[str, Any]:
     """Return the parameter tree of `GPTModel(cfg)` with a `jax.ShapeDtypeStruct` for each array."""
     variables = jax.eval_shape(lambda: GPTModel(cfg).init(jax.random.key(0), [[0]]))
     return dict(variables["params"])
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by their dotted paths, such as trf_blocks.0.norm1.scale."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def count_parameters(params: Any, *, weight_tying: bool = False) -> int:

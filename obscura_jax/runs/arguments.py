@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from obscura_jax.arguments import add_hidden_alias, add_option
+from obscura_jax.arguments import add_hidden_alias, add_option, option_name
 from obscura_jax.runs.settings import DEFAULT_SIZES, TrainSettings, setting_of
 
 
@@ -41,8 +41,3 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were given as options."""
     values = {f.name: getattr(args, f.name) for f in fields(TrainSettings)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def option_name(name: str) -> str:
-    """Return the option for a setting or attribute, such as --batch-size for batch_size."""
-    return "--" + name.replace("_", "-")

@@ -223,14 +223,6 @@ def target_of(mesh: Mesh) -> Target:
     return Target(platform, multi_device=True, allow_layouts=mesh.shape["model"] == 1)
 
 
-def bytes_per_device(mesh: Mesh, tree: Any) -> int:
-    """Return the bytes that a tree of shapes takes on each device of the mesh."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(abstract_params(mesh, tree))
-    )
-
-
 def _name(path: tuple[Any, ...]) -> str:
     """Return a parameter's name without its block number."""
     keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]

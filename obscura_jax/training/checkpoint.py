@@ -13,10 +13,11 @@ import jax
 
 from obscura_jax import __version__
 from obscura_jax.checks import check_size
+from obscura_jax.nn.parameters import named_leaves
 from obscura_jax.safetensors_files import read_safetensors, write_safetensors
 from obscura_jax.training.placement import SINGLE_DEVICE, Placement
 from obscura_jax.training.run import TrainRun
-from obscura_jax.training.shards import StoredArrays, local_parts, named_arrays
+from obscura_jax.training.shards import StoredArrays, local_parts
 from obscura_jax.training.step import TrainState
 
 FORMAT = 2
@@ -54,7 +55,7 @@ class CheckpointManager:
         self.max_to_keep = check_size("max_to_keep", max_to_keep)
         self._fingerprint = json.loads(json.dumps(run.fingerprint()))
         self._abstract_state = run.abstract_state()
-        self._shapes = named_arrays(self._abstract_state)
+        self._shapes = named_leaves(self._abstract_state)
         self._placement = placement
         self._latest: int | None = None  # the step that was saved or restored last
         if placement.is_writer and self.folder.is_dir():
@@ -222,21 +223,30 @@ class _DamagedError(ValueError):
 
 def check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], place: str) -> None:
     """Raise ValueError, naming the first difference, unless two fingerprints are equal."""
-    for field in sorted(there.keys() | here.keys()):
-        if there.get(field) != here.get(field):
-            raise ValueError(
-                f"{place} is of another run: its {field} is {there.get(field)!r}, "
-                f"here it is {here.get(field)!r}"
-            )
+    if found := _first_difference(there, here):
+        field, saved, wanted = found
+        raise ValueError(
+            f"{place} is of another run: its {field} is {saved!r}, here it is {wanted!r}"
+        )
 
 
 def _check_same_arrays(there: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
+    if found := _first_difference(there, here, "missing"):
+        name, saved, wanted = found
+        raise ValueError(
+            f"{path} is of another model or optimizer: {name} is {saved} there and {wanted} here"
+        )
+
+
+def _first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], missing: Any = None
+) -> tuple[str, Any, Any] | None:
+    """Return the first name whose values differ, and both values; None if all are equal."""
     for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise ValueError(
-                f"{path} is of another model or optimizer: {name} is "
-                f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
-            )
+        values = there.get(name, missing), here.get(name, missing)
+        if values[0] != values[1]:
+            return name, *values
+    return None
 
 
 def _described(shapes: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import jax.numpy as jnp
 
-from obscura_jax.checks import check_size, check_sizes
+from obscura_jax.checks import check_choice, check_size, check_sizes
 from obscura_jax.nn.model import RematPolicy
 
 
@@ -38,9 +38,8 @@ class StepOptions:
             check_sizes(self, "logits_chunk")
         if self.compute_dtype is not None:
             object.__setattr__(self, "compute_dtype", _floating_name(self.compute_dtype))
-        if self.remat is not None and self.remat not in get_args(RematPolicy):
-            known = ", ".join(get_args(RematPolicy))
-            raise ValueError(f"remat must be None or one of {known}, got {self.remat!r}")
+        if self.remat is not None:
+            check_choice("remat", self.remat, get_args(RematPolicy))
 
     def micro_batch_size(self, batch_size: int) -> int:
         """Return the rows of a micro-batch; ValueError unless the batch splits into equal ones."""

@@ -13,15 +13,11 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from obscura_jax.nn.parameters import named_leaves
+
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 _BLOCKS = "trf_blocks."
-
-
-def named_arrays(state: Any) -> dict[str, Any]:
-    """Return the leaves of a state by their dotted paths, such as params.tok_emb.weight."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def local_parts(state: Any, shapes: Shapes) -> dict[str, NDArray[Any]]:
@@ -36,7 +32,7 @@ def local_parts(state: Any, shapes: Shapes) -> dict[str, NDArray[Any]]:
         as in params.tok_emb.weight@128,0.
     """
     parts = {}
-    for name, array in named_arrays(state).items():
+    for name, array in named_leaves(state).items():
         for shard in array.addressable_shards:
             if shard.replica_id:
                 continue
@@ -91,7 +87,7 @@ class StoredArrays:
 
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
-        arrays = [array(name, leaf) for name, leaf in named_arrays(abstract).items()]
+        arrays = [array(name, leaf) for name, leaf in named_leaves(abstract).items()]
         return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
     def _read(self, name: str, bounds: Sequence[tuple[int, int]]) -> NDArray[Any]:

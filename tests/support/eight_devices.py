@@ -19,7 +19,7 @@ from obscura_jax.safetensors_files import read_safetensors
 from obscura_jax.scale.collectives import collectives
 from obscura_jax.scale.generation import mesh_programs
 from obscura_jax.scale.mesh import (
-    bytes_per_device,
+    abstract_params,
     make_mesh,
     pad_vocab,
     parse_mesh,
@@ -260,7 +260,11 @@ def test_each_device_stores_the_calculated_bytes(layout, scan):
         assert there == 3 * 4 * parameters + counters  # weights and AdamW's two moments
     shapes = jax.eval_shape(lambda: first(CFG))
     shapes = pad_vocab(placement.mesh, stack_blocks(shapes) if scan else shapes)
-    assert bytes_per_device(placement.mesh, shapes) == 3 * 4 * parameters + counters
+    calculated = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_params(placement.mesh, shapes))
+    )
+    assert calculated == 3 * 4 * parameters + counters
 
 
 def test_padding_is_zero_and_is_removed():
