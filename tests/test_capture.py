@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.capture import apply_with_patches, capture
-from obscura_jax.parity.torch_capture import capture_torch, course_taps, hugging_face_taps
+from obscura_jax.parity.gpt.capture import apply_with_patches, capture
+from obscura_jax.parity.gpt.torch_capture import capture_torch, course_taps, hugging_face_taps
 from tests.support import faults, models
 from tests.support.models import BIASED, IDS, course_model, hf_model
 

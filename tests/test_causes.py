@@ -9,12 +9,12 @@ import pytest
 
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.capture import capture
-from obscura_jax.parity.causes import diagnose
-from obscura_jax.parity.lab import compare_implementations
-from obscura_jax.parity.mistakes import mistakes
-from obscura_jax.parity.references import reference
-from obscura_jax.parity.report import verdict
+from obscura_jax.parity.gpt.capture import capture
+from obscura_jax.parity.gpt.causes import diagnose
+from obscura_jax.parity.gpt.lab import compare_implementations
+from obscura_jax.parity.gpt.mistakes import mistakes
+from obscura_jax.parity.gpt.references import reference
+from obscura_jax.parity.gpt.report import verdict
 from tests.support.models import BIASED, model_of
 from tests.test_parity_guests import GUESTS
 

@@ -23,7 +23,7 @@ from obscura_jax.cli import bench, compile, convert, export, info, parity, train
 from obscura_jax.cli import generate as generate_command
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import load_model
-from obscura_jax.parity import torch_reference
+from obscura_jax.parity.gpt import torch_reference
 from obscura_jax.rng.torch_generator import torch_seed_init
 from obscura_jax.text.prompts import read_prompts
 from obscura_jax.text.tokenizers import gpt2_tokenizer

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax.parity.constants import Constants
-from obscura_jax.parity.report import verdict
+from obscura_jax.parity.gpt.constants import Constants
+from obscura_jax.parity.gpt.report import verdict
 from tests.test_parity_guests import compare_guest
 
 

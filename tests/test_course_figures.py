@@ -31,7 +31,7 @@ from obscura_jax import (
 from obscura_jax.nn.attention import attention_scores, simple_attention, softmax, softmax_naive
 from obscura_jax.nn.parameters import count_parameters, parameter_bytes
 from obscura_jax.nn.stepping_stones import mean_abs_gradients
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 from obscura_jax.rng.torch_generator import TorchGenerator
 
 COURSE = json.loads((Path(__file__).parent / "golden" / "course.json").read_text())

@@ -18,7 +18,7 @@ from obscura_jax.config import PRESETS
 from obscura_jax.interop.build import build
 from obscura_jax.interop.course_state import named_tensors, parameter_shapes, to_course
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity import torch_reference
+from obscura_jax.parity.gpt import torch_reference
 from tests.support.models import BIASED, CFG, leaves
 
 TIED = replace(CFG, tie_weights=True)

@@ -8,7 +8,7 @@ import torch
 
 from obscura_jax import GPTConfig, GPTModel, generate_text_simple
 from obscura_jax.decoding.simple import _greedy_loop
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 from obscura_jax.rng.torch_generator import torch_seed_init
 
 CFG = {

@@ -45,8 +45,10 @@ EXTRAS = {
     "orbax",
     "jinja2",
 }
+OF_MODELS = {"config", "text", "nn", "rng", "decoding", "training", "interop"}
 FACE = {"__init__", "__main__"}  # these re-export names and start the command
-TORCH = Path("parity/torch_reference.py")  # a PyTorch module, which is imported lazily like torch
+# A PyTorch module, which is imported lazily like torch.
+TORCH = Path("parity/gpt/torch_reference.py")
 
 
 def imports_of(source: str) -> list[tuple[str, bool]]:
@@ -81,9 +83,12 @@ def broken_rules(path: Path, source: str) -> list[str]:
                 broken.append(f"{path} imports {name} from the face of the package")
             elif FLOORS.index(floor) > FLOORS.index(here):
                 broken.append(f"{path} imports {name}, which is above it")
+        engine = here == "parity" and path.parts[1:2] != ("gpt",)
+        if engine and top == "obscura_jax" and (floor in OF_MODELS or ".parity.gpt" in name):
+            broken.append(f"{path} imports {name}, but knows no model")
         if (top, floor) == ("flax", "linen") and here != "nn":
             broken.append(f"{path} imports flax.linen")
-        if at_import and "obscura_jax.parity.torch_reference" in name:
+        if at_import and "obscura_jax.parity.gpt.torch_reference" in name:
             broken.append(f"{path} imports {name} at its own import")
         if top in EXTRAS and at_import and path != TORCH:
             broken.append(f"{path} imports {top} at its own import")
@@ -111,8 +116,10 @@ def test_every_file_keeps_the_rules():
         ("decoding/loop.py", "from flax import linen as nn"),
         ("decoding/loop.py", "from flax.linen import Module"),
         ("interop/checkpoint.py", "import torch"),
-        ("parity/compare.py", "from obscura_jax.parity import torch_reference"),
+        ("parity/gpt/compare.py", "from obscura_jax.parity.gpt import torch_reference"),
         ("text/dataset.py", "import jax.numpy as jnp"),
+        ("parity/align.py", "from obscura_jax.nn.model import GPTModel"),
+        ("parity/align.py", "def f():\n    from obscura_jax.parity.gpt import lab"),
     ],
 )
 def test_a_broken_rule_is_detected(path, source):
@@ -164,12 +171,12 @@ def test_only_tests_import_tests_and_nothing_imports_tools():
         ("tools/trajectory.py", "from obscura_jax.cli.main import main"),
         ("tools/trajectory.py", "from obscura_jax import cli"),
         ("tests/test_tiny.py", "from tools.tiny_text import split"),
-        ("obscura_jax/parity/lab.py", "from tests.support import faults"),
+        ("obscura_jax/parity/gpt/lab.py", "from tests.support import faults"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_noticed(path, source):
     assert wrong_direction(Path(path), source)
-    assert not wrong_direction(Path(path), "from obscura_jax.parity import trajectory")
+    assert not wrong_direction(Path(path), "from obscura_jax.parity.gpt import trajectory")
 
 
 def loaded_by(statement: str) -> set[str]:

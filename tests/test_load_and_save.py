@@ -20,7 +20,7 @@ from obscura_jax.config import PRESETS
 from obscura_jax.interop.checkpoint import load_model, read_checkpoint, save_course, save_model
 from obscura_jax.interop.torch_files import write_torch
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity import torch_reference
+from obscura_jax.parity.gpt import torch_reference
 from tests.support import processes
 from tests.support.models import (
     BIASED,

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from matplotlib.figure import Figure
 
-from obscura_jax.parity.course import compare_with_course
+from obscura_jax.parity.gpt.course import compare_with_course
 from tests.support import notebooks as runner
 
 ROOT = Path(__file__).parents[1]

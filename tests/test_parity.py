@@ -12,14 +12,14 @@ import torch
 from obscura_jax.cli.main import main
 from obscura_jax.interop.checkpoint import save_hf, save_model
 from obscura_jax.interop.course_state import named_tensors
-from obscura_jax.parity.compare import Outputs, PrecisionPair, findings
-from obscura_jax.parity.lab import compare_implementations, default_precision_note
-from obscura_jax.parity.page import as_html
-from obscura_jax.parity.paired_runs import PairedRuns
-from obscura_jax.parity.prompts import stress_prompts
-from obscura_jax.parity.references import reference
-from obscura_jax.parity.report import as_json, as_text, verdict
-from obscura_jax.parity.verdict import Report
+from obscura_jax.parity.gpt.compare import Outputs, PrecisionPair, findings
+from obscura_jax.parity.gpt.lab import compare_implementations, default_precision_note
+from obscura_jax.parity.gpt.page import as_html
+from obscura_jax.parity.gpt.paired_runs import PairedRuns
+from obscura_jax.parity.gpt.prompts import stress_prompts
+from obscura_jax.parity.gpt.references import reference
+from obscura_jax.parity.gpt.report import as_json, as_text, verdict
+from obscura_jax.parity.gpt.verdict import Report
 from tests.support import faults
 from tests.support.models import (
     BIASED,

@@ -7,16 +7,17 @@ import pytest
 
 from obscura_jax.interop.checkpoint import save_model
 from obscura_jax.interop.course_state import named_tensors
+from obscura_jax.parity.gpt.lab import compare_implementations
+from obscura_jax.parity.gpt.outputs import OutputError, logits_in
+from obscura_jax.parity.gpt.references import reference
+from obscura_jax.parity.gpt.report import verdict
 from obscura_jax.parity.guest import Guest, GuestError
-from obscura_jax.parity.lab import compare_implementations
-from obscura_jax.parity.outputs import OutputError, logits_in
-from obscura_jax.parity.references import reference
-from obscura_jax.parity.report import verdict
 from tests.support import guests, processes
 from tests.support.models import BIASED, model_of
 from tests.test_parity import call
 
 GUESTS = guests.__file__
+IMPORT = "from obscura_jax.parity.gpt.torch_reference import GPTModel\n"
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_settings_of_a_file_do_not_leak(tmp_path, native, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "theirs"
     folder.mkdir()
-    (folder / "neighbor.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
+    (folder / "neighbor.py").write_text(IMPORT)
     (folder / "mine.py").write_text(
         "import os, sys, torch\n"
         "print('hello')\n"
@@ -138,7 +139,7 @@ def test_a_file_in_a_package_can_import_its_neighbors(tmp_path, native, capsys):
     package = tmp_path / "books" / "gpt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "parts.py").write_text("from obscura_jax.parity.torch_reference import GPTModel\n")
+    (package / "parts.py").write_text(IMPORT)
     (package / "model.py").write_text("from .parts import GPTModel\n")
     words = ("--against", f"{package / 'model.py'}:GPTModel", "--steps", 1, "--new-tokens", 1)
     assert call("parity", native, *words) == 0

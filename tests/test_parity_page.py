@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-import obscura_jax.parity.lab
+import obscura_jax.parity.gpt.lab
 from obscura_jax.interop.checkpoint import save_model
-from obscura_jax.parity.compare import Finding
-from obscura_jax.parity.page import as_html, chart
-from obscura_jax.parity.report import as_text
+from obscura_jax.parity.gpt.compare import Finding
+from obscura_jax.parity.gpt.page import as_html, chart
+from obscura_jax.parity.gpt.report import as_text
+from obscura_jax.parity.gpt.verdict import Report, Section, Tokens
 from obscura_jax.parity.report_files import check_writable, write
-from obscura_jax.parity.verdict import Report, Section, Tokens
 from tests.support import processes
 from tests.support.models import BIASED, model_of
 from tests.test_parity import call
@@ -40,7 +40,7 @@ REPORT = Report("<script>x</script>", "mine.py:A&B", BIASED, [FORWARD], TOKENS, 
 
 
 def replace_lab(monkeypatch, function):
-    monkeypatch.setattr(obscura_jax.parity.lab, "compare_implementations", function)
+    monkeypatch.setattr(obscura_jax.parity.gpt.lab, "compare_implementations", function)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def no_work(monkeypatch):
 def small_work(monkeypatch):
     def of(report):
         monkeypatch.setattr(
-            obscura_jax.parity.lab, "compare_implementations", lambda *words, **more: report
+            obscura_jax.parity.gpt.lab, "compare_implementations", lambda *words, **more: report
         )
 
     return of
@@ -149,7 +149,8 @@ def test_a_folder_that_disappears_during_the_comparison(tmp_path, capsys, native
 def test_a_closed_pipe_does_not_change_the_exit_code(native):
     """Exit code 0 would mean "equal"."""
     program = (
-        "import sys; import obscura_jax.parity.lab as lab; from tests import test_parity_page as t;"
+        "import sys; import obscura_jax.parity.gpt.lab as lab;"
+        "from tests import test_parity_page as t;"
         "lab.compare_implementations = lambda *words, **more: t.REPORT;"
         "from obscura_jax.cli.main import main; main(['parity', sys.argv[1]])"
     )
@@ -274,7 +275,7 @@ def contrast(a, b):
 def test_contrast_meets_wcag_aa_in_light_and_dark_mode():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#868e96", "#ffffff") < 4.5  # a control: this gray is used for lines only
-    page = files("obscura_jax.parity").joinpath("page.html").read_text("utf-8")
+    page = files("obscura_jax.parity.gpt").joinpath("page.html").read_text("utf-8")
     themes = [dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in page.split("@media")[:2]]
     assert themes[0].keys() == themes[1].keys()
     assert themes[0]["page"] != themes[1]["page"]
@@ -290,6 +291,6 @@ def test_contrast_meets_wcag_aa_in_light_and_dark_mode():
 
 def test_the_page_template_is_in_the_package():
     """The wheel also contains it, because the build packs every file that git does not ignore."""
-    assert files("obscura_jax.parity").joinpath("page.html").is_file()
+    assert files("obscura_jax.parity.gpt").joinpath("page.html").is_file()
     root = Path(__file__).parents[1]
     assert "html" not in (root / ".gitignore").read_text()

@@ -18,7 +18,7 @@ from obscura_jax import (
     generate,
 )
 from obscura_jax.interop.build import build
-from obscura_jax.parity import torch_reference, trajectory
+from obscura_jax.parity.gpt import torch_reference, trajectory
 from obscura_jax.rng import same_draws, threefry
 from obscura_jax.rng.same_draws import linen_key, same_dropout, sample_tokens
 

@@ -17,7 +17,7 @@ from obscura_jax.export.artifact import load_artifact
 from obscura_jax.interop.checkpoint import read_checkpoint, save_hf, save_nanogpt
 from obscura_jax.interop.hf_config import special_ids
 from obscura_jax.interop.tokens import CARRIED, TokenRecord, gpt2_record, tokens_at
-from obscura_jax.parity.prompts import stress_prompts
+from obscura_jax.parity.gpt.prompts import stress_prompts
 from tests.support.checkpoints import flax_tree
 from tests.support.models import BIASED, hf_model, transformers
 from tests.support.tokenizer_folders import (

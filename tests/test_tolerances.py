@@ -11,8 +11,8 @@ import torch
 
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.lab import compare_implementations
-from obscura_jax.parity.references import reference
+from obscura_jax.parity.gpt.lab import compare_implementations
+from obscura_jax.parity.gpt.references import reference
 from tests.support import faults
 from tests.support.models import BIASED, IDS, model_of
 from tests.support.tolerances import TOLERANCES, as_markdown

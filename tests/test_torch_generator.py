@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from obscura_jax.config import GPT_CONFIG_124M, GPTConfig
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 from obscura_jax.rng.torch_generator import TorchGenerator, torch_seed_init
 
 NORMAL = 1e-6  # measured: 7.2e-7 over 80 million draws (4 seeds)

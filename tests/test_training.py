@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from obscura_jax import GPTModel
-from obscura_jax.parity.trajectory import CFG, OPTIMIZER, batches
+from obscura_jax.parity.gpt.trajectory import CFG, OPTIMIZER, batches
 from obscura_jax.training.loss import cross_entropy, next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate
 from obscura_jax.training.options import StepOptions

@@ -6,8 +6,8 @@ from functools import cache
 import pytest
 import torch
 
-from obscura_jax.parity import trajectory
-from obscura_jax.parity.trajectory import OPTIMIZER, SEED, relative_difference
+from obscura_jax.parity.gpt import trajectory
+from obscura_jax.parity.gpt.trajectory import OPTIMIZER, SEED, relative_difference
 from tests.support.tolerances import TOLERANCES
 
 DROP_RATE = 0.1

@@ -3,7 +3,7 @@
     python tools/bench_train.py
     python tools/bench_train.py --preset tiny --batch-size 32
 
-PyTorch runs this project's own reference, obscura_jax/parity/torch_reference.py, with AdamW and
+PyTorch runs this project's own reference, obscura_jax/parity/gpt/torch_reference.py, with AdamW and
 clip_grad_norm_; its bfloat16 steps run under autocast. Every system has its own process. Each round
 runs two steps of every system, one system after the other, and times the second; a ratio is the
 median over the rounds, above 1 if obscura_jax is faster. The first step, which compiles, is
@@ -75,7 +75,7 @@ def main() -> None:
 def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> TimedStep:
     import torch
 
-    from obscura_jax.parity import torch_reference
+    from obscura_jax.parity.gpt import torch_reference
 
     torch.set_num_threads(threads)
     ids = torch.tensor(token_batch(cfg, rows, length), dtype=torch.long)

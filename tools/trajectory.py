@@ -4,7 +4,8 @@
 
 Writes tools/trajectory.png, without dropout, and tools/same_draws.png, with dropout, where PyTorch
 drops the values that JAX drops. In the second figure a third curve, with PyTorch's own dropout,
-shows the effect of the random draws alone. The runs are those of obscura_jax/parity/trajectory.py.
+shows the effect of the random draws alone. The runs are those of
+obscura_jax/parity/gpt/trajectory.py.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from obscura_jax.parity.trajectory import Dtype, Losses, jax_losses, torch_losses
+from obscura_jax.parity.gpt.trajectory import Dtype, Losses, jax_losses, torch_losses
 
 _DTYPES: tuple[Dtype, ...] = ("float32", "float64")
 _DROP_RATE = 0.1

@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.extras import require
     from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.course_state import named_tensors
-    from obscura_jax.parity import page, report_files
-    from obscura_jax.parity import report as reports
-    from obscura_jax.parity.lab import compare_implementations
-    from obscura_jax.parity.references import reference
+    from obscura_jax.parity import report_files
+    from obscura_jax.parity.gpt import page
+    from obscura_jax.parity.gpt import report as reports
+    from obscura_jax.parity.gpt.lab import compare_implementations
+    from obscura_jax.parity.gpt.references import reference
 
     formats = ((args.json, reports.as_json), (args.html, page.as_html))
     report_files.check_writable(*(name for name, _ in formats if name is not None))

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from obscura_jax.parity.outputs import OutputError
+
+class OutputError(ValueError):
+    """A program returned something that cannot be compared; the message is a whole sentence."""
 
 
 class GuestError(ValueError):

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from obscura_jax.config import GPTConfig
 from obscura_jax.nn import attention, layers, model, stepping_stones
 from obscura_jax.nn.linear import linear
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 
 CFG = {
     "vocab_size": 29,

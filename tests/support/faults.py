@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 
 
 class Sound(reference.GPTModel):

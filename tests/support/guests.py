@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from obscura_jax.parity import torch_reference as reference
+from obscura_jax.parity.gpt import torch_reference as reference
 from tests.support.faults import Attention, with_attention
 
 

@@ -16,7 +16,7 @@ import torch
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop.build import build
 from obscura_jax.interop.checkpoint import load_model
-from obscura_jax.parity import torch_reference
+from obscura_jax.parity.gpt import torch_reference
 from tests.support.nanogpt import GPT
 
 CFG = GPTConfig(

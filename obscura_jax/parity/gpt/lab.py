@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.generate import generate
 from obscura_jax.interop.course_state import named_tensors
-from obscura_jax.parity.causes import diagnose
-from obscura_jax.parity.compare import RATIO, Finding, Outputs, PrecisionPair, findings, worst
-from obscura_jax.parity.paired_runs import PairedRuns, Precision, Prompts
-from obscura_jax.parity.prompts import stress_prompts
-from obscura_jax.parity.references import Reference
-from obscura_jax.parity.repeatable import check_repeatable
-from obscura_jax.parity.verdict import FORWARD, Report, Section, Tokens
+from obscura_jax.parity.gpt.causes import diagnose
+from obscura_jax.parity.gpt.compare import RATIO, Finding, Outputs, PrecisionPair, findings, worst
+from obscura_jax.parity.gpt.paired_runs import PairedRuns, Precision, Prompts
+from obscura_jax.parity.gpt.prompts import stress_prompts
+from obscura_jax.parity.gpt.references import Reference
+from obscura_jax.parity.gpt.repeatable import check_repeatable
+from obscura_jax.parity.gpt.verdict import FORWARD, Report, Section, Tokens
 
 _POSITIONS = 128
 _LARGE = 40_000_000  # parameters; for larger models `steps` defaults to 0

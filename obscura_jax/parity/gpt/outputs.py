@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-
-class OutputError(ValueError):
-    """A model returned something without logits."""
+from obscura_jax.parity.guest import OutputError
 
 
 def logits_in(output: Any, ids_shape: tuple[int, ...], vocab_size: int | None = None) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.parity.compare import Finding
+from obscura_jax.parity.gpt.compare import Finding
 
 FORWARD = "forward pass"
 

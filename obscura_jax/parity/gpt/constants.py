@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from obscura_jax.parity import torch_capture
+from obscura_jax.parity.gpt import torch_capture
 
 # Largest relative error of a constant: each operation rounds by half of float32's epsilon.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)

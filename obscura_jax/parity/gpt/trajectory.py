@@ -145,7 +145,7 @@ def relative_difference(ours: Losses, theirs: Losses) -> float:
 def _torch_model(cfg: GPTConfig) -> Any:
     import torch
 
-    from obscura_jax.parity import torch_reference
+    from obscura_jax.parity.gpt import torch_reference
 
     torch.manual_seed(_TORCH_SEED)
     return torch_reference.GPTModel(cfg.to_dict())

@@ -20,12 +20,12 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.parity.capture import Reduce, capture
-from obscura_jax.parity.compare import Arrays, Outputs
-from obscura_jax.parity.constants import Constants
-from obscura_jax.parity.outputs import logits_in
-from obscura_jax.parity.references import Reference
-from obscura_jax.parity.torch_capture import capture_torch
+from obscura_jax.parity.gpt.capture import Reduce, capture
+from obscura_jax.parity.gpt.compare import Arrays, Outputs
+from obscura_jax.parity.gpt.constants import Constants
+from obscura_jax.parity.gpt.outputs import logits_in
+from obscura_jax.parity.gpt.references import Reference
+from obscura_jax.parity.gpt.torch_capture import capture_torch
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import init_train_state, train_step_jit

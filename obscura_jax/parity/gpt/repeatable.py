@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.parity.compare import Arrays
-from obscura_jax.parity.paired_runs import PairedRuns
+from obscura_jax.parity.gpt.compare import Arrays
+from obscura_jax.parity.gpt.paired_runs import PairedRuns
 
 _THREADS = 1e-12  # of the largest entry; a sum over several threads varies by about 1e-16
 

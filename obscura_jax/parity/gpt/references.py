@@ -14,9 +14,9 @@ from obscura_jax.interop import name_tables
 from obscura_jax.interop.hf_config import to_hf_config
 from obscura_jax.interop.recognize import recognize
 from obscura_jax.interop.to_course import to_course_names
+from obscura_jax.parity.gpt.torch_capture import Tap, course_taps, hugging_face_taps
+from obscura_jax.parity.gpt.users_class import UsersClass
 from obscura_jax.parity.guest import Guest
-from obscura_jax.parity.torch_capture import Tap, course_taps, hugging_face_taps
-from obscura_jax.parity.users_class import UsersClass
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -70,7 +70,7 @@ def reference(against: str, cfg: GPTConfig, params: Arrays, source: str = "") ->
 def _course(cfg: GPTConfig, params: Arrays) -> Reference:
     import torch
 
-    from obscura_jax.parity import torch_reference
+    from obscura_jax.parity.gpt import torch_reference
 
     def build(dtype: str) -> Any:
         with torch.device("meta"):
@@ -85,7 +85,7 @@ def _course(cfg: GPTConfig, params: Arrays) -> Reference:
             norm.eps = cfg.ln_eps
         return _tied(module, cfg).requires_grad_(True).eval()
 
-    label = "obscura_jax.parity.torch_reference.GPTModel"
+    label = "obscura_jax.parity.gpt.torch_reference.GPTModel"
     taps = course_taps(cfg.n_layers)
     return Reference(label, build, taps, lambda state: state, Guest(label))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.parity.mistakes import Array, Arrays, Mistake, mistakes, softmax
+from obscura_jax.parity.gpt.mistakes import Array, Arrays, Mistake, mistakes, softmax
 
 # Limits relative to the largest entry of a tensor: equal inputs leave 1e-15, a fault at least 1e-7.
 _CLOSE = 1e-10

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from obscura_jax.extras import require
-from obscura_jax.parity.compare import Finding
-from obscura_jax.parity.report import verdict, versions
-from obscura_jax.parity.verdict import Report, Section
+from obscura_jax.parity.gpt.compare import Finding
+from obscura_jax.parity.gpt.report import verdict, versions
+from obscura_jax.parity.gpt.verdict import Report, Section
 
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.parity.capture import Reduce
-from obscura_jax.parity.outputs import logits_in
+from obscura_jax.parity.gpt.capture import Reduce
+from obscura_jax.parity.gpt.outputs import logits_in
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from obscura_jax.parity.compare import Finding
-from obscura_jax.parity.verdict import FORWARD, Report
+from obscura_jax.parity.gpt.compare import Finding
+from obscura_jax.parity.gpt.verdict import FORWARD, Report
 
 SCHEMA = "obscura_jax.parity/1"
 EQUAL = "equal up to rounding"

@@ -1,0 +1,1 @@
+"""Compare a PyTorch model with the JAX model of the same weights, and explain differences."""
