@@ -1,0 +1,244 @@
+"""Trace a JAX program, and evaluate it in float64."""
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.parity.fingerprint import fingerprint
+from obscura_jax.parity.jax_graph import Equation, Graph, as_numpy, build_graph
+from obscura_jax.parity.jax_names import captured_names
+from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
+from obscura_jax.parity.trace import Trace
+
+KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
+_PART_BYTES = 1 << 29  # values that one compiled part of a program returns
+# Programs run once, so that XLA's optimizations take longer than they save.
+_FAST_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@dataclass
+class JaxTrace(Trace):
+    """The trace of a JAX program, whose graph can be changed and evaluated again.
+
+    Attributes:
+        graph: the operations.
+        given: values that stand in for those of nodes.
+    """
+
+    graph: Graph = field(default_factory=lambda: Graph([], [], {}, [], []))
+    given: dict[int, Any] = field(default_factory=dict)
+
+
+def trace_jax(program: JaxProgram) -> JaxTrace:
+    """Trace a JAX program and evaluate it in its own precision and in float64.
+
+    Raises:
+        NotComparableError: if it returns no arrays.
+    """
+    leaves, tree, dynamic, call = _parts(program)
+    labels: list[str] = []
+
+    def flat(*given: Any) -> list[Any]:
+        with_static = list(leaves)
+        for place, value in zip(dynamic, given, strict=True):
+            with_static[place] = value
+        args, kwargs = jax.tree_util.tree_unflatten(tree, with_static)
+        result = picked(call(*args, **kwargs), program.out, "JAX")
+        found = arrays_in(result, lambda x: hasattr(x, "dtype") and hasattr(x, "shape"))
+        if not found:
+            raise NotComparableError(
+                "the JAX side returns no arrays; return one, or pick one with out="
+            )
+        labels[:] = found
+        return list(found.values())
+
+    arrays = [leaves[place] for place in dynamic]
+    paths = jax.tree_util.tree_flatten_with_path((program.args, program.kwargs))[0]
+    names = [_input_name(paths[place][0]) for place in dynamic]
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+        avals = [_aval(x) for x in arrays]
+        try:
+            closed = jax.make_jaxpr(flat)(*avals)
+            native = [np.asarray(x) for x in jax.jit(flat)(*arrays)]
+        except _NEEDS_VALUES:
+            from obscura_jax.parity.jax_eager import record
+
+            closed, native = record(flat, arrays)
+    captured = captured_names(program.call)
+    names += [captured.get(id(c), "constant") for c in closed.consts]
+    graph = build_graph(closed, arrays, names)
+    native = [x.astype(np.float64) if x.dtype.kind not in "iubc" else x for x in native]
+    return evaluated(graph, labels, native)
+
+
+def evaluated(
+    graph: Graph,
+    labels: Sequence[str],
+    native: list[NDArray[Any]],
+    given: Mapping[int, Any] | None = None,
+) -> JaxTrace:
+    """Evaluate a graph in float64, and return its trace with all fingerprints.
+
+    Args:
+        graph: the program.
+        labels: names of its outputs.
+        native: its outputs in its own precision.
+        given: values that stand in for those of nodes.
+    """
+    given = dict(given or {})
+    parameters = [
+        i
+        for i, value in graph.leaves.items()
+        if i not in graph.inputs and np.ndim(value) and graph.nodes[i].name != "literal"
+    ]
+    trace = JaxTrace(
+        "JAX",
+        graph.nodes,
+        graph.outputs,
+        list(labels),
+        graph.inputs,
+        parameters,
+        None,
+        {},
+        native,
+        graph.random,
+        graph,
+        given,
+    )
+    trace.fetch = functools.partial(_fetch, graph, given)
+    for i, value in graph.leaves.items():
+        array = as_numpy(value)
+        if array is not None:
+            graph.nodes[i].print = fingerprint(array)
+    room = KEPT_BYTES
+    for found in _in_parts(graph, given):
+        for i, value in found.items():
+            array = as_numpy(value)
+            if array is None:
+                continue
+            graph.nodes[i].print = fingerprint(array)
+            if array.nbytes <= room:
+                trace.kept[i] = array
+                room -= array.nbytes
+    for node in graph.nodes:
+        if node.permutes and node.index not in trace.kept and node.index not in given:
+            node.print = graph.nodes[node.inputs[0]].print
+    return trace
+
+
+def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dict[int, Any]:
+    found = run(graph, list(wanted), given)
+    return {i: array for i, x in found.items() if (array := as_numpy(x)) is not None}
+
+
+def run(graph: Graph, wanted: Sequence[int], given: Mapping[int, Any] | None = None) -> Any:
+    """Return the values of nodes in float64, by one compiled program."""
+    needed = graph.ancestors(wanted, given or {})
+    leaves = {i: x for i, x in graph.leaves.items() if i in needed}
+    leaves |= {i: x for i, x in (given or {}).items() if i in needed}
+    with _float64():
+
+        def program(values: dict[int, Any]) -> dict[int, Any]:
+            lifted = Graph(graph.nodes, graph.equations, values, [], [])
+            fixed = {i: values[i] for i in given or {} if i in values}
+            return lifted.evaluate(wanted, fixed)
+
+        return _compiled(program, leaves)
+
+
+def _in_parts(graph: Graph, given: Mapping[int, Any]) -> Iterable[dict[int, Any]]:
+    """Yield the values of all nodes that do not just permute another one, in several programs."""
+    live = graph.ancestors(graph.outputs, {})
+    equations = [e for e in graph.equations if not live.isdisjoint(e.outputs)]
+    last_use = {i: n for n, e in enumerate(equations) for i in e.inputs}
+    alive: dict[int, Any] = {}
+    start = 0
+    while start < len(equations):
+        stop, size = start, 0
+        while stop < len(equations) and (size < _PART_BYTES or stop == start):
+            size += sum(8 * graph.nodes[i].size for i in equations[stop].outputs)
+            stop += 1
+        part = equations[start:stop]
+        made = {i for e in part for i in e.outputs}
+        inputs = {i for e in part for i in e.inputs} - made
+        shown = [i for i in made if not graph.nodes[i].permutes or i in graph.outputs]
+        passed = [i for i in made if last_use.get(i, -1) >= stop]
+        values = {i: alive[i] if i in alive else graph.leaves[i] for i in inputs}
+        values |= {i: x for i, x in given.items() if i in made}
+        fixed = [i for i in given if i in made]
+        with _float64():
+
+            def program(
+                values: dict[int, Any],
+                part: list[Equation] = part,
+                wanted: Sequence[int] = tuple(dict.fromkeys([*shown, *passed])),
+                fixed: Sequence[int] = tuple(fixed),
+            ) -> dict[int, Any]:
+                lifted = Graph(graph.nodes, part, values, [], [])
+                return lifted.evaluate(wanted, {i: values[i] for i in fixed})
+
+            found = _compiled(program, values)
+        yield {i: found[i] for i in shown}
+        alive = {i: x for i, x in {**alive, **found}.items() if last_use.get(i, -1) >= stop}
+        start = stop
+
+
+def _compiled(program: Any, values: dict[int, Any]) -> Any:
+    """Compile a function quickly and call it on the CPU."""
+    device = jax.local_devices(backend="cpu")[0]
+    placed = {i: jax.device_put(_host(x), device) for i, x in values.items()}
+    with jax.default_device(device):
+        executable = jax.jit(program).lower(placed).compile(compiler_options=_FAST_COMPILE)
+        return executable(placed)
+
+
+def _host(x: Any) -> Any:
+    """Return an array that can be placed on the CPU; random keys stay as they are."""
+    if isinstance(x, jax.Array) and (
+        jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+        or all(d.platform == "cpu" for d in x.devices())
+    ):
+        return x
+    return np.asarray(x)
+
+
+def _float64() -> Any:
+    return jax.enable_x64(True)
+
+
+def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
+    """Return the leaves of the inputs, their tree, the places of arrays, and the callable."""
+    leaves, tree = jax.tree_util.tree_flatten((program.args, program.kwargs))
+    dynamic = [n for n, x in enumerate(leaves) if hasattr(x, "dtype") and hasattr(x, "shape")]
+    return leaves, tree, dynamic, program.call
+
+
+def _aval(x: Any) -> Any:
+    """Return the shape and the 32-bit type of an array, which may be a random key."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _input_name(path: Any) -> str:
+    """Return a name for an input: its place among the arguments, or its keyword."""
+    kind, first, *rest = path
+    inner = jax.tree_util.keystr(tuple(rest), simple=True, separator=".")
+    keyword = getattr(kind, "idx", 0) == 1
+    name = str(first.key) if keyword else f"args[{first.idx}]"
+    return f"{name}.{inner}" if inner else name

@@ -1,0 +1,83 @@
+"""Find the line of a user's program that an operation comes from."""
+
+import linecache
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from obscura_jax.parity.trace import Source
+
+_LIBRARIES = ("torch", "jax", "jaxlib", "flax", "equinox", "keras", "optax", "numpy", "einops")
+_OWN = str(Path(__file__).parent) + "/"
+
+
+class Frame(NamedTuple):
+    """A frame of a call stack."""
+
+    file: str
+    line: int
+    function: str
+
+
+def user_source(frames: Iterable[Frame]) -> Source | None:
+    """Return the innermost line that is not in a library; if all are, the innermost of all.
+
+    Args:
+        frames: the call stack, innermost first.
+    """
+    innermost = None
+    for frame in frames:
+        if frame.file.startswith(_OWN) or frame.file.startswith("<frozen"):
+            continue
+        if not frame.file.startswith(library_roots()):
+            return Source(frame.file, frame.line, frame.function)
+        innermost = innermost or Source(frame.file, frame.line, frame.function)
+    return innermost
+
+
+def stack_of(frame: FrameType | None) -> Iterable[Frame]:
+    """Yield the call stack of Python, innermost frame first."""
+    while frame is not None:
+        code = frame.f_code
+        yield Frame(code.co_filename, frame.f_lineno, code.co_name)
+        frame = frame.f_back
+
+
+def current_source(depth: int = 1) -> Source | None:
+    """Return the user's line that is running now."""
+    return user_source(stack_of(sys._getframe(depth)))
+
+
+@cache
+def library_roots() -> tuple[str, ...]:
+    """Return the folders of libraries, whose lines stand for the line that calls them."""
+    roots = [sysconfig.get_path("stdlib") + "/"]
+    for name in _LIBRARIES:
+        try:
+            spec = find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        if spec is not None and spec.submodule_search_locations:
+            roots += [f"{folder}/" for folder in spec.submodule_search_locations]
+    # Site packages are inside the folder of the standard library, but models may live there.
+    return tuple(root for root in roots if "site-packages" in root) + _standard(roots[0])
+
+
+def _standard(root: str) -> tuple[str, ...]:
+    """Return the modules and packages of the standard library."""
+    entries = Path(root).iterdir() if Path(root).is_dir() else []
+    return tuple(
+        f"{entry}/" if entry.is_dir() else str(entry)
+        for entry in entries
+        if entry.name not in ("site-packages", "dist-packages")
+    )
+
+
+def line_of(source: Source | None) -> str:
+    """Return the text of a line of source, or "" if the file is not there."""
+    return "" if source is None else linecache.getline(source.file, source.line).strip()

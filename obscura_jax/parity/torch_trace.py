@@ -1,0 +1,337 @@
+"""Trace a PyTorch program in float64: every elementary operation, with its line and its operands.
+
+A dispatch mode sees each operation below autograd. It replaces float32 and lower types by float64,
+splits fused kernels into elementary operations, and follows tensors by identity and version, so
+that writes in place are seen.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.parity import torch_kernels
+from obscura_jax.parity.fingerprint import fingerprint
+from obscura_jax.parity.program import NotComparableError, TorchProgram, arrays_in, picked
+from obscura_jax.parity.sources import current_source
+from obscura_jax.parity.torch_lift import in_float64, is_low, lifted, modules_of, tensor_names
+from obscura_jax.parity.trace import Node, Source, Trace
+
+KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
+
+
+def trace_torch(program: TorchProgram) -> Trace:
+    """Run a PyTorch program in its own precision and in float64, and return its trace.
+
+    Raises:
+        NotComparableError: if it returns no tensors, or different ones in two runs.
+    """
+    native = _native(program)
+    run = _Run(program)
+    run()
+    trace = Trace(
+        "PyTorch",
+        run.nodes,
+        run.outputs,
+        list(native),
+        run.inputs,
+        run.parameters,
+        functools.partial(_fetch, program),
+        run.kept,
+        list(native.values()),
+        run.random,
+    )
+    return trace
+
+
+def _fetch(program: TorchProgram, wanted: Iterable[int]) -> dict[int, NDArray[Any]]:
+    run = _Run(program, frozenset(wanted))
+    run()
+    return run.kept
+
+
+def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
+    """Return the outputs in the program's own precision, from the first of two runs."""
+    import torch
+
+    def run() -> dict[str, NDArray[Any]]:
+        with torch.no_grad():
+            result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
+        tensors = arrays_in(result, lambda x: isinstance(x, torch.Tensor))
+        return {name: numpy_of(x).copy() for name, x in tensors.items()}
+
+    before = torch.get_rng_state()
+    first = run()
+    drew = not torch.equal(before, torch.get_rng_state())
+    if not first:
+        raise NotComparableError(
+            "the PyTorch side returns no tensors; return one, or pick with out="
+        )
+    second = run()
+    if first.keys() != second.keys() or not all(map(_same, first.values(), second.values())):
+        why = (
+            "it draws random numbers; call .eval() on the module, or set dropout to 0"
+            if drew
+            else "it keeps state from one call to the next"
+        )
+        raise NotComparableError(
+            f"the PyTorch side returns different results in two runs on the same input: {why}"
+        )
+    return first
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.shape != b.shape:
+        return False
+    if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        return True
+    scale = float(np.abs(a).max(initial=0.0)) or 1.0
+    return bool(np.abs(a - b).max(initial=0.0) <= 1e-5 * scale)  # threads may sum in another order
+
+
+def numpy_of(tensor: Any) -> NDArray[Any]:
+    """Return a tensor as an array; complex numbers become pairs, low precision float64."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_floating_point():
+        tensor = tensor.double()
+    return tensor.resolve_neg().numpy()
+
+
+class _Run:
+    """One run of a program in float64.
+
+    Attributes:
+        nodes: all values so far.
+        outputs: indices of the results.
+        inputs: indices of the inputs.
+        parameters: indices of the parameters.
+        kept: values; with `wanted`, those of the nodes that it names.
+        random: operations that draw random numbers.
+    """
+
+    def __init__(self, program: TorchProgram, wanted: frozenset[int] | None = None) -> None:
+        from torch.utils.weak import WeakTensorKeyDictionary
+
+        self.program, self.wanted = program, wanted
+        self.nodes: list[Node] = []
+        self.outputs: list[int] = []
+        self.inputs: list[int] = []
+        self.parameters: list[int] = []
+        self.kept: dict[int, NDArray[Any]] = {}
+        self.random: list[int] = []
+        self._room = KEPT_BYTES
+        self._place: Any = WeakTensorKeyDictionary()  # tensor -> (node, version)
+        self._twins: Any = WeakTensorKeyDictionary()  # tensor of low precision -> float64
+        self._written: dict[int, int] = {}  # address of a storage -> the last write in place
+        self._names: dict[int, str] = {}
+        self._parameter_ids: set[int] = set()
+        self._input_ids: set[int] = set()
+        self._stack: list[str] = []
+        self._fused = ""
+        self._creating: Source | None = None
+
+    def __call__(self) -> None:
+        """Run the program."""
+        import torch
+
+        program = self.program
+        modules = modules_of(program.call)
+        with ExitStack() as stack:
+            stack.enter_context(in_float64(modules))
+            self._names, self._parameter_ids = tensor_names(modules)
+            given = arrays_in((program.args, program.kwargs), lambda x: isinstance(x, torch.Tensor))
+            for name, x in given.items():
+                self._names.setdefault(id(x), f"input {name.removeprefix('[0]')}".rstrip())
+                self._input_ids.add(id(x))
+            for module in modules:
+                stack.callback(self._hook(module))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_mode(self))
+            result = program.call(*program.args, **program.kwargs)
+            result = picked(result, program.out, "PyTorch")
+            found = arrays_in(result, lambda x: isinstance(x, torch.Tensor))
+        with torch.no_grad():
+            self.outputs = [self.place(self.lift(x), x) for x in found.values()]
+
+    def _hook(self, module: Any) -> Callable[[], None]:
+        """Keep the path of the running module at the end of the stack; return how to stop."""
+        handles = []
+        for name, part in module.named_modules():
+            handles.append(
+                part.register_forward_pre_hook(lambda m, args, n=name: self._stack.append(n))
+            )
+            handles.append(
+                part.register_forward_hook(
+                    lambda m, args, out: (self._stack.pop(), None)[1], always_call=True
+                )
+            )
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
+
+    def lift(self, tensor: Any) -> Any:
+        """Return the float64 twin of a tensor of lower precision, or the tensor itself."""
+        if not is_low(tensor.dtype):
+            return tensor
+        twin = self._twins.get(tensor)
+        if twin is None:
+            twin = self._twins[tensor] = lifted(tensor.detach())
+        return twin
+
+    def place(self, tensor: Any, original: Any) -> int:
+        """Return the node of a tensor; one that is not known becomes a leaf."""
+        version = _version(tensor)
+        known = self._place.get(tensor)
+        if known is None:
+            name = self._names.get(id(original), "")
+            node = self.add("leaf", (), tensor, name=name or "constant")
+            if id(original) in self._input_ids:
+                self.inputs.append(node.index)
+            if id(original) in self._parameter_ids:
+                self.parameters.append(node.index)
+            return node.index
+        index: int = known[0]
+        if known[1] != version:  # written in place, perhaps through another view
+            write = self._written.get(_address(tensor), index)
+            inputs = (index,) if write == index else (index, write)
+            return self.add("written", inputs, tensor, layout=True).index
+        return index
+
+    def add(self, op: str, inputs: tuple[int, ...], tensor: Any, **more: Any) -> Node:
+        """Add a node for a tensor."""
+        index = len(self.nodes)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        node = Node(index, op, inputs, tuple(tensor.shape), dtype, **more)
+        self.nodes.append(node)
+        self._place[tensor] = (index, _version(tensor))
+        if self.wanted is not None:
+            if index in self.wanted:
+                self.kept[index] = numpy_of(tensor).copy()
+            return node
+        first = self.nodes[inputs[0]] if inputs else None
+        if node.permutes and first is not None and first.size == node.size:
+            node.print = first.print
+        else:
+            node.print = fingerprint(numpy_of(tensor))
+        if tensor.numel() * 8 <= self._room:
+            self.kept[index] = numpy_of(tensor).copy()
+            self._room -= tensor.numel() * 8
+        return node
+
+    def dispatch(self, mode: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute one operation in float64, and record it."""
+        import torch
+        from torch.utils._pytree import tree_flatten, tree_map
+
+        name = func.overloadpacket.__name__
+        lowered = ""
+
+        def lift(x: Any) -> Any:
+            nonlocal lowered
+            if isinstance(x, torch.dtype) and is_low(x):
+                lowered = str(x).removeprefix("torch.")
+                return torch.complex128 if x.is_complex else torch.float64
+            return x
+
+        original = tree_flatten((args, kwargs))[0]
+        args, kwargs = tree_map(lift, (args, kwargs))
+        # The program may be between two operations of a fused kernel: its line is kept.
+        outermost = self._creating is None
+        if outermost:
+            self._creating = current_source(3)
+        try:
+            opened = self._opened(mode, func, name, args, kwargs)
+            if opened is not None:
+                return opened
+            tensors = [x for x in original if isinstance(x, torch.Tensor)]
+            inputs = tuple(self.place(self.lift(x), x) for x in tensors)
+            args, kwargs = tree_map(
+                lambda x: self.lift(x) if isinstance(x, torch.Tensor) else x, (args, kwargs)
+            )
+            out = func(*args, **kwargs)
+            self._record(name, inputs, out, original, lowered)
+            return out
+        finally:
+            if outermost:
+                self._creating = None
+
+    def _opened(
+        self, mode: Any, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the result of a fused operation, computed step by step, or None."""
+        table = torch_kernels.decompositions()
+        outer, self._fused = self._fused, self._fused or name.removeprefix("_")
+        try:
+            with mode:
+                if func in table:
+                    try:
+                        return table[func](*args, **kwargs)
+                    except NotImplementedError:
+                        return None
+                return torch_kernels.unfused(name, args, kwargs)
+        finally:
+            self._fused = outer
+
+    def _record(
+        self, name: str, inputs: tuple[int, ...], out: Any, given: list[Any], lowered: str
+    ) -> None:
+        import torch
+        from torch.utils._pytree import tree_flatten
+
+        numbers = tuple(x for x in given if isinstance(x, float))
+        in_place = name.endswith("_") and not name.endswith("__")
+        plain = name.rstrip("_") if in_place else name
+        for x in tree_flatten(out)[0]:
+            if not isinstance(x, torch.Tensor):
+                continue
+            node = self.add(
+                "leaf" if plain.startswith(("empty", "new_empty")) else name,
+                inputs,
+                x,
+                source=self._creating,
+                path=self._stack[-1] if self._stack else "",
+                name="uninitialized" if "empty" in plain else "",
+                layout=name in torch_kernels.LAYOUT or plain in torch_kernels.LAYOUT,
+                permutes=name in torch_kernels.PERMUTES,
+                fused=self._fused,
+                numbers=numbers,
+                lowered=lowered,
+            )
+            if in_place:
+                self._place[x] = (node.index, _version(x) + 1)  # it is raised after the operation
+                self._written[_address(x)] = node.index
+            if name in torch_kernels.RANDOM:
+                self.random.append(node.index)
+
+
+def _version(tensor: Any) -> int:
+    try:
+        return int(tensor._version)
+    except RuntimeError:  # a tensor of inference mode has none
+        return 0
+
+
+def _address(tensor: Any) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _mode(run: _Run) -> Any:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return run.dispatch(self, func, tuple(args), dict(kwargs or {}))
+
+    return Mode()
