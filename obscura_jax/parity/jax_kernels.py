@@ -1,88 +1,26 @@
 """What the tracer knows about JAX's primitives."""
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Operations that move, copy, select or repeat entries.
-LAYOUT = frozenset(
-    [
-        "reshape",
-        "transpose",
-        "broadcast_in_dim",
-        "squeeze",
-        "expand_dims",
-        "convert_element_type",
-        "copy",
-        "slice",
-        "split",
-        "concatenate",
-        "dynamic_slice",
-        "gather",
-        "rev",
-        "copy_p",
-        "optimization_barrier",
-        "dynamic_update_slice",
-        "pad",
-        "stack",
-        "reduce_precision",
-        "sharding_constraint",
-        "mesh_cast",
-        "reshard",
-        "real",
-        "imag",
-        "complex",
-        "stop_gradient",
-        "pvary",
-        "tie_in",
-        "device_put",
-        "scan_slice",
-        "scan_stack",
-        "scatter",
-    ]
+LAYOUT = _words(
+    "reshape transpose broadcast_in_dim squeeze expand_dims convert_element_type copy slice "
+    "split concatenate dynamic_slice gather rev copy_p optimization_barrier "
+    "dynamic_update_slice pad stack reduce_precision sharding_constraint mesh_cast reshard "
+    "real imag complex stop_gradient pvary tie_in device_put scan_slice scan_stack scatter"
 )
 # Those that keep every entry exactly once if the size stays the same.
-PERMUTES = frozenset(
-    [
-        "reshape",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "convert_element_type",
-        "copy",
-        "rev",
-        "copy_p",
-        "optimization_barrier",
-        "reduce_precision",
-        "sharding_constraint",
-        "mesh_cast",
-        "reshard",
-        "stop_gradient",
-        "pvary",
-        "tie_in",
-        "device_put",
-        "broadcast_in_dim",
-    ]
+PERMUTES = _words(
+    "reshape transpose squeeze expand_dims convert_element_type copy rev copy_p "
+    "optimization_barrier reduce_precision sharding_constraint mesh_cast reshard "
+    "stop_gradient pvary tie_in device_put broadcast_in_dim"
 )
 # Calls that are replaced by the body of the function.
-INLINED = frozenset(
-    [
-        "pjit",
-        "jit",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "remat",
-        "checkpoint",
-        "remat2",
-        "custom_lin",
-    ]
+INLINED = _words(
+    "pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
+    "remat checkpoint remat2 custom_lin"
 )
-RANDOM = frozenset(
-    [
-        "random_bits",
-        "threefry2x32",
-        "rng_bit_generator",
-        "rng_uniform",
-        "random_gamma",
-        "random_clone",
-    ]
-)
+RANDOM = _words("random_bits threefry2x32 rng_bit_generator rng_uniform random_gamma random_clone")

@@ -23,7 +23,7 @@ def captured_names(call: Callable[..., Any]) -> dict[int, str]:
         seen.add(id(value))
         if isinstance(value, functools.partial):
             visit(value.func, name, depth - 1)
-            for n, part in enumerate(value.args):
+            for part in value.args:
                 visit(part, "", depth - 1)
             for key, part in value.keywords.items():
                 visit(part, key, depth - 1)

@@ -6,196 +6,46 @@ A fused kernel, such as a layer norm, is traced as the elementary operations tha
 from functools import cache
 from typing import Any
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Operations that move, copy, select or repeat entries.
-LAYOUT = frozenset(
-    [
-        "to",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "alias",
-        "detach",
-        "clone",
-        "_to_copy",
-        "contiguous",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "cat",
-        "copy_",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "unfold",
-        "as_strided",
-        "index",
-        "unsafe_split",
-        "unsafe_chunk",
-        "chunk",
-        "stack",
-        "view_as_real",
-        "view_as_complex",
-        "_reshape_alias",
-        "repeat",
-        "constant_pad_nd",
-        "slice_scatter",
-        "select_scatter",
-        "flip",
-        "roll",
-        "index_select",
-        "gather",
-        "copy",
-        "narrow",
-        "written",
-        "movedim",
-        "swapaxes",
-        "broadcast_to",
-        "embedding",
-        "diagonal",
-        "_unsafe_index",
-        "repeat_interleave",
-        "masked_select",
-        "take",
-        "take_along_dim",
-        "index_put",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "pixel_shuffle",
-        "im2col",
-        "real",
-        "imag",
-        "resolve_conj",
-    ]
+LAYOUT = _words(
+    "to view _unsafe_view reshape transpose permute t expand unsqueeze squeeze alias detach "
+    "clone _to_copy contiguous select slice split split_with_sizes unbind cat copy_ "
+    "lift_fresh lift_fresh_copy unfold as_strided index unsafe_split unsafe_chunk chunk stack "
+    "view_as_real view_as_complex _reshape_alias repeat constant_pad_nd slice_scatter "
+    "select_scatter flip roll index_select gather copy narrow written movedim swapaxes "
+    "broadcast_to embedding diagonal _unsafe_index repeat_interleave masked_select take "
+    "take_along_dim index_put reflection_pad1d reflection_pad2d replication_pad1d "
+    "replication_pad2d pixel_shuffle im2col real imag resolve_conj"
 )
 # Those that keep every entry exactly once if the size stays the same.
-PERMUTES = frozenset(
-    [
-        "to",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "transpose",
-        "permute",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "alias",
-        "detach",
-        "clone",
-        "_to_copy",
-        "contiguous",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "_reshape_alias",
-        "flip",
-        "roll",
-        "movedim",
-        "swapaxes",
-        "expand",
-        "view_as_real",
-        "view_as_complex",
-        "pixel_shuffle",
-        "resolve_conj",
-    ]
+PERMUTES = _words(
+    "to view _unsafe_view reshape transpose permute t unsqueeze squeeze alias detach clone "
+    "_to_copy contiguous lift_fresh lift_fresh_copy _reshape_alias flip roll movedim swapaxes "
+    "expand view_as_real view_as_complex pixel_shuffle resolve_conj"
 )
-RANDOM = frozenset(
-    [
-        "bernoulli",
-        "bernoulli_",
-        "native_dropout",
-        "rand",
-        "rand_like",
-        "randn",
-        "randn_like",
-        "randint",
-        "randint_like",
-        "normal",
-        "normal_",
-        "uniform",
-        "uniform_",
-        "randperm",
-        "multinomial",
-        "exponential_",
-        "geometric_",
-        "random_",
-        "rrelu_with_noise",
-        "_fused_dropout",
-    ]
+RANDOM = _words(
+    "bernoulli bernoulli_ native_dropout rand rand_like randn randn_like randint randint_like "
+    "normal normal_ uniform uniform_ randperm multinomial exponential_ geometric_ random_ "
+    "rrelu_with_noise _fused_dropout"
 )
-_DECOMPOSED = [
-    "native_layer_norm",
-    "native_group_norm",
-    "_native_batch_norm_legit",
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm",
-    "gelu",
-    "silu",
-    "hardswish",
-    "hardsigmoid",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "_softmax",
-    "_log_softmax",
-    "addmm",
-    "addmv",
-    "baddbmm",
-    "addbmm",
-    "addcmul",
-    "addcdiv",
-    "_fused_rms_norm",
-    "_safe_softmax",
-    "mish",
-    "glu",
-    "native_dropout",
-    "var_mean",
-    "rsub",
-    "log_sigmoid_forward",
-    "hardtanh",
-    "celu",
-    "selu",
-    "logsumexp",
-    "std_mean",
-    "smooth_l1_loss",
-    "huber_loss",
-    "nll_loss_forward",
-    "mse_loss",
-    "binary_cross_entropy",
-    "native_layer_norm_backward",
-    "native_group_norm_backward",
-    "native_batch_norm_backward",
-    "gelu_backward",
-    "silu_backward",
-    "hardswish_backward",
-    "elu_backward",
-    "leaky_relu_backward",
-    "softplus_backward",
-    "_softmax_backward_data",
-    "_log_softmax_backward_data",
-    "tanh_backward",
-    "sigmoid_backward",
-    "threshold_backward",
-    "mish_backward",
-    "glu_backward",
-    "hardsigmoid_backward",
-    "log_sigmoid_backward",
-    "hardtanh_backward",
-    "native_dropout_backward",
-    "embedding_dense_backward",
-    "nll_loss_backward",
-    "mse_loss_backward",
-    "_fused_rms_norm_backward",
-]
+_DECOMPOSED = _words(
+    "native_layer_norm native_group_norm _native_batch_norm_legit native_batch_norm "
+    "_native_batch_norm_legit_no_training cudnn_batch_norm gelu silu hardswish hardsigmoid "
+    "leaky_relu elu softplus _softmax _log_softmax addmm addmv baddbmm addbmm addcmul addcdiv "
+    "_fused_rms_norm _safe_softmax mish glu native_dropout var_mean rsub log_sigmoid_forward "
+    "hardtanh celu selu logsumexp std_mean smooth_l1_loss huber_loss nll_loss_forward "
+    "mse_loss binary_cross_entropy native_layer_norm_backward native_group_norm_backward "
+    "native_batch_norm_backward gelu_backward silu_backward hardswish_backward elu_backward "
+    "leaky_relu_backward softplus_backward _softmax_backward_data _log_softmax_backward_data "
+    "tanh_backward sigmoid_backward threshold_backward mish_backward glu_backward "
+    "hardsigmoid_backward log_sigmoid_backward hardtanh_backward native_dropout_backward "
+    "embedding_dense_backward nll_loss_backward mse_loss_backward _fused_rms_norm_backward"
+)
 
 
 @cache

@@ -32,7 +32,7 @@ def trace_torch(program: TorchProgram) -> Trace:
     native = _native(program)
     run = _Run(program)
     run()
-    trace = Trace(
+    return Trace(
         "PyTorch",
         run.nodes,
         run.outputs,
@@ -44,7 +44,6 @@ def trace_torch(program: TorchProgram) -> Trace:
         list(native.values()),
         run.random,
     )
-    return trace
 
 
 def _fetch(program: TorchProgram, wanted: Iterable[int]) -> dict[int, NDArray[Any]]:
