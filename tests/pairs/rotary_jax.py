@@ -90,8 +90,8 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Return logits (batch, length, vocabulary) of tokens (batch, length); the head is tied."""
 
-    def __init__(self, rngs):
-        self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
+    def __init__(self, rngs, dtype):
+        self.embed = nnx.Embed(VOCABULARY, WIDTH, param_dtype=dtype, rngs=rngs)
         self.layers = nnx.List([Layer(rngs) for _ in range(LAYERS)])
         self.norm = RMSNorm(WIDTH)
 
@@ -106,7 +106,7 @@ class Decoder(nnx.Module):
 
 def build(state, inputs):
     """Return the NNX module with the weights of the state dict, and its arguments."""
-    model = Decoder(nnx.Rngs(0))
+    model = Decoder(nnx.Rngs(0), state["embed.weight"].dtype)
     model.embed.embedding.set_value(jnp.asarray(state["embed.weight"]))
     model.norm.weight.set_value(jnp.asarray(state["norm.weight"]))
     for i, layer in enumerate(model.layers):
