@@ -57,10 +57,9 @@ def mixture(p, x):
     gates = jnp.sum(one_hot * shares.astype(x.dtype)[..., None], axis=-2)
     outputs = jax.vmap(expert, in_axes=(0, None))(p["experts"], x)
     routed = jnp.einsum("bte,ebtd->btd", gates, outputs)
-    routed = routed * ROUTED_SCALE
     openness = jax.nn.sigmoid(x @ p["shared_gate"])
     shared = openness * expert(p["shared"], x)
-    return routed + shared
+    return ROUTED_SCALE * routed + shared
 
 
 def layer(p, x, visible):

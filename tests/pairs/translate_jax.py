@@ -96,8 +96,7 @@ class Translator(nn.Module):
 
     def decode(self, target, encoded, mask):
         y = self.target_embed(target)
-        y = y * WIDTH**0.5
-        y = y + POSITIONS[: target.shape[1]]
+        y = y * WIDTH**0.5 + POSITIONS[: target.shape[1]]
         length = target.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
         for layer in self.decoder:

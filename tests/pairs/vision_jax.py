@@ -63,8 +63,8 @@ class Block(eqx.Module):
         h = self.norm1(x)
         h = self.attention(h)
         x = x + h * self.scale1
-        h = self.norm2(x)
-        h = jax.vmap(self.up)(h)
+        normed = self.norm2(x)
+        h = jax.vmap(self.up)(normed)
         h = jax.nn.gelu(h, approximate=False)
         h = jax.vmap(self.down)(h)
         return x + self.scale2 * h
