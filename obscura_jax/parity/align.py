@@ -86,16 +86,15 @@ def align(torch: Trace, jax: Trace, tolerance: float) -> Alignment:
     sides = tuple(Side(trace, trace.ancestors(trace.outputs)) for trace in (torch, jax))
     classes = _Classes(tolerance)
     for n, side in enumerate(sides):
-        for i in sorted(side.live):
-            print_ = side.node(i).print
-            if print_ is not None and print_.telling:
-                side.classes[i] = classes.of(print_, n)
+        for node in side.trace.nodes:
+            if node.print is not None and node.print.telling:
+                side.classes[node.index] = classes.of(node.print, n)
     for n, side in enumerate(sides):
         side.matched = {i for i, c in side.classes.items() if classes.shared(c)}
         others = [
             p
-            for i in sides[1 - n].live
-            if (p := sides[1 - n].node(i).print) is not None and not p.telling
+            for node in sides[1 - n].trace.nodes
+            if (p := node.print) is not None and not p.telling
         ]
         side.weak = _weak(side, others, tolerance)
         side.matched |= side.weak
@@ -105,17 +104,17 @@ def align(torch: Trace, jax: Trace, tolerance: float) -> Alignment:
 
 
 class _Classes:
-    """Classes of equal values, found by number of entries and by size."""
+    """Classes of equal values, found by their root mean square."""
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
-        self._by_count: dict[int, list[tuple[float, int]]] = {}
+        self._by_size: list[tuple[float, int]] = []
         self._prints: list[Fingerprint] = []
         self._sides: list[set[int]] = []
 
     def of(self, print_: Fingerprint, side: int) -> int:
         """Return the class of a value, a new one if none fits."""
-        known = self._by_count.setdefault(print_.count, [])
+        known = self._by_size
         reach = 4 * self._tolerance * print_.rms
         at = bisect_left(known, (print_.rms - reach, -1))
         while at < len(known) and known[at][0] <= print_.rms + reach:
@@ -145,8 +144,8 @@ def _weak(side: Side, others: Iterable[Fingerprint], tolerance: float) -> set[in
             seen.add(key)
             by_kind.setdefault(other.kind, []).append(other)
     found = set()
-    for i in side.live:
-        print_ = side.node(i).print
+    for i, node in enumerate(side.trace.nodes):
+        print_ = node.print
         if print_ is None or print_.telling:
             continue
         if any(close(print_, other, tolerance) for other in by_kind.get(print_.kind, ())):
@@ -157,8 +156,7 @@ def _weak(side: Side, others: Iterable[Fingerprint], tolerance: float) -> set[in
 def _settle(side: Side) -> None:
     """Find the settled and the benign values of a side."""
     side.settled = set(side.matched)
-    for i in sorted(side.live):
-        node = side.node(i)
+    for i, node in enumerate(side.trace.nodes):
         if node.leaf:
             side.settled.add(i)
         elif node.layout and node.inputs and all(j in side.settled for j in node.inputs):

@@ -42,12 +42,19 @@ def compare(
         verdict = Verdict.EQUAL_WITH_CONSTANTS if settled else Verdict.DIFFERS
     elif not found.complete:
         verdict = Verdict.DIFFERS
-    return Report(verdict, outputs=outputs_of(torch, jax), findings=tuple(found.findings), complete=found.complete)
+    return Report(
+        verdict,
+        outputs=outputs_of(torch, jax),
+        findings=tuple(found.findings),
+        complete=found.complete,
+    )
 
 
 def check_comparable(torch, jax):
     if len(torch.outputs) != len(jax.outputs):
-        raise NotComparableError(f"PyTorch returns {len(torch.outputs)} arrays ({', '.join(torch.labels)}) and JAX {len(jax.outputs)} ({', '.join(jax.labels)})")
+        raise NotComparableError(
+            f"PyTorch returns {len(torch.outputs)} arrays ({', '.join(torch.labels)}) and JAX {len(jax.outputs)} ({', '.join(jax.labels)})"
+        )
 
 
 def outputs_of(torch, jax):
@@ -56,5 +63,7 @@ def outputs_of(torch, jax):
     for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True)):
         difference = apart(theirs[a], ours[b])
         native = apart(torch.native[n], jax.native[n])
-        rows.append(Output(torch.labels[n], torch.nodes[a].shape, difference, native, difference <= 3e-9))
+        rows.append(
+            Output(torch.labels[n], torch.nodes[a].shape, difference, native, difference <= 3e-9)
+        )
     return tuple(rows)

@@ -26,10 +26,11 @@ def exact_value(x: Any) -> Any:
     if array.ndim or not low or not np.isfinite(array):
         return x
     scalar = float(array)
-    for digits in range(1, 10):
-        decimal = float(f"{scalar:.{digits - 1}e}")
-        if np.asarray(decimal, array.dtype) == array:
-            break
+    with np.errstate(over="ignore"):
+        for digits in range(1, 10):
+            decimal = float(f"{scalar:.{digits - 1}e}")
+            if np.asarray(decimal, array.dtype) == array:
+                break
     if digits >= _LONG and (known := _known().get(abs(scalar))) is not None:
         return np.float64(math.copysign(known, scalar))
     return np.float64(decimal)

@@ -173,9 +173,7 @@ def _step(
     pair = pairs[0]
     if not isinstance(jax, JaxTrace):
         return _described(alignment, pair), None
-    repair = next(
-        (r for p in pairs[:4] if (r := find_mend(alignment, p, jax)) is not None), None
-    )
+    repair = next((r for p in pairs[:4] if (r := find_mend(alignment, p, jax)) is not None), None)
     if repair is not None:
         return _mended(alignment, repair, torch, jax)
     finding = _described(alignment, pair)

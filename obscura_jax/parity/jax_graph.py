@@ -5,6 +5,7 @@ change the program itself. Then nested functions are inlined and scans unrolled,
 operation is a node. Evaluation replaces float32 and lower types by float64.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from obscura_jax.parity.constants import exact_value
 from obscura_jax.parity.jax_kernels import INLINED, LAYOUT, PERMUTES, RANDOM
 from obscura_jax.parity.jax_lift import bind_lifted, lifted, lifted_type
-from obscura_jax.parity.sources import Frame, user_source
+from obscura_jax.parity.sources import Frame, library_roots, user_source
 from obscura_jax.parity.trace import Node, Source
 
 _UNROLL = 20_000  # operations that unrolled scans may add
@@ -177,9 +178,24 @@ class _Builder:
         return node.index
 
     def add_all(
-        self, jaxpr: Any, constants: Sequence[int], inputs: Sequence[int], path: str
+        self,
+        jaxpr: Any,
+        constants: Sequence[int],
+        inputs: Sequence[int],
+        path: str,
+        caller: Source | None = None,
+        function: str = "",
     ) -> list[int]:
-        """Add the operations of a jaxpr, and return the nodes of its results."""
+        """Add the operations of a jaxpr, and return the nodes of its results.
+
+        Args:
+            jaxpr: the function.
+            constants: nodes of its constants.
+            inputs: nodes of its operands.
+            path: the name stack.
+            caller: the user's line that calls it, if it is a function of a library.
+            function: its name.
+        """
         places: dict[Any, int] = {}
 
         def place(variable: Any) -> int:
@@ -196,25 +212,37 @@ class _Builder:
             operands = [place(variable) for variable in eqn.invars]
             stack = str(eqn.source_info.name_stack)
             here = f"{path}/{stack}" if path and stack else path or stack
-            results = self._add(eqn, operands, here)
+            results = self._add(eqn, operands, here, caller, function)
             places.update(zip(eqn.outvars, results, strict=True))
         return [place(variable) for variable in jaxpr.outvars]
 
-    def _add(self, eqn: Any, operands: list[int], path: str) -> list[int]:
+    def _add(
+        self, eqn: Any, operands: list[int], path: str, caller: Source | None, function: str
+    ) -> list[int]:
         name = eqn.primitive.name
         inner = _inner(eqn)
         if inner is not None and name in INLINED:
             constants = [self.leaf(c, "constant") for c in getattr(inner, "consts", ())]
-            return self.add_all(getattr(inner, "jaxpr", inner), constants, operands, path)
+            body, called = getattr(inner, "jaxpr", inner), str(eqn.params.get("name", ""))
+            # JAX traces a function once. Its lines then hold the stack of the first call, so
+            # those of a library's function stand for the line that calls it here.
+            line = caller or source_of(eqn)
+            if called and any(map(functools.partial(_is_inside, called), body.eqns)):
+                line = None
+            if not called:
+                line = caller
+            return self.add_all(body, constants, operands, path, line, called or function)
         if name == "scan":
             cost = eqn.params["length"] * len(eqn.params["jaxpr"].jaxpr.eqns)
             if cost <= self._room:
                 self._room -= cost
-                return self._unrolled(eqn, operands, path)
-        return self._primitive(eqn, operands, path)
+                return self._unrolled(eqn, operands, path, caller)
+        return self._primitive(eqn, operands, path, caller, function)
 
-    def _primitive(self, eqn: Any, operands: list[int], path: str) -> list[int]:
-        name, source = eqn.primitive.name, source_of(eqn)
+    def _primitive(
+        self, eqn: Any, operands: list[int], path: str, caller: Source | None, function: str
+    ) -> list[int]:
+        name, source = eqn.primitive.name, caller or source_of(eqn)
         results = []
         for variable in eqn.outvars:
             aval = variable.aval
@@ -230,7 +258,7 @@ class _Builder:
                     path=path,
                     layout=name in LAYOUT,
                     permutes=name in PERMUTES and same_size,
-                    fused=_fused(path),
+                    fused=function if caller else "",
                     lowered=_lowered(eqn),
                 )
             )
@@ -241,7 +269,9 @@ class _Builder:
         )
         return results
 
-    def _unrolled(self, eqn: Any, operands: list[int], path: str) -> list[int]:
+    def _unrolled(
+        self, eqn: Any, operands: list[int], path: str, caller: Source | None
+    ) -> list[int]:
         """Add the iterations of a scan one after another."""
         params = eqn.params
         closed, length, reverse = params["jaxpr"], params["length"], params["reverse"]
@@ -253,7 +283,7 @@ class _Builder:
         for step in reversed(range(length)) if reverse else range(length):
             here = f"{path}/scan[{step}]" if path else f"scan[{step}]"
             inputs = [self._scan_slice(row, step, here, eqn) for row in rows]
-            found = self.add_all(closed.jaxpr, constants, [*shared, *carry, *inputs], here)
+            found = self.add_all(closed.jaxpr, constants, [*shared, *carry, *inputs], here, caller)
             carry = found[:carried]
             collected.append(found[carried:])
         if reverse:
@@ -319,10 +349,14 @@ def source_of(eqn: Any) -> Source | None:
     )
 
 
-def _fused(path: str) -> str:
-    """Return the name of the library function that the operation is a part of, if it is known."""
-    last = path.rsplit("/", 1)[-1]
-    return last if last in ("gelu", "silu", "softmax", "log_softmax", "layer_norm") else ""
+def _is_inside(function: str, eqn: Any) -> bool:
+    """Return True if a line of the user's function of this name computes the operation."""
+    traceback = eqn.source_info.traceback
+    return traceback is not None and any(
+        frame.function_name.rsplit(".", 1)[-1] == function
+        and not frame.file_name.startswith(library_roots())
+        for frame in traceback.frames
+    )
 
 
 def _lowered(eqn: Any) -> str:

@@ -122,7 +122,7 @@ def evaluated(
     )
     trace.fetch = functools.partial(_fetch, graph, given)
     for i, value in graph.leaves.items():
-        array = as_numpy(value)
+        array = as_numpy(given.get(i, value))
         if array is not None:
             graph.nodes[i].print = fingerprint(array)
     room = KEPT_BYTES
@@ -163,8 +163,7 @@ def run(graph: Graph, wanted: Sequence[int], given: Mapping[int, Any] | None = N
 
 def _in_parts(graph: Graph, given: Mapping[int, Any]) -> Iterable[dict[int, Any]]:
     """Yield the values of all nodes that do not just permute another one, in several programs."""
-    live = graph.ancestors(graph.outputs, {})
-    equations = [e for e in graph.equations if not live.isdisjoint(e.outputs)]
+    equations = graph.equations
     last_use = {i: n for n, e in enumerate(equations) for i in e.inputs}
     alive: dict[int, Any] = {}
     start = 0
@@ -178,7 +177,8 @@ def _in_parts(graph: Graph, given: Mapping[int, Any]) -> Iterable[dict[int, Any]
         inputs = {i for e in part for i in e.inputs} - made
         shown = [i for i in made if not graph.nodes[i].permutes or i in graph.outputs]
         passed = [i for i in made if last_use.get(i, -1) >= stop]
-        values = {i: alive[i] if i in alive else graph.leaves[i] for i in inputs}
+        known = {**graph.leaves, **alive, **given}
+        values = {i: known[i] for i in inputs}
         values |= {i: x for i, x in given.items() if i in made}
         fixed = [i for i in given if i in made]
         with _float64():

@@ -4,6 +4,7 @@ from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Graph
 from obscura_jax.parity.jax_trace import JaxTrace
 
+
 @dataclass(frozen=True)
 class Repair:
     mend: Mend
@@ -11,6 +12,7 @@ class Repair:
     pair: Pair
     place: int
     occurrences: int
+
 
 def find_mend(alignment: Alignment, pair: Pair, jax: JaxTrace) -> Repair | None:
     return None

@@ -59,7 +59,7 @@ def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
     def run() -> dict[str, NDArray[Any]]:
         with torch.no_grad():
             result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
-        tensors = arrays_in(result, lambda x: isinstance(x, torch.Tensor))
+        tensors = arrays_in(result, _is_tensor)
         return {name: numpy_of(x).copy() for name, x in tensors.items()}
 
     before = torch.get_rng_state()
@@ -139,23 +139,26 @@ class _Run:
     def __call__(self) -> None:
         """Run the program."""
         import torch
+        from torch.utils._pytree import tree_map
 
         program = self.program
         modules = modules_of(program.call)
         with ExitStack() as stack:
             stack.enter_context(in_float64(modules))
             self._names, self._parameter_ids = tensor_names(modules)
-            given = arrays_in((program.args, program.kwargs), lambda x: isinstance(x, torch.Tensor))
-            for name, x in given.items():
-                self._names.setdefault(id(x), f"input {name.removeprefix('[0]')}".rstrip())
+            args, kwargs = tree_map(
+                lambda x: self.lift(x) if isinstance(x, torch.Tensor) else x,
+                (program.args, program.kwargs),
+            )
+            for name, x in arrays_in((args, kwargs), _is_tensor).items():
+                self._names.setdefault(id(x), name.replace("[0]", "args", 1).replace("[1].", "", 1))
                 self._input_ids.add(id(x))
             for module in modules:
                 stack.callback(self._hook(module))
             stack.enter_context(torch.no_grad())
             stack.enter_context(_mode(self))
-            result = program.call(*program.args, **program.kwargs)
-            result = picked(result, program.out, "PyTorch")
-            found = arrays_in(result, lambda x: isinstance(x, torch.Tensor))
+            result = picked(program.call(*args, **kwargs), program.out, "PyTorch")
+            found = arrays_in(result, _is_tensor)
         with torch.no_grad():
             self.outputs = [self.place(self.lift(x), x) for x in found.values()]
 
@@ -311,6 +314,12 @@ class _Run:
                 self._written[_address(x)] = node.index
             if name in torch_kernels.RANDOM:
                 self.random.append(node.index)
+
+
+def _is_tensor(x: Any) -> bool:
+    import torch
+
+    return isinstance(x, torch.Tensor)
 
 
 def _version(tensor: Any) -> int:
