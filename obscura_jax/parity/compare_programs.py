@@ -1,11 +1,7 @@
 """Compare a PyTorch program with a JAX program."""
 
-import numpy as np
-
-from obscura_jax.parity import explain
-from obscura_jax.parity.align import Side as Aligned
-from obscura_jax.parity.diverge import TOLERANCE, Divergence, find_divergences
-from obscura_jax.parity.findings import Finding, Operation, Output, Report, Side, Verdict
+from obscura_jax.parity.diverge import find_divergences
+from obscura_jax.parity.findings import Output, Report, Verdict
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
 from obscura_jax.parity.relation import apart

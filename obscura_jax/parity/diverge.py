@@ -15,16 +15,16 @@ from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
 from obscura_jax.parity.findings import Finding
 from obscura_jax.parity.fingerprint import close
+from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, evaluated
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.relation import apart, arrangements, correlation
-from obscura_jax.parity.trace import Node, Trace
+from obscura_jax.parity.trace import Trace
 
 TOLERANCE = 1e-9
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
 _SAME = 3  # outputs are equal up to this multiple of the tolerance, as single entries are
-_NEAR = 12  # operations that are searched for one at which to go on
 
 
 @dataclass
@@ -273,8 +273,8 @@ def _position(side: Side, index: int) -> tuple[str, ...]:
 
 def _meeting(alignment: Alignment, pair: Pair) -> tuple[int, int, tuple[int, ...]] | None:
     """Return the nearest nodes of both sides that hold the same quantity, with the axes' order."""
-    mine = _gates(alignment.torch, pair.torch)
-    other = _gates(alignment.jax, pair.jax)
+    mine = gates(alignment.torch, pair.torch)
+    other = gates(alignment.jax, pair.jax)
     theirs = alignment.torch.trace.values(mine)
     ours = alignment.jax.trace.values(other)
     best: tuple[float, int, int, tuple[int, ...]] | None = None
@@ -293,33 +293,6 @@ def _meeting(alignment: Alignment, pair: Pair) -> tuple[int, int, tuple[int, ...
     if best is None or best[0] < 0.3:
         return None
     return best[1], best[2], best[3]
-
-
-def _gates(side: Side, index: int) -> list[int]:
-    """Return the nearest nodes that every path from a node to the outputs passes, itself first."""
-    after = {index}
-    consumers = side.trace.consumers()
-    for i in sorted(side.live):
-        if i > index and any(j in after for j in side.node(i).inputs):
-            after.add(i)
-    outputs = set(side.trace.outputs) & after
-    passed: dict[int, set[int]] = {}
-    for i in sorted(after, reverse=True):
-        following = [passed[j] for j in consumers.get(i, ()) if j in passed]
-        common = set.intersection(*following) if following and i not in outputs else set()
-        passed[i] = {i} | common
-    return [i for i in sorted(passed[index]) if _usable(side, i)][:_NEAR]
-
-
-def _usable(side: Side, index: int) -> bool:
-    node: Node = side.node(index)
-    return (
-        node.is_float
-        and node.print is not None
-        and node.print.telling
-        and not node.print.nan
-        and index not in side.matched
-    )
 
 
 def _output_layout(

@@ -1,0 +1,285 @@
+"""A change of a JAX program, and the setting in which changes are tried."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.parity.align import Alignment, Pair, Side
+from obscura_jax.parity.jax_graph import Equation, Graph
+from obscura_jax.parity.jax_trace import JaxTrace
+from obscura_jax.parity.trace import Node
+
+_DEEP = 3  # operations before the region whose change may be the mend
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a program.
+
+    Attributes:
+        kind: the kind, such as "literal".
+        node: the node whose line is to be changed.
+        words: the change, such as "1e-05 for 1e-06".
+        equations: new operations, by their position in the graph.
+        leaves: new values of leaves.
+        again: makes the same change at the node of another layer, or None if it cannot be.
+    """
+
+    kind: str
+    node: int
+    words: str
+    equations: Mapping[int, Equation] = field(default_factory=dict)
+    leaves: Mapping[int, Any] = field(default_factory=dict)
+    again: Callable[[int], "Change | None"] | None = None
+
+    def applied(self, graph: Graph) -> Graph:
+        """Return the changed program."""
+        return replace(graph.with_equations(self.equations), leaves={**graph.leaves, **self.leaves})
+
+
+@dataclass
+class Setting:
+    """The part of a JAX program around the place where the programs part.
+
+    Attributes:
+        alignment: both sides.
+        pair: the operations at which they part.
+        trace: the JAX trace.
+        ends: values after the pair that every path to the outputs passes.
+        region: positions of the operations from the matched values to the ends.
+        nearby: positions of the operations that compute the operands of the region, masks and
+            indices included.
+    """
+
+    alignment: Alignment
+    pair: Pair
+    trace: JaxTrace
+    ends: list[int]
+    region: list[int]
+    nearby: list[int]
+
+    @classmethod
+    def around(
+        cls, alignment: Alignment, pair: Pair, trace: JaxTrace, ends: list[int]
+    ) -> "Setting":
+        """Return the setting around a pair."""
+        setting = cls(alignment, pair, trace, ends, [], [])
+        side = alignment.jax
+        inside: set[int] = set()
+        edge: set[int] = set()
+        stack = [*ends[:4], pair.jax]
+        while stack:
+            i = stack.pop()
+            if i in inside:
+                continue
+            if i in side.matched - side.weak or side.node(i).leaf:
+                edge.add(i)
+                continue
+            inside.add(i)
+            stack += side.node(i).inputs
+        made = setting.position
+        setting.region = sorted({made[i] for i in inside if i in made})
+        nearby: set[int] = set()
+        level = edge
+        for _ in range(_DEEP):
+            level = {
+                j
+                for i in level
+                if i in made and not side.node(i).leaf
+                for j in _before(side, i)
+                if made[i] not in nearby and not nearby.add(made[i])  # type: ignore[func-returns-value]
+            }
+        setting.nearby = sorted(nearby - set(setting.region))
+        return setting
+
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """The position of the operation that computes each node."""
+        return {i: n for n, e in enumerate(self.trace.graph.equations) for i in e.outputs}
+
+    @property
+    def graph(self) -> Graph:
+        """The program."""
+        return self.trace.graph
+
+    @property
+    def jax(self) -> Side:
+        """The JAX side."""
+        return self.alignment.jax
+
+    @property
+    def torch(self) -> Side:
+        """The PyTorch side."""
+        return self.alignment.torch
+
+    def node(self, index: int) -> Node:
+        """Return a node of the JAX side."""
+        return self.jax.node(index)
+
+    def equations(self, positions: Iterable[int]) -> Iterator[tuple[int, Equation]]:
+        """Yield operations with their positions, those nearest to the pair first."""
+        at = self.position.get(self.pair.jax, 0)
+        for p in sorted(positions, key=lambda p: (abs(p - at), p)):
+            yield p, self.graph.equations[p]
+
+    def values(self, wanted: Iterable[int]) -> dict[int, Any]:
+        """Return values of nodes in float64, or their own type if they are no floats."""
+        wanted = list(wanted)
+        found: dict[int, Any] = {}
+        computed = []
+        for i in wanted:
+            if i in self.trace.given:
+                found[i] = self.trace.given[i]
+            elif i not in self.graph.leaves:
+                computed.append(i)
+        kept = self.trace.values(computed)
+        with jax_x64():
+            for i in computed:
+                if i in kept and "complex" not in self.node(i).dtype:
+                    found[i] = jnp.asarray(kept[i])
+        return found
+
+    def value(self, index: int) -> NDArray[Any]:
+        """Return the value of one node."""
+        return self.trace.values([index])[index]
+
+    def after(self, changed: set[int], graph: Graph) -> set[int]:
+        """Return the changed nodes with all that depend on them."""
+        found = set(changed)
+        for equation in graph.equations:
+            if any(i in found for i in equation.inputs):
+                found.update(equation.outputs)
+        return found
+
+    def same_line(self, index: int) -> list[int]:
+        """Return the nodes of one operation and line in all layers."""
+        node = self.node(index)
+        kinds = [self.node(i).op for i in node.inputs]
+        return [
+            n.index
+            for n in self.trace.nodes
+            if n.op == node.op
+            and n.source == node.source
+            and n.shape == node.shape
+            and [self.node(i).op for i in n.inputs] == kinds
+        ]
+
+    @cached_property
+    def torch_region(self) -> list[int]:
+        """The PyTorch nodes from the matched values to the place where the programs part."""
+        from obscura_jax.parity.gates import gates
+
+        side = self.torch
+        inside: set[int] = set()
+        stack = [*gates(side, self.pair.torch)[:4], self.pair.torch]
+        while stack:
+            i = stack.pop()
+            if i in inside or i in side.matched - side.weak or side.node(i).leaf:
+                continue
+            inside.add(i)
+            stack += side.node(i).inputs
+        return sorted(inside)
+
+    @cached_property
+    def torch_numbers(self) -> list[float]:
+        """The numbers that PyTorch uses in its region."""
+        found: dict[float, None] = {}
+        for i in self.torch_region:
+            for j in (i, *self.torch.node(i).inputs):
+                node = self.torch.node(j)
+                for x in node.numbers:
+                    found[x] = None
+                if node.leaf and node.print is not None and node.print.kind == "constant":
+                    found[node.print.value] = None
+        return list(found)
+
+    @cached_property
+    def candidates(self) -> list[int]:
+        """JAX nodes with the values that PyTorch uses in its region, those it alone uses first."""
+        theirs = [
+            self.torch.classes[j]
+            for i in self.torch_region
+            for j in (*self.torch.operands(i), *self.torch.node(i).inputs)
+            if j in self.torch.classes
+        ]
+        ours = {
+            self.jax.classes[j]
+            for p in self.region
+            for j in self.graph.equations[p].inputs
+            if j in self.jax.classes
+        }
+        wanted = dict.fromkeys(sorted(theirs, key=lambda c: c in ours))
+        by_class: dict[int, list[int]] = {}
+        for i, c in self.jax.classes.items():
+            if c in wanted and i in self.jax.matched and self.node(i).is_float:
+                by_class.setdefault(c, []).append(i)
+        found: dict[int, None] = {}
+        for c in wanted:
+            shapes: set[tuple[int, ...]] = set()
+            for i in by_class.get(c, ()):
+                if self.node(i).shape not in shapes:
+                    shapes.add(self.node(i).shape)
+                    found[i] = None
+        return list(found)
+
+    def available(self, index: int, position: int) -> bool:
+        """Return True if a node is computed before the operation at a position."""
+        return self.node(index).leaf or self.position.get(index, 1 << 60) < position
+
+    def with_inputs(self, position: int, inputs: Sequence[int]) -> Equation:
+        """Return an operation with other operands."""
+        return replace(self.graph.equations[position], inputs=tuple(inputs))
+
+
+def _before(side: Side, index: int) -> list[int]:
+    return list(side.node(index).inputs)
+
+
+def wrapped(equation: Equation, call: Callable[..., Sequence[Any]], *more: int) -> Equation:
+    """Return an operation that is computed by another function, with more operands."""
+    return replace(equation, call=call, inputs=(*equation.inputs, *more))
+
+
+def result_of(equation: Equation, change: Callable[[Any], Any]) -> Equation:
+    """Return an operation whose first result is changed."""
+
+    def call(*operands: Any) -> Sequence[Any]:
+        first, *rest = equation.run(operands)
+        return [change(first), *rest]
+
+    return replace(equation, call=call)
+
+
+def operand_of(equation: Equation, at: int, change: Callable[..., Any], *more: int) -> Equation:
+    """Return an operation one of whose operands is changed, perhaps by further operands."""
+    count = len(equation.inputs)
+
+    def call(*operands: Any) -> Sequence[Any]:
+        own, further = list(operands[:count]), operands[count:]
+        own[at] = change(own[at], *further)
+        return equation.run(own)
+
+    return wrapped(equation, call, *more)
+
+
+def jax_x64() -> Any:
+    """Return a context with 64-bit types."""
+    import jax
+
+    return jax.enable_x64(True)
+
+
+def number(x: float) -> str:
+    """Return a number as a person would write it."""
+    return str(int(x)) if float(x).is_integer() and abs(x) < 1e15 else f"{x:.10g}"
+
+
+def as_number(x: Any) -> float | None:
+    """Return a real scalar as a float, else None."""
+    array = np.asarray(x)
+    return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None

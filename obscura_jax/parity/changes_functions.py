@@ -1,0 +1,381 @@
+"""Changes of functions: another activation, softmax axis, kind of norm or reduction."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from obscura_jax.parity.changes import Change, Setting, wrapped
+from obscura_jax.parity.relation import apart
+
+Function = Callable[[Any], Any]
+ACTIVATIONS: dict[str, Function] = {
+    "gelu(approximate=False)": lambda x: 0.5 * x * lax.erfc(-x * math.sqrt(0.5)),
+    "gelu(approximate=True)": lambda x: (
+        0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "silu": lambda x: x * jax.nn.sigmoid(x),
+    "relu": lambda x: jnp.maximum(x, 0),
+    "quick gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "leaky relu": lambda x: jnp.where(x > 0, x, 0.01 * x),
+    "leaky relu with 0.2": lambda x: jnp.where(x > 0, x, 0.2 * x),
+    "relu squared": lambda x: jnp.square(jnp.maximum(x, 0)),
+    "relu6": lambda x: jnp.clip(x, 0, 6),
+    "elu": lambda x: jnp.where(x > 0, x, jnp.expm1(x)),
+    "selu": jax.nn.selu,
+    "softplus": lambda x: jnp.logaddexp(x, 0),
+    "mish": lambda x: x * jnp.tanh(jnp.logaddexp(x, 0)),
+    "hard swish": lambda x: x * jnp.clip(x + 3, 0, 6) / 6,
+    "hard sigmoid": lambda x: jnp.clip(x / 6 + 0.5, 0, 1),
+    "exp": jnp.exp,
+    "softsign": lambda x: x / (1 + jnp.abs(x)),
+    "no activation": lambda x: x,
+}
+_UNARY: dict[str, Function] = {
+    "exp": jnp.exp,
+    "expm1": jnp.expm1,
+    "log1p": jnp.log1p,
+    "log": jnp.log,
+    "sqrt": jnp.sqrt,
+    "rsqrt": lambda x: 1 / jnp.sqrt(x),
+    "square": jnp.square,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "tanh": jnp.tanh,
+    "logistic": jax.nn.sigmoid,
+    "abs": jnp.abs,
+    "neg": lambda x: -x,
+    "log2": lambda x: jnp.log(x) / math.log(2),
+    "softplus": lambda x: jnp.logaddexp(x, 0),
+}
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "sum": jnp.sum,
+    "mean": jnp.mean,
+    "max": jnp.max,
+    "min": jnp.min,
+}
+_WINDOWS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
+
+
+def changes(setting: Setting) -> Iterator[Change]:
+    """Yield other functions for those in the region."""
+    for p, equation in setting.equations(setting.region):
+        yield from _reductions(setting, p, equation)
+    yield from _of_one_value(setting)
+    for p, equation in setting.equations(setting.region):
+        yield from _unary(setting, p, equation)
+    yield from _missing_unary(setting)
+    for p, equation in setting.equations(setting.region):
+        if equation.op in _WINDOWS:
+            yield from _windows(p, equation)
+
+
+def _unary(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
+    if len(equation.inputs) != 1 or equation.op not in _UNARY:
+        return
+    for name, function in _UNARY.items():
+        if name != equation.op:
+            yield _replaced(setting, position, name, equation.op, function)
+
+
+def _missing_unary(setting: Setting) -> Iterator[Change]:
+    """Apply a function to a result, such as a root that was left out."""
+    for p, equation in setting.equations(setting.region):
+        node = setting.node(equation.outputs[0])
+        if node.layout or not node.is_float or len(equation.outputs) != 1:
+            continue
+        for name in ("sqrt", "square", "exp", "log", "rsqrt", "neg", "abs"):
+
+            def call(*operands: Any, equation: Any = equation, name: str = name) -> list[Any]:
+                return [_UNARY[name](equation.run(operands)[0])]
+
+            changed = {p: replace(equation, call=call)}
+            yield Change("unary", equation.outputs[0], f"{name} of the result", changed)
+
+
+def _replaced(setting: Setting, position: int, new: str, old: str, function: Function) -> Change:
+    def call(*operands: Any) -> list[Any]:
+        return [function(operands[0])]
+
+    def again(node: int) -> Change | None:
+        q = setting.position[node]
+        return Change("unary", node, "", {q: replace(setting.graph.equations[q], call=call)})
+
+    equation = setting.graph.equations[position]
+    changed = {position: replace(equation, call=call)}
+    return Change("unary", equation.outputs[0], f"{new} for {old}", changed, again=again)
+
+
+def _reductions(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
+    """Reduce by another function, or over another axis of the same size."""
+    if equation.op not in ("reduce_sum", "reduce_max", "reduce_min"):
+        return
+    axes = tuple(equation.params["axes"])
+    shape = setting.node(equation.inputs[0]).shape
+    result = setting.node(equation.outputs[0]).shape
+    old = equation.op.removeprefix("reduce_")
+
+    def change(kind: str, words: str, function: Callable[..., Any], over: Any) -> Change:
+        def call(*operands: Any) -> list[Any]:
+            found = function(operands[0], axis=over)
+            if found.shape != result:
+                raise ValueError("another shape")
+            return [found]
+
+        changed = {position: replace(equation, call=call)}
+        return Change(kind, equation.outputs[0], words, changed)
+
+    for name, function in _REDUCTIONS.items():
+        if name != old:
+            yield change("reduction", f"{name} for {old}", function, axes)
+    if len(axes) == 1:
+        for axis in range(len(shape)):
+            if axis != axes[0] and shape[axis] == shape[axes[0]]:
+                words = f"axis {axis} for {axes[0]}"
+                yield change("axis", words, _REDUCTIONS[old], (axis,))
+
+
+def _windows(position: int, equation: Any) -> Iterator[Change]:
+    """Pool by a mean for a maximum, or the other way round."""
+    params = equation.params
+    window, strides = params.get("window_dimensions"), params.get("window_strides")
+    padding = params.get("padding")
+    if window is None:
+        return
+
+    def largest(x: Any) -> Any:
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+
+    def total(x: Any) -> Any:
+        return lax.reduce_window(x, 0.0, lax.add, window, strides, padding)
+
+    for name, function in (
+        ("max pooling", largest),
+        ("mean pooling", lambda x: total(x) / math.prod(window)),
+        ("sum pooling", total),
+    ):
+
+        def call(*operands: Any, function: Function = function) -> list[Any]:
+            return [function(operands[0])]
+
+        changed = {position: replace(equation, call=call)}
+        yield Change("reduction", equation.outputs[0], name, changed)
+
+
+def _of_one_value(setting: Setting) -> Iterator[Change]:
+    """Replace what is a function of a single value, and perhaps of parameters."""
+    for p, equation in setting.equations(setting.region):
+        result = setting.node(equation.outputs[0])
+        if not result.is_float or result.size < 2 or len(equation.outputs) != 1 or result.layout:
+            continue
+        for u, parameters in _arguments(setting, equation.outputs[0]):
+            if not setting.available(u, p):
+                continue
+            functions = dict(_elementwise()) if not parameters else {}
+            old = _current(setting, u, equation.outputs[0], parameters)
+            for name, function in functions.items():
+                if name != old:
+                    yield _applied(setting, p, u, (), function, "activation", name, old)
+            for kind, name, normalized in _normalizations(setting, u, parameters):
+                if name != old:
+                    yield _applied(setting, p, u, parameters, normalized, kind, name, old)
+
+
+def _elementwise() -> dict[str, Function]:
+    return ACTIVATIONS
+
+
+def _applied(
+    setting: Setting,
+    position: int,
+    value: int,
+    parameters: tuple[int, ...],
+    function: Callable[..., Any],
+    kind: str,
+    new: str,
+    old: str,
+) -> Change:
+    equation = setting.graph.equations[position]
+    count = len(equation.inputs)
+    shape = setting.node(equation.outputs[0]).shape
+
+    def call(*operands: Any) -> list[Any]:
+        found = function(*operands[count:])
+        if found.shape != shape:
+            raise ValueError("another shape")
+        return [found]
+
+    depth = _steps(setting, value, equation.outputs[0])
+
+    def again(node: int) -> Change | None:
+        q = setting.position[node]
+        other = _back(setting, node, depth)
+        if other is None or parameters:
+            return None
+        return Change(kind, node, "", {q: wrapped(setting.graph.equations[q], call, other)})
+
+    changed = {position: wrapped(equation, call, value, *parameters)}
+    words = f"{new} for {old}" if old else new
+    return Change(kind, equation.outputs[0], words, changed, again=again)
+
+
+def _steps(setting: Setting, start: int, end: int) -> tuple[int, ...]:
+    """Return which operands lead from a node back to an earlier one."""
+    stack: list[tuple[int, tuple[int, ...]]] = [(end, ())]
+    seen = set()
+    while stack:
+        i, path = stack.pop(0)
+        if i == start:
+            return path
+        if i in seen or len(path) > 12:
+            continue
+        seen.add(i)
+        stack += [(j, (*path, n)) for n, j in enumerate(setting.node(i).inputs)]
+    return ()
+
+
+def _back(setting: Setting, end: int, path: tuple[int, ...]) -> int | None:
+    for n in path:
+        inputs = setting.node(end).inputs
+        if n >= len(inputs):
+            return None
+        end = inputs[n]
+    return end
+
+
+def _arguments(setting: Setting, result: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield a value of the same shape, and parameters, that a result is a function of."""
+    shape = setting.node(result).shape
+    for depth_limit in (40,):
+        values: dict[int, None] = {}
+        parameters: dict[int, None] = {}
+        stack, seen = [(result, 0)], set()
+        while stack:
+            i, depth = stack.pop()
+            if i in seen:
+                continue
+            seen.add(i)
+            node = setting.node(i)
+            if not node.is_float or node.size < 2:
+                if i != result and not node.leaf and depth < depth_limit:
+                    stack += [(j, depth + 1) for j in node.inputs]
+                continue
+            if node.leaf:
+                if node.name != "literal" and node.print is not None:
+                    parameters[i] = None
+            elif (
+                i != result
+                and i in setting.jax.matched - setting.jax.weak
+                and (node.shape == shape)
+            ):
+                values[i] = None
+            elif depth < depth_limit:
+                stack += [(j, depth + 1) for j in node.inputs]
+            else:
+                return
+        if len(values) == 1 and len(parameters) <= 2:
+            yield next(iter(values)), tuple(parameters)
+
+
+def _current(setting: Setting, value: int, result: int, parameters: tuple[int, ...]) -> str:
+    """Return the name of the function that the program applies now, or ""."""
+    known = setting.trace.values([value, result])
+    if value not in known or result not in known:
+        return ""
+    fused = setting.node(result).fused
+    if parameters:
+        return fused
+    with jax.enable_x64(True):
+        x = jnp.asarray(known[value])
+        for name, function in ACTIVATIONS.items():
+            if apart(np.asarray(function(x)), known[result]) < 1e-9:
+                return name
+        for axis in range(x.ndim):
+            if apart(np.asarray(jax.nn.softmax(x, axis)), known[result]) < 1e-9:
+                return f"softmax over axis {axis}"
+    return fused
+
+
+def _normalizations(
+    setting: Setting, value: int, parameters: tuple[int, ...]
+) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """Yield the softmax over each axis, and norms of several kinds, with their parameters."""
+    node = setting.node(value)
+    axes = range(len(node.shape))
+    if not parameters:
+        for axis in axes:
+            name = f"softmax over axis {axis}"
+            yield "axis", name, lambda x, axis=axis: jax.nn.softmax(x, axis)
+        for axis in axes:
+            name = f"log softmax over axis {axis}"
+            yield "axis", name, lambda x, axis=axis: jax.nn.log_softmax(x, axis)
+    epsilons = [x for x in setting.torch_numbers if 0 <= x < 1e-2] or [1e-5, 1e-6]
+    for axis in reversed(axes):
+        for epsilon in epsilons:
+            for kind, name, norm in _norms(axis, epsilon):
+                if not parameters:
+                    yield kind, name, norm
+                elif _fits(setting, parameters, node.shape, axis):
+                    yield kind, name, _with_parameters(norm, axis, len(node.shape))
+                    if len(parameters) == 2:
+                        yield kind, name, _with_parameters(norm, axis, len(node.shape), True)
+
+
+def _norms(axis: int, epsilon: float) -> Iterator[tuple[str, str, Function]]:
+    def moments(x: Any) -> tuple[Any, Any]:
+        centered = x - x.mean(axis, keepdims=True)
+        return centered, jnp.square(centered).mean(axis, keepdims=True)
+
+    def layer(x: Any) -> Any:
+        centered, variance = moments(x)
+        return centered / jnp.sqrt(variance + epsilon)
+
+    def unbiased(x: Any) -> Any:
+        centered, variance = moments(x)
+        n = x.shape[axis]
+        return centered / jnp.sqrt(variance * n / max(n - 1, 1) + epsilon)
+
+    def outside(x: Any) -> Any:
+        centered, variance = moments(x)
+        return centered / (jnp.sqrt(variance) + epsilon)
+
+    def rms(x: Any) -> Any:
+        return x / jnp.sqrt(jnp.square(x).mean(axis, keepdims=True) + epsilon)
+
+    def rms_outside(x: Any) -> Any:
+        return x / (jnp.sqrt(jnp.square(x).mean(axis, keepdims=True)) + epsilon)
+
+    def length(x: Any) -> Any:
+        return x / jnp.maximum(jnp.sqrt(jnp.square(x).sum(axis, keepdims=True)), epsilon)
+
+    suffix = f" over axis {axis} with epsilon {epsilon:g}"
+    yield "norm", f"a layer norm{suffix}", layer
+    yield "norm", f"an RMS norm{suffix}", rms
+    yield "variance", f"a layer norm with the unbiased variance{suffix}", unbiased
+    yield "norm", f"a layer norm with epsilon outside the root{suffix}", outside
+    yield "norm", f"an RMS norm with epsilon outside the root{suffix}", rms_outside
+    yield "norm", f"division by the length{suffix}", length
+
+
+def _fits(setting: Setting, parameters: tuple[int, ...], shape: tuple[int, ...], axis: int) -> bool:
+    return all(setting.node(i).size == shape[axis] for i in parameters)
+
+
+def _with_parameters(
+    norm: Function, axis: int, ndim: int, exchanged: bool = False
+) -> Callable[..., Any]:
+    shape = tuple(-1 if n == axis else 1 for n in range(ndim))
+
+    def call(x: Any, *parameters: Any) -> Any:
+        ordered = parameters[::-1] if exchanged else parameters
+        result = norm(x) * ordered[0].reshape(shape)
+        return result + ordered[1].reshape(shape) if len(ordered) > 1 else result
+
+    return call
