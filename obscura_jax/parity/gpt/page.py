@@ -11,8 +11,9 @@ from importlib.resources import files
 
 from obscura_jax.extras import require
 from obscura_jax.parity.gpt.compare import Finding
-from obscura_jax.parity.gpt.report import verdict, versions
+from obscura_jax.parity.gpt.report import verdict
 from obscura_jax.parity.gpt.verdict import Report, Section
+from obscura_jax.parity.json_report import versions
 
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
