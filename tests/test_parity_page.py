@@ -177,7 +177,7 @@ class Reader(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        self.inside = tag in ("td", "th")
+        self.inside = tag in ("td", "th") or (self.inside and tag not in ("table", "tr"))
 
     def handle_endtag(self, tag):
         self.inside = self.inside and tag not in ("td", "th")

@@ -18,6 +18,7 @@ from obscura_jax.parity.wording import (
 
 COLUMNS = 100
 _OPERANDS = 3
+_TWO_LINES = 4  # findings after this one have one line each
 
 
 def finding_lines(
@@ -71,20 +72,23 @@ def _place(side: str, place: Place) -> Iterator[str]:
 
 
 def _short(n: int, finding: Finding) -> Iterator[str]:
-    """Yield the lines of a finding with its mend or cause, in two lines at most."""
+    """Yield the lines of a finding with its mend or cause, in one or two lines."""
     places = places_of(finding)
     if finding.torch and finding.jax:
         places = f"{where(finding.torch)}, {where(finding.jax)}"
     times = f", in {finding.occurrences} places" if finding.occurrences > 1 else ""
-    lines = wrapped(f"  {n}. {places}{times}: {reason_of(finding)}", "     ")
-    yield from lines if len(lines) <= 2 else [lines[0], fitted("     ".join(lines[1:]), COLUMNS)]
+    reason = reason_of(finding).removesuffix(" makes both equal")
+    words = f"  {n}. {places}{times}: {'mend ' if finding.mend else ''}{reason}"
+    yield from wrapped(words, "     ", 2 if n <= _TWO_LINES else 1)
 
 
-def wrapped(words: str, indent: str) -> list[str]:
-    """Break text into lines; all but the first are indented."""
-    return textwrap.wrap(
-        words, COLUMNS, subsequent_indent=indent, break_on_hyphens=False, tabsize=4
-    )
+def wrapped(words: str, indent: str, most: int = 3) -> list[str]:
+    """Break text into at most `most` lines, and cut the rest; all but the first are indented."""
+    lines = textwrap.wrap(words, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
+    if len(lines) > most:
+        last = " ".join([lines[most - 1], *(line.strip() for line in lines[most:])])
+        lines[most - 1 :] = [fitted(last, COLUMNS)]
+    return lines
 
 
 def fitted(words: str, columns: int) -> str:

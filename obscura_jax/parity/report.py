@@ -12,7 +12,7 @@ from obscura_jax.parity.wording import number, some, verdict_line, without_twins
 __all__ = ["SCHEMA", "as_json", "as_list", "as_text", "verdict_line"]
 
 SCHEMA = "obscura_jax.parity.programs/1"
-_OUTPUTS, _FINDINGS, _BACKWARD, _GRADIENTS, _NAMES, _NOTES = 4, 8, 3, 5, 5, 4  # most to show
+_OUTPUTS, _FINDINGS, _BACKWARD, _GRADIENTS, _NAMES, _NOTES = 4, 8, 3, 5, 5, 3  # most to show
 _CELL = 47  # columns of an operation
 
 
@@ -30,7 +30,7 @@ def as_text(report: Report) -> str:
     if not report.complete:
         notes.insert(0, "more differences may follow the last one listed")
     for note in notes[:_NOTES]:
-        lines += wrapped(f"note: {note}", "  ")
+        lines += wrapped(f"note: {note}", "  ", 2)
     if len(notes) > _NOTES:
         lines.append(f"  and {len(notes) - _NOTES} more notes")
     return _printable([*lines, f"verdict: {verdict_line(report)}"])
@@ -112,7 +112,7 @@ def _parameters(sides: Iterable[Side]) -> Iterator[str]:
             (f"{side.name} rounds to lower precision at", side.lowered),
         ):
             if names:
-                short = [fitted(name, 60) for name in names]
+                short = [fitted(name, 40) for name in names]
                 yield from wrapped(f"{words}: {some(short, _NAMES)}", "  ")
 
 

@@ -100,7 +100,7 @@ def reason_of(finding: Finding) -> str:
 
 def effect_of(finding: Finding) -> str:
     """Return by how much a finding changes the output, or "" if that is not known."""
-    return f"{number(finding.effect)} of the output's rms" if finding.effect else ""
+    return f"{number(finding.effect)} of the output's root mean square" if finding.effect else ""
 
 
 def without_twins(side: Side) -> str:
