@@ -7,12 +7,12 @@ screen.
 
 import math
 from dataclasses import dataclass
-from importlib.resources import files
 
-from obscura_jax.extras import require
 from obscura_jax.parity.gpt.compare import Finding
-from obscura_jax.parity.gpt.report import verdict, versions
+from obscura_jax.parity.gpt.report import verdict
 from obscura_jax.parity.gpt.verdict import Report, Section
+from obscura_jax.parity.json_report import versions
+from obscura_jax.parity.page import page
 
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
@@ -62,14 +62,13 @@ def as_html(report: Report) -> str:
     Raises:
         MissingExtraError: if Jinja2 is missing.
     """
-    jinja2 = require("jinja2", "parity", "--html")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     sections = [(section, chart(section)) for section in report.sections]
-    return template.render(
-        report=report, sentence=verdict(report), sections=sections, versions=versions()
+    return page(
+        "gpt/page.html",
+        report=report,
+        sentence=verdict(report),
+        sections=sections,
+        versions=versions(),
     )
 
 

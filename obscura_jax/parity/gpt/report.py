@@ -1,15 +1,12 @@
 """Format the lab's report as a short table and as JSON; `page` formats it as HTML."""
 
-import json
 import math
-import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from obscura_jax.parity.gpt.compare import Finding
 from obscura_jax.parity.gpt.verdict import FORWARD, Report
+from obscura_jax.parity.json_report import dumped, versions
 
 SCHEMA = "obscura_jax.parity/1"
 EQUAL = "equal up to rounding"
@@ -94,7 +91,7 @@ def as_json(report: Report) -> str:
         ],
         "tokens": [vars(t) | {"near_tie": t.near_tie, "equal": t.equal} for t in report.tokens],
     }
-    return json.dumps(_finite(content), indent=1) + "\n"
+    return dumped(content)
 
 
 def _line(name: str, rows: Sequence[Finding]) -> str:
@@ -114,22 +111,3 @@ def _kinds(rows: Iterable[Finding]) -> Iterator[tuple[str, list[Finding]]]:
         name = re.sub(r"trf_blocks\.\d+$", "trf_blocks.*", row.name)
         kinds.setdefault(re.sub(r"trf_blocks\.\d+\.", "", name), []).append(row)
     yield from kinds.items()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that computed the report."""
-    found = {"python": platform.python_version()}
-    for name in ("obscura-jax", "jax", "flax", "numpy", "torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
