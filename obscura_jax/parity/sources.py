@@ -40,6 +40,24 @@ def user_source(frames: Iterable[Frame]) -> Source | None:
     return innermost
 
 
+def user_line(frames: Iterable[Frame], folder: Path) -> Source | None:
+    """Return the innermost line in a folder, or else the innermost one outside of libraries.
+
+    Args:
+        frames: the call stack, innermost first.
+        folder: the folder; packages that are installed inside it are not a part of it.
+    """
+    own = [f for f in frames if not f.file.startswith((_OWN, "<", *library_roots()))]
+    inside = [f for f in own if _is_inside(Path(f.file), folder.resolve())]
+    found = next(iter([*inside, *own]), None)
+    return found and Source(found.file, found.line, found.function)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    inside = file.resolve().is_relative_to(folder)
+    return inside and "site-packages" not in file.resolve().relative_to(folder).parts
+
+
 def stack_of(frame: FrameType | None) -> Iterable[Frame]:
     """Yield the call stack of Python, innermost frame first."""
     while frame is not None:
