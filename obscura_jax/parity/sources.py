@@ -25,14 +25,21 @@ class Frame(NamedTuple):
 
 
 def user_source(frames: Iterable[Frame]) -> Source | None:
-    """Return the innermost line that is not in a library; if all are, the innermost of all.
+    """Return the program's innermost line that is not in a library; if all are, the innermost.
+
+    PyTorch's internal files are left out, and so is the code that started the comparison.
 
     Args:
         frames: the call stack, innermost first.
     """
-    innermost = None
+    innermost, inside = None, False
     for frame in frames:
-        if frame.file.startswith(_OWN) or frame.file.startswith("<frozen"):
+        if frame.file.startswith(_OWN):
+            if inside:
+                break  # the engine calls the program here; its own caller is another program
+            continue
+        inside = True
+        if frame.file.startswith("<frozen") or "/torch/_" in frame.file:
             continue
         if not frame.file.startswith(library_roots()):
             return Source(frame.file, frame.line, frame.function)
