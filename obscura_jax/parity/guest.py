@@ -11,6 +11,7 @@ from pathlib import Path
 
 from obscura_jax.parity.sources import Frame, user_line
 
+_LONGEST = 600  # characters of an error's message
 _NEEDS_GPU = re.compile(r"\b(cuda|nvidia)\b", re.IGNORECASE)
 
 
@@ -76,6 +77,8 @@ class Guest:
 
     def _describe(self, error: BaseException) -> str:
         text = describe_error(error)
+        if len(text) > _LONGEST:  # PyTorch lists all names that a state dict lacks
+            text = f"{text[:_LONGEST]} ..."
         if self.files is not None and not isinstance(error, SyntaxError):  # it names its own line
             frames = [
                 Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
