@@ -1,11 +1,18 @@
 """Run a user's code so that its errors become one line and its global settings stay inside."""
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+
+from obscura_jax.parity.sources import Frame, user_line
+
+_LONGEST = 600  # characters of an error's message
+_NEEDS_GPU = re.compile(r"\b(cuda|nvidia)\b", re.IGNORECASE)
 
 
 class OutputError(ValueError):
@@ -22,18 +29,25 @@ class Guest:
     Each block starts with PyTorch's default settings, and with the working directory and the module
     search path that the program's last block ended with. The end of a block restores all of them.
     The program prints to standard error, because standard output is for the report.
+
+    Attributes:
+        label: name of the program, with which its errors start.
+        files: folder of the program's files, whose line is added to its errors; None: no line.
     """
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, files: Path | None = None) -> None:
+        self.label, self.files = label, files
         self.search_path, self._folder = list(sys.path), Path.cwd()
 
     @contextmanager
-    def __call__(self, failure: str, at_exit: str = "") -> Iterator[None]:
+    def __call__(
+        self, failure: str | Callable[[BaseException], str | None], at_exit: str = ""
+    ) -> Iterator[None]:
         """Run the block.
 
         Args:
-            failure: a description of the failure if the block raises, such as "does not build".
+            failure: a description of the failure if the block raises, such as "does not build"; or
+                a function of the exception that returns one, or None if it is not the program's.
             at_exit: the same if it raises SystemExit; default: `failure`.
 
         Raises:
@@ -52,11 +66,28 @@ class Guest:
                 raise
             if isinstance(error, SystemExit) and at_exit:
                 failure = at_exit
-            raise GuestError(f"{self.label} {failure}: {describe_error(error)}") from error
+            words = failure if isinstance(failure, str) else failure(error)
+            if words is None:
+                raise
+            raise GuestError(f"{self.label} {words}: {self._describe(error)}") from error
         finally:
             self.search_path, self._folder = list(sys.path), Path.cwd()
             sys.path[:] = search_path
             os.chdir(folder)
+
+    def _describe(self, error: BaseException) -> str:
+        text = describe_error(error)
+        if len(text) > _LONGEST:  # PyTorch lists all names that a state dict lacks
+            text = f"{text[:_LONGEST]} ..."
+        if self.files is not None and not isinstance(error, SyntaxError):  # it names its own line
+            frames = [
+                Frame(frame.f_code.co_filename, line, frame.f_code.co_name)
+                for frame, line in traceback.walk_tb(error.__traceback__)
+            ]
+            source = user_line(reversed(frames), self.files)
+            text += f" ({source})" if source else ""
+        advice = "; build the module on the CPU" if _NEEDS_GPU.search(str(error)) else ""
+        return text + advice
 
 
 def describe_error(error: BaseException) -> str:
@@ -74,8 +105,11 @@ def _raised_by_signals() -> bool:
 @contextmanager
 def _standard_settings() -> Iterator[None]:
     """Context manager: use PyTorch's default settings, and restore the current ones at the end."""
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # a JAX program needs none
+        yield
+        return
     device, dtype = torch.get_default_device(), torch.get_default_dtype()
     precision = torch.get_float32_matmul_precision()
     torch.set_default_device(None)

@@ -13,6 +13,7 @@ from obscura_jax.parity.fingerprint import fingerprint
 from obscura_jax.parity.jax_graph import Equation, Graph, as_numpy, build_graph
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
+from obscura_jax.parity.side_errors import running
 from obscura_jax.parity.trace import Trace
 
 KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
@@ -70,7 +71,7 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
     arrays = [leaves[place] for place in dynamic]
     paths = jax.tree_util.tree_flatten_with_path((program.args, program.kwargs))[0]
     names = [_input_name(paths[place][0]) for place in dynamic]
-    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"), running("JAX"):
         avals = [_aval(x) for x in arrays]
         try:
             closed = jax.make_jaxpr(flat)(*avals)

@@ -25,19 +25,44 @@ class Frame(NamedTuple):
 
 
 def user_source(frames: Iterable[Frame]) -> Source | None:
-    """Return the innermost line that is not in a library; if all are, the innermost of all.
+    """Return the program's innermost line that is not in a library; if all are, the innermost.
+
+    PyTorch's internal files are left out, and so is the code that started the comparison.
 
     Args:
         frames: the call stack, innermost first.
     """
-    innermost = None
+    innermost, inside = None, False
     for frame in frames:
-        if frame.file.startswith(_OWN) or frame.file.startswith("<frozen"):
+        if frame.file.startswith(_OWN):
+            if inside:
+                break  # the engine calls the program here; its own caller is another program
+            continue
+        inside = True
+        if frame.file.startswith("<frozen") or "/torch/_" in frame.file:
             continue
         if not frame.file.startswith(library_roots()):
             return Source(frame.file, frame.line, frame.function)
         innermost = innermost or Source(frame.file, frame.line, frame.function)
     return innermost
+
+
+def user_line(frames: Iterable[Frame], folder: Path) -> Source | None:
+    """Return the innermost line in a folder, or else the innermost one outside of libraries.
+
+    Args:
+        frames: the call stack, innermost first.
+        folder: the folder; packages that are installed inside it are not a part of it.
+    """
+    own = [f for f in frames if not f.file.startswith((_OWN, "<", *library_roots()))]
+    inside = [f for f in own if _is_inside(Path(f.file), folder.resolve())]
+    found = next(iter([*inside, *own]), None)
+    return found and Source(found.file, found.line, found.function)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    inside = file.resolve().is_relative_to(folder)
+    return inside and "site-packages" not in file.resolve().relative_to(folder).parts
 
 
 def stack_of(frame: FrameType | None) -> Iterable[Frame]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from obscura_jax.parity import torch_kernels
 from obscura_jax.parity.fingerprint import fingerprint
 from obscura_jax.parity.program import NotComparableError, TorchProgram, arrays_in, picked
+from obscura_jax.parity.side_errors import running
 from obscura_jax.parity.sources import current_source
 from obscura_jax.parity.torch_lift import in_float64, is_low, lifted, modules_of, tensor_names
 from obscura_jax.parity.trace import Node, Source, Trace
@@ -57,7 +58,7 @@ def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
     import torch
 
     def run() -> dict[str, NDArray[Any]]:
-        with torch.no_grad():
+        with torch.no_grad(), running("PyTorch"):
             result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
         tensors = arrays_in(result, _is_tensor)
         return {name: numpy_of(x).copy() for name, x in tensors.items()}
@@ -155,6 +156,7 @@ class _Run:
                 self._input_ids.add(id(x))
             for module in modules:
                 stack.callback(self._hook(module))
+            stack.enter_context(running("PyTorch", "in float64"))
             stack.enter_context(torch.no_grad())
             stack.enter_context(_mode(self))
             result = picked(program.call(*args, **kwargs), program.out, "PyTorch")

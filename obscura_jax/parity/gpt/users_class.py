@@ -1,14 +1,13 @@
 """Load the class that `--against FILE.py:CLASS` names, and build modules from it."""
 
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop import name_tables
 from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.user_file import import_file
 
 
 class UsersClass:
@@ -27,10 +26,7 @@ class UsersClass:
         if not colon or not file.endswith(".py"):
             raise ValueError(f"--against takes course, hf or FILE.py:CLASS, not {spec!r}")
         path = Path(file)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}")
         self.guest = Guest(str(path))
-        self.guest.search_path.append(str(path.parent.resolve()))  # for files next to it
         self._make = _attribute(path, name, self.guest)
         self.guest.label, self._name = spec, name
 
@@ -61,15 +57,8 @@ class UsersClass:
 
 
 def _attribute(path: Path, name: str, guest: Guest) -> Any:
-    module_name = _module_name(path, guest)
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look it up there
-    exits = "exits on import; put the code that it runs under `if __name__ == '__main__':`"
-    with guest("does not run", exits):
-        spec.loader.exec_module(module)
+    module = import_file(path, guest)
+    with guest("does not run"):
         exists = hasattr(module, name)  # may run the module's own `__getattr__`
     if not exists:
         classes = [k for k, v in vars(module).items() if inspect.isclass(v)]
@@ -77,14 +66,3 @@ def _attribute(path: Path, name: str, guest: Guest) -> Any:
             f"{path} has no {name}; it has {name_tables.summarize_names(classes or ['no class'])}"
         )
     return getattr(module, name)
-
-
-def _module_name(path: Path, guest: Guest) -> str:
-    """Return the module name of a file; if it is in a package, make the package importable."""
-    folder, parts = path.resolve().parent, [path.stem]
-    while (folder / "__init__.py").is_file():
-        folder, parts = folder.parent, [folder.name, *parts]
-    if len(parts) == 1:
-        return f"obscura_parity_{path.stem}"  # not the stem: the file may be called torch.py
-    guest.search_path.insert(0, str(folder))  # for its relative imports
-    return ".".join(parts)
