@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -127,34 +126,9 @@ class Setting:
         for p in sorted(positions, key=lambda p: (abs(p - at), p)):
             yield p, self.graph.equations[p]
 
-    def values(self, wanted: Iterable[int]) -> dict[int, Any]:
-        """Return values of nodes in float64, or their own type if they are no floats."""
-        wanted = list(wanted)
-        found: dict[int, Any] = {}
-        computed = []
-        for i in wanted:
-            if i in self.trace.given:
-                found[i] = self.trace.given[i]
-            elif i not in self.graph.leaves:
-                computed.append(i)
-        kept = self.trace.values(computed)
-        with jax_x64():
-            for i in computed:
-                if i in kept and "complex" not in self.node(i).dtype:
-                    found[i] = jnp.asarray(kept[i])
-        return found
-
     def value(self, index: int) -> NDArray[Any]:
         """Return the value of one node."""
         return self.trace.values([index])[index]
-
-    def after(self, changed: set[int], graph: Graph) -> set[int]:
-        """Return the changed nodes with all that depend on them."""
-        found = set(changed)
-        for equation in graph.equations:
-            if any(i in found for i in equation.inputs):
-                found.update(equation.outputs)
-        return found
 
     def same_line(self, index: int) -> list[int]:
         """Return the nodes of one operation and line in all layers."""
@@ -265,13 +239,6 @@ def operand_of(equation: Equation, at: int, change: Callable[..., Any], *more: i
         return equation.run(own)
 
     return wrapped(equation, call, *more)
-
-
-def jax_x64() -> Any:
-    """Return a context with 64-bit types."""
-    import jax
-
-    return jax.enable_x64(True)
 
 
 def number(x: float) -> str:

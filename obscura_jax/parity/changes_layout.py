@@ -5,18 +5,17 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
-import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from obscura_jax.parity.changes import Change, Setting, operand_of, result_of
 
 _COMPARISONS: dict[str, Callable[..., Any]] = {
-    "ge": lax.ge,
-    "gt": lax.gt,
-    "le": lax.le,
-    "lt": lax.lt,
-    "eq": lax.eq,
-    "ne": lax.ne,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "lt": np.less,
+    "eq": np.equal,
+    "ne": np.not_equal,
 }
 
 
@@ -122,7 +121,7 @@ def _inverted(setting: Setting, position: int, equation: Any) -> Iterator[Change
     which = setting.node(equation.inputs[0])
     if "bool" not in which.dtype:
         return
-    turns: list[tuple[str, Callable[[Any], Any]]] = [("the mask inverted", jnp.logical_not)]
+    turns: list[tuple[str, Callable[[Any], Any]]] = [("the mask inverted", np.logical_not)]
     if len(which.shape) >= 2 and which.shape[-1] == which.shape[-2]:
         turns.append(("the mask transposed", lambda m: m.swapaxes(-1, -2)))
     if which.shape:
@@ -132,11 +131,11 @@ def _inverted(setting: Setting, position: int, equation: Any) -> Iterator[Change
         ):
 
             def shift(m: Any, axis: int = axis, step: int = step) -> Any:
-                rolled = jnp.roll(m, step, axis)
-                edge = jnp.take(m, jnp.array([0 if step > 0 else m.shape[axis] - 1]), axis)
+                rolled = np.roll(m, step, axis)
+                edge = np.take(m, np.array([0 if step > 0 else m.shape[axis] - 1]), axis)
                 place = 0 if step > 0 else m.shape[axis] - 1
-                return jnp.where(
-                    (jnp.arange(m.shape[axis]) == place), jnp.broadcast_to(edge, m.shape), rolled
+                return np.where(
+                    (np.arange(m.shape[axis]) == place), np.broadcast_to(edge, m.shape), rolled
                 )
 
             turns.append((words, shift))
@@ -201,7 +200,7 @@ def _convolutions(setting: Setting, position: int, equation: Any) -> Iterator[Ch
             )
             yield Change("padding", result, words, {position: replace(equation, params=changed)})
     spatial = tuple(numbers.rhs_spec[2:])
-    flipped = operand_of(equation, 1, lambda w: jnp.flip(w, spatial))
+    flipped = operand_of(equation, 1, lambda w: np.flip(w, spatial))
     yield Change("direction", result, "the kernel reversed", {position: flipped})
 
 
@@ -236,7 +235,7 @@ def _pads(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
         for mode in ("edge", "reflect", "wrap"):
 
             def call(x: Any, *rest: Any, mode: str = mode) -> list[Any]:
-                return [jnp.pad(x, widths, mode=mode)]
+                return [np.pad(x, widths, mode=mode)]
 
             yield Change(
                 "padding",
@@ -420,10 +419,10 @@ def _rotary(setting: Setting) -> Iterator[Change]:
     ]
 
     def halves(x: Any) -> Any:
-        return jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+        return np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
 
     def neighbors(x: Any) -> Any:
-        return jnp.stack(jnp.split(x, 2, -1), -1).reshape(x.shape)
+        return np.stack(np.split(x, 2, -1), -1).reshape(x.shape)
 
     origins = _sources(setting, values)
     for value in origins:
@@ -473,7 +472,7 @@ def _directions(setting: Setting) -> Iterator[Change]:
                 if node.shape[axis] > 1:
 
                     def turn(x: Any, axis: int = axis) -> Any:
-                        return jnp.flip(x, axis)
+                        return np.flip(x, axis)
 
                     yield Change(
                         "direction",

@@ -5,8 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from obscura_jax.parity.changes import Change, Setting, operand_of, wrapped
 from obscura_jax.parity.explain import described
@@ -14,12 +13,15 @@ from obscura_jax.parity.relation import relation
 
 _ORDERED = ("sub", "div", "pow", "dot_general", "atan2", "rem")
 _SIBLINGS: dict[str, tuple[tuple[str, str, Callable[..., Any]], ...]] = {
-    "add": (("sub", "a minus for a plus", lax.sub), ("mul", "a product for a sum", lax.mul)),
-    "sub": (("add", "a plus for a minus", lax.add),),
-    "mul": (("div", "a quotient for a product", lax.div), ("add", "a sum for a product", lax.add)),
-    "div": (("mul", "a product for a quotient", lax.mul),),
-    "max": (("min", "min for max", lax.min),),
-    "min": (("max", "max for min", lax.max),),
+    "add": (
+        ("sub", "a minus for a plus", np.subtract),
+        ("mul", "a product for a sum", np.multiply),
+    ),
+    "sub": (("add", "a plus for a minus", np.add),),
+    "mul": (("div", "a quotient for a product", np.divide), ("add", "a sum for a product", np.add)),
+    "div": (("mul", "a product for a quotient", np.multiply),),
+    "max": (("min", "min for max", np.minimum),),
+    "min": (("max", "max for min", np.maximum),),
 }
 
 
@@ -203,10 +205,10 @@ def _added(setting: Setting) -> Iterator[Change]:
             if node.is_float and node.size > 1 and not node.leaf:
                 values[i] = None
     operations: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
-        ("adding", jnp.add),
-        ("multiplying by", jnp.multiply),
-        ("subtracting", jnp.subtract),
-        ("dividing by", jnp.divide),
+        ("adding", np.add),
+        ("multiplying by", np.multiply),
+        ("subtracting", np.subtract),
+        ("dividing by", np.divide),
         ("multiplying by 1 plus", lambda x, c: x * (1 + c)),
     )
     for c in lacking[:12]:

@@ -6,7 +6,7 @@ operation is a node. Evaluation replaces float32 and lower types by float64.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 from numpy.typing import NDArray
 
+from obscura_jax.parity import numpy_kernels
 from obscura_jax.parity.constants import exact_value
 from obscura_jax.parity.jax_kernels import INLINED, LAYOUT, PERMUTES, RANDOM
 from obscura_jax.parity.jax_lift import bind_lifted, lifted, lifted_type
@@ -46,10 +47,15 @@ class Equation:
     call: Callable[..., Sequence[Any]] | None = None
 
     def run(self, operands: Sequence[Any]) -> Sequence[Any]:
-        """Return the results, in float64 where they are floats."""
+        """Return the results, in float64 where they are floats: arrays of NumPy, or random keys."""
         if self.call is not None:
             return self.call(*operands)
-        return bind_lifted(self.primitive, self.params, operands)
+        known = numpy_kernels.apply(self.op, self.params, operands)
+        if known is not None:
+            return known
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            results = bind_lifted(self.primitive, self.params, [lifted(x) for x in operands])
+            return [np.asarray(x) if _plain(x.dtype) else x for x in results]
 
 
 @dataclass(frozen=True)
@@ -73,30 +79,41 @@ class Graph:
 
     def evaluate(
         self, wanted: Iterable[int], given: Mapping[int, Any] | None = None
-    ) -> dict[int, Any]:
-        """Return values of nodes in float64; pure, so it can be jitted.
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield nodes with their values in float64, in order; each value is kept while needed.
 
         Args:
             wanted: the nodes.
-            given: values that stand in for those of nodes, such as leaves.
+            given: values that stand in for those of nodes.
         """
-        wanted, given = list(wanted), given or {}
+        wanted, given = set(wanted), given or {}
         needed = self._needed(wanted, given)
-        values: dict[int, Any] = dict(given)
+        last = {i: n for n, equation in enumerate(needed) for i in equation.inputs}
+        values: dict[int, Any] = {}
 
         def value(i: int) -> Any:
             if i not in values:
-                values[i] = lifted(self.leaves[i])
+                values[i] = in_float64(given[i] if i in given else self.leaves[i])
             return values[i]
 
-        for equation in needed:
+        for i in sorted(i for i in wanted if i in given or i in self.leaves):
+            yield i, value(i)
+            if i not in last:
+                del values[i]
+        for n, equation in enumerate(needed):
             results = equation.run([value(i) for i in equation.inputs])
             for i, result in zip(equation.outputs, results, strict=True):
-                if i not in given:
+                if i in given:
+                    continue
+                if i in wanted:
+                    yield i, result
+                if last.get(i, -1) > n:
                     values[i] = result
-        return {i: value(i) for i in wanted}
+            for i in equation.inputs:
+                if last[i] == n:
+                    values.pop(i, None)
 
-    def _needed(self, wanted: Sequence[int], given: Mapping[int, Any]) -> list[Equation]:
+    def _needed(self, wanted: Iterable[int], given: Mapping[int, Any]) -> list[Equation]:
         """Return the operations that the wanted values depend on, in order."""
         needed, found = {i for i in wanted if i not in given}, []
         for equation in reversed(self.equations):
@@ -104,14 +121,6 @@ class Graph:
                 found.append(equation)
                 needed.update(i for i in equation.inputs if i not in given)
         return found[::-1]
-
-    def ancestors(self, of: Iterable[int], given: Mapping[int, Any]) -> set[int]:
-        """Return the nodes that the nodes `of` are computed from, with themselves."""
-        found = set(of)
-        for equation in reversed(self.equations):
-            if any(i in found and i not in given for i in equation.outputs):
-                found.update(equation.inputs)
-        return found
 
     def with_equations(self, changed: Mapping[int, Equation]) -> "Graph":
         """Return a copy in which the equations at some positions are replaced."""
@@ -292,7 +301,7 @@ class _Builder:
         avals = [variable.aval for variable in eqn.outvars[carried:]]
         stacked = [
             self._synthetic(
-                "scan_stack", column, aval, path, eqn, lambda *parts: [jnp.stack(parts)], {}
+                "scan_stack", column, aval, path, eqn, lambda *parts: [np.stack(parts)], {}
             )
             for column, aval in zip(columns, avals, strict=True)
         ]
@@ -377,14 +386,23 @@ def _plain(dtype: Any) -> bool:
     return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
 
 
-def as_numpy(x: Any) -> NDArray[Any] | None:
-    """Return a value as an array of reals or integers; None for random keys."""
+def in_float64(x: Any) -> Any:
+    """Return a value as an array of NumPy in float64, complex128 or an integer type.
+
+    Random keys are returned unchanged.
+    """
     dtype = getattr(x, "dtype", None)
     if dtype is not None and not _plain(dtype):
-        return None
+        return x
     array = np.asarray(x)
-    if dtype is not None and lifted_type(array.dtype) != array.dtype and array.dtype.kind != "c":
-        array = array.astype(np.float64)
+    return array.astype(lifted_type(array.dtype), copy=False)
+
+
+def as_numpy(x: Any) -> NDArray[Any] | None:
+    """Return a value as an array of reals or integers; None for random keys."""
+    array = in_float64(x)
+    if not isinstance(array, np.ndarray):
+        return None
     if array.dtype.kind == "c":
-        array = np.stack([array.real, array.imag], -1).astype(np.float64)
+        return np.stack([array.real, array.imag], -1)
     return array

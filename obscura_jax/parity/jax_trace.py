@@ -10,19 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.fingerprint import fingerprint
-from obscura_jax.parity.jax_graph import Equation, Graph, as_numpy, build_graph
+from obscura_jax.parity.jax_graph import Graph, as_numpy, build_graph
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
 from obscura_jax.parity.side_errors import running
 from obscura_jax.parity.trace import Trace
 
 KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
-_PART_BYTES = 1 << 29  # values that one compiled part of a program returns
-# Programs run once, so that XLA's optimizations take longer than they save.
-_FAST_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 _NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -127,99 +121,22 @@ def evaluated(
         if array is not None:
             graph.nodes[i].print = fingerprint(array)
     room = KEPT_BYTES
-    for found in _in_parts(graph, given):
-        for i, value in found.items():
-            array = as_numpy(value)
-            if array is None:
-                continue
-            graph.nodes[i].print = fingerprint(array)
-            if array.nbytes <= room:
-                trace.kept[i] = array
-                room -= array.nbytes
-    for node in graph.nodes:
-        if node.permutes and node.index not in trace.kept and node.index not in given:
-            node.print = graph.nodes[node.inputs[0]].print
+    for i, value in graph.evaluate((node.index for node in graph.nodes if not node.leaf), given):
+        array = as_numpy(value)
+        if array is None:
+            continue
+        node = graph.nodes[i]
+        moved = node.permutes and i not in given and array.dtype.kind == "f"
+        node.print = graph.nodes[node.inputs[0]].print if moved else fingerprint(array)
+        if array.nbytes <= room:
+            trace.kept[i] = array
+            room -= array.nbytes
     return trace
 
 
 def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dict[int, Any]:
-    found = run(graph, list(wanted), given)
-    return {i: array for i, x in found.items() if (array := as_numpy(x)) is not None}
-
-
-def run(graph: Graph, wanted: Sequence[int], given: Mapping[int, Any] | None = None) -> Any:
-    """Return the values of nodes in float64, by one compiled program."""
-    needed = graph.ancestors(wanted, given or {})
-    leaves = {i: x for i, x in graph.leaves.items() if i in needed}
-    leaves |= {i: x for i, x in (given or {}).items() if i in needed}
-    with _float64():
-
-        def program(values: dict[int, Any]) -> dict[int, Any]:
-            lifted = Graph(graph.nodes, graph.equations, values, [], [])
-            fixed = {i: values[i] for i in given or {} if i in values}
-            return lifted.evaluate(wanted, fixed)
-
-        return _compiled(program, leaves)
-
-
-def _in_parts(graph: Graph, given: Mapping[int, Any]) -> Iterable[dict[int, Any]]:
-    """Yield the values of all nodes that do not just permute another one, in several programs."""
-    equations = graph.equations
-    last_use = {i: n for n, e in enumerate(equations) for i in e.inputs}
-    alive: dict[int, Any] = {}
-    start = 0
-    while start < len(equations):
-        stop, size = start, 0
-        while stop < len(equations) and (size < _PART_BYTES or stop == start):
-            size += sum(8 * graph.nodes[i].size for i in equations[stop].outputs)
-            stop += 1
-        part = equations[start:stop]
-        made = {i for e in part for i in e.outputs}
-        inputs = {i for e in part for i in e.inputs} - made
-        shown = [i for i in made if not graph.nodes[i].permutes or i in graph.outputs]
-        passed = [i for i in made if last_use.get(i, -1) >= stop]
-        known = {**graph.leaves, **alive, **given}
-        values = {i: known[i] for i in inputs}
-        values |= {i: x for i, x in given.items() if i in made}
-        fixed = [i for i in given if i in made]
-        with _float64():
-
-            def program(
-                values: dict[int, Any],
-                part: list[Equation] = part,
-                wanted: Sequence[int] = tuple(dict.fromkeys([*shown, *passed])),
-                fixed: Sequence[int] = tuple(fixed),
-            ) -> dict[int, Any]:
-                lifted = Graph(graph.nodes, part, values, [], [])
-                return lifted.evaluate(wanted, {i: values[i] for i in fixed})
-
-            found = _compiled(program, values)
-        yield {i: found[i] for i in shown}
-        alive = {i: x for i, x in {**alive, **found}.items() if last_use.get(i, -1) >= stop}
-        start = stop
-
-
-def _compiled(program: Any, values: dict[int, Any]) -> Any:
-    """Compile a function quickly and call it on the CPU."""
-    device = jax.local_devices(backend="cpu")[0]
-    placed = {i: jax.device_put(_host(x), device) for i, x in values.items()}
-    with jax.default_device(device):
-        executable = jax.jit(program).lower(placed).compile(compiler_options=_FAST_COMPILE)
-        return executable(placed)
-
-
-def _host(x: Any) -> Any:
-    """Return an array that can be placed on the CPU; random keys stay as they are."""
-    if isinstance(x, jax.Array) and (
-        jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
-        or all(d.platform == "cpu" for d in x.devices())
-    ):
-        return x
-    return np.asarray(x)
-
-
-def _float64() -> Any:
-    return jax.enable_x64(True)
+    found = graph.evaluate(wanted, given)
+    return {i: array for i, x in found if (array := as_numpy(x)) is not None}
 
 
 def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:

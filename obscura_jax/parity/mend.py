@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-import jax
+import numpy as np
 
 from obscura_jax.parity import changes_functions, changes_layout, changes_numbers, changes_operands
 from obscura_jax.parity.align import Alignment, Pair, Side
@@ -18,10 +18,11 @@ from obscura_jax.parity.changes import Change, Setting
 from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
 from obscura_jax.parity.gates import gates
-from obscura_jax.parity.jax_graph import Graph, as_numpy
+from obscura_jax.parity.jax_graph import Graph, as_numpy, in_float64
 from obscura_jax.parity.jax_trace import JaxTrace
 
-_MOST = 600  # changes that are tried for one place
+_MOST = 2000  # changes that are tried for one place
+_NEAR, _FAR = 3, 8  # values after the place that are looked at, at first and in the end
 _KINDS = (changes_numbers, changes_operands, changes_functions, changes_layout)
 
 
@@ -44,71 +45,108 @@ class Repair:
     occurrences: int
 
 
-def find_mend(alignment: Alignment, pair: Pair, jax_trace: JaxTrace) -> Repair | None:
+def find_mend(alignment: Alignment, pair: Pair, trace: JaxTrace) -> Repair | None:
     """Return a change that makes the sides equal after a pair, or None if none is known."""
-    setting = _setting(alignment, pair, jax_trace)
+    setting = Setting.around(alignment, pair, trace, gates(alignment.jax, pair.jax))
     goals = _goals(alignment.torch, pair.torch)
     if not goals or not setting.ends:
         return None
+    near, far = (_Trial(setting, goals, alignment.tolerance, n) for n in (_NEAR, _FAR))
     best: tuple[int, Change] | None = None
     proposals = chain.from_iterable(kind.changes(setting) for kind in _KINDS)
     for change in islice(proposals, _MOST):
-        score = _score(setting, change, goals, alignment.tolerance)
-        if score and (best is None or score > best[0]):
-            best = score, change
-            if score == len(goals):
-                break
-    if best is None:
+        if not near.reach(change):
+            continue
+        reach = far.reach(change)
+        if reach and (best is None or reach > best[0]):
+            best = reach, change
+        if best is not None and best[0] == far.longest:
+            break
+    if best is None or best[0] < min(2, far.longest):
         return None
     change = best[1]
     graph, count = _everywhere(setting, change)
-    node = setting.jax.node(change.node)
-    mend = Mend(change.kind, node.source, change.words)
+    mend = Mend(change.kind, setting.jax.node(change.node).source, change.words)
     return Repair(mend, graph, pair, change.node, count)
 
 
 def _goals(torch: Side, start: int) -> list[Fingerprint]:
     """Return what a mended program computes: values after the pair that only PyTorch has."""
-    found = [torch.node(i).print for i in gates(torch, start)]
+    found = [torch.node(i).print for i in gates(torch, start, 2 * _FAR)]
     return [p for p in found if p is not None and p.telling]
 
 
-def _setting(alignment: Alignment, pair: Pair, trace: JaxTrace) -> Setting:
-    """Return what the changes are made of."""
-    return Setting.around(alignment, pair, trace, gates(alignment.jax, pair.jax))
+class _Trial:
+    """Evaluates the operations from a change to some ends, and looks for PyTorch's values.
 
+    Attributes:
+        longest: the number of ends.
+    """
 
-def _score(setting: Setting, change: Change, goals: Sequence[Fingerprint], tolerance: float) -> int:
-    """Return how many of the goals the changed program computes."""
-    try:
-        values = _evaluated(setting, change)
-    except (TypeError, ValueError, IndexError, ZeroDivisionError, NotImplementedError):
-        return 0  # the change does not fit the shapes
-    prints = [fingerprint(x) for x in values if x is not None]
-    telling = [p for p in prints if p.telling]
-    return sum(any(close(goal, p, tolerance) for p in telling) for goal in goals)
+    def __init__(
+        self, setting: Setting, goals: Sequence[Fingerprint], tolerance: float, ends: int
+    ) -> None:
+        self._setting, self._goals, self._tolerance = setting, goals, tolerance
+        self._ends = setting.ends[:ends]
+        self.longest = len(self._ends)
+        equations = setting.graph.equations
+        needed = set(self._ends)
+        window = []
+        first = min([*setting.region, *setting.nearby], default=0)
+        last = max(setting.position.get(i, -1) for i in self._ends)
+        for p in range(last, first - 1, -1):
+            if not needed.isdisjoint(equations[p].outputs):
+                needed.update(equations[p].inputs)
+                window.append(p)
+        self._window = window[::-1]
+        self._known = setting.trace.values(
+            i for i in needed if not setting.node(i).leaf or i in setting.trace.given
+        )
 
+    def reach(self, change: Change) -> int:
+        """Return the number of the last end that is equal in the changed program; 0 if none is."""
+        try:
+            values = self._values(change)
+        except (TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+            return 0  # the change does not fit the shapes
+        for n, i in reversed(list(enumerate(self._ends, 1))):
+            array = as_numpy(values[i]) if i in values else None
+            if array is None:
+                continue
+            print_ = fingerprint(array)
+            if print_.telling and any(close(g, print_, self._tolerance) for g in self._goals):
+                return n
+        return 0
 
-def _evaluated(setting: Setting, change: Change) -> list[Any]:
-    """Return the values at the ends of the region in the changed program."""
-    graph = change.applied(setting.graph)
-    changed = {i for p in change.equations for i in graph.equations[p].outputs}
-    changed |= set(change.leaves)
-    after = setting.after(changed, graph)
-    operands = {
-        i
-        for equation in graph.equations
-        if not after.isdisjoint(equation.outputs)
-        for i in equation.inputs
-    }
-    ends = [i for i in setting.ends if i in after]
-    if not ends:
-        return []
-    known = setting.values(operands - after)
-    device = jax.local_devices(backend="cpu")[0]
-    with jax.enable_x64(True), jax.default_device(device):
-        found = graph.evaluate(ends, known)
-        return [as_numpy(found[i]) for i in ends]
+    def _values(self, change: Change) -> dict[int, Any]:
+        """Return the values of what the change alters."""
+        values: dict[int, Any] = {}
+        given = self._setting.trace.given
+        leaves = {**self._setting.graph.leaves, **change.leaves}
+
+        def value(i: int) -> Any:
+            if i in values:
+                return values[i]
+            if i in change.leaves or i not in self._known:
+                return in_float64(leaves[i])
+            return self._known[i]
+
+        changed = set(change.leaves)
+        with np.errstate(all="ignore"):
+            for p in self._window:
+                equation = change.equations.get(p, self._setting.graph.equations[p])
+                own = p in change.equations
+                if not own and changed.isdisjoint(equation.inputs):
+                    continue
+                results = equation.run([value(i) for i in equation.inputs])
+                for i, result in zip(equation.outputs, results, strict=True):
+                    if i in given:
+                        continue
+                    if np.shape(result) != self._setting.node(i).shape:
+                        raise ValueError("another shape")
+                    values[i] = result
+                    changed.add(i)
+        return values
 
 
 def _everywhere(setting: Setting, change: Change) -> tuple[Graph, int]:
