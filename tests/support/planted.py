@@ -1,0 +1,106 @@
+"""Compare a pair of programs of `tests/pairs`, as it is or with a planted fault."""
+
+import importlib
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import torch
+
+from obscura_jax.parity.compare_programs import compare
+from obscura_jax.parity.findings import Finding, Report
+from obscura_jax.parity.program import jax_program, torch_program
+from obscura_jax.parity.sources import line_of
+from tests.pairs.fault import Fault
+from tests.pairs.faults_attention import FAULTS as ATTENTION
+from tests.pairs.faults_other import FAULTS as OTHER
+
+FOLDER = Path(__file__).parents[1] / "pairs"
+PAIRS = (
+    *("rotary", "vision", "translate", "experts", "recurrent"),
+    *("statespace", "convolution", "audio", "bert"),
+)
+FAULTS = (*ATTENTION, *OTHER)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison says of a planted fault.
+
+    Attributes:
+        report: the report.
+        found: whether it says that the programs differ.
+        torch: whether the first place in PyTorch is right.
+        jax: whether the first place in JAX is right.
+        mend: the kind of the first finding's mend, or "".
+    """
+
+    report: Report
+    found: bool
+    torch: bool
+    jax: bool
+    mend: str
+
+
+def compared(pair: str, seed: int = 0, jax_side: ModuleType | None = None, **options) -> Report:
+    """Return the report on a pair."""
+    torch_side = importlib.import_module(f"tests.pairs.{pair}_torch")
+    jax_side = jax_side or importlib.import_module(f"tests.pairs.{pair}_jax")
+    with jax.numpy_rank_promotion("allow"):
+        module, inputs = torch_side.build(seed)
+        state = {name: value.numpy() for name, value in module.state_dict().items()}
+        given = [x.numpy() if isinstance(x, torch.Tensor) else x for x in inputs]
+        call, args = jax_side.build(state, given)
+        return compare(torch_program(module, *inputs), jax_program(call, *args), **options)
+
+
+def outcome(fault: Fault, seed: int = 0) -> Outcome:
+    """Plant a fault, compare, and check what the report says first."""
+    with planted(fault) as (module, line):
+        report = compared(fault.pair, seed, module, gradients=False)
+        differs = report.exit_code == 1
+        finding = next((f for f in report.findings if f.kind != "constant"), None)
+        if finding is None:
+            return Outcome(report, differs, False, False, "")
+        mend = finding.mend.kind if finding.mend else ""
+        theirs = _torch_place(fault, finding)
+        ours = theirs if fault.loading else finding.jax is not None and _is(finding.jax, line)
+        return Outcome(report, differs, theirs, ours, mend)
+
+
+def _is(place, line: int) -> bool:
+    return place.source is not None and place.source.line == line
+
+
+def _torch_place(fault: Fault, finding: Finding) -> bool:
+    if fault.loading:
+        return fault.torch_line in " ".join((*finding.torch_only, *finding.shared))
+    lines = (fault.torch_line,) if isinstance(fault.torch_line, str) else fault.torch_line
+    source = finding.torch.source if finding.torch else None
+    return source is not None and any(line in line_of(source) for line in lines)
+
+
+@contextmanager
+def planted(fault: Fault) -> Iterator[tuple[ModuleType, int]]:
+    """Context manager: the JAX module with the fault, and the number of the changed line."""
+    text = (FOLDER / f"{fault.pair}_jax.py").read_text(encoding="utf-8")
+    assert text.count(fault.old) == 1, f"{fault.pair}: {fault.name}: the text is not there once"
+    line = text[: text.index(fault.old)].count("\n") + 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{fault.pair}_jax.py"
+        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        name = f"planted_{fault.pair}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+            yield module, line
+        finally:
+            del sys.modules[name]
