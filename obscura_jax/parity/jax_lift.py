@@ -16,7 +16,7 @@ _LOW = {
 
 def lifted_type(dtype: Any) -> Any:
     """Return float64 for a real type of lower precision, complex128 for complex64, else `dtype`."""
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
     return _LOW.get(jnp.dtype(dtype), jnp.dtype(dtype))
 
@@ -92,7 +92,8 @@ def evaluate_jaxpr(jaxpr: Any, constants: Sequence[Any], operands: Sequence[Any]
 
     def value(variable: Any) -> Any:
         if isinstance(variable, core.Literal):
-            return lifted(exact_value(np.asarray(variable.val, variable.aval.dtype)))
+            aval: Any = variable.aval
+            return lifted(exact_value(np.asarray(variable.val, aval.dtype)))
         return values[variable]
 
     for variable, constant in zip(jaxpr.constvars, constants, strict=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -112,8 +113,8 @@ def evaluated(
         {},
         native,
         graph.random,
-        graph,
-        given,
+        graph=graph,
+        given=given,
     )
     trace.fetch = functools.partial(_fetch, graph, given)
     for i, value in graph.leaves.items():
@@ -148,7 +149,7 @@ def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
 
 def _aval(x: Any) -> Any:
     """Return the shape and the 32-bit type of an array, which may be a random key."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return x
     return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
 

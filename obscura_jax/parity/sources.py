@@ -69,7 +69,7 @@ def stack_of(frame: FrameType | None) -> Iterable[Frame]:
     """Yield the call stack of Python, innermost frame first."""
     while frame is not None:
         code = frame.f_code
-        yield Frame(code.co_filename, frame.f_lineno, code.co_name)
+        yield Frame(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
 
 
