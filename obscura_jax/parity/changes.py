@@ -18,6 +18,19 @@ _DEEP = 3  # operations before the region whose change may be the mend
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A parameter of PyTorch in a changed operation.
+
+    Attributes:
+        source: its PyTorch node.
+        build: returns the changed operation from the original one and the parameter's value.
+    """
+
+    source: int
+    build: Callable[[Equation, NDArray[Any]], Equation]
+
+
+@dataclass(frozen=True)
 class Change:
     """A change of a program.
 
@@ -27,8 +40,7 @@ class Change:
         words: the change, such as "1e-05 for 1e-06".
         equations: new operations, by their position in the graph.
         leaves: new values of leaves.
-        loaded: operands that are replaced by a PyTorch parameter: for the position of the
-            operation, which operand, the PyTorch node, and the order of axes that arranges it.
+        loaded: the parameters of PyTorch that changed operations use, by position.
         place: the node whose line is to be changed, if it is not `node`.
     """
 
@@ -37,7 +49,7 @@ class Change:
     words: str
     equations: Mapping[int, Equation] = field(default_factory=dict)
     leaves: Mapping[int, Any] = field(default_factory=dict)
-    loaded: Mapping[int, tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
+    loaded: Mapping[int, Loaded] = field(default_factory=dict)
     place: int | None = None
 
     @property
@@ -191,6 +203,17 @@ class Setting:
         return sorted(inside)
 
     @cached_property
+    def torch_parameters(self) -> list[int]:
+        """The parameters and constants that PyTorch uses in its region."""
+        found: dict[int, None] = {}
+        for i in self.torch_region:
+            for j in (*self.torch.operands(i), *self.torch.node(i).inputs):
+                node = self.torch.node(j)
+                if node.leaf and node.is_float and node.shape:
+                    found[j] = None
+        return list(found)
+
+    @cached_property
     def torch_numbers(self) -> list[float]:
         """The numbers that PyTorch uses in its region."""
         found: dict[float, None] = {}
@@ -270,11 +293,6 @@ def operand_of(equation: Equation, at: int, change: Callable[..., Any], *more: i
         return equation.run(own)
 
     return wrapped(equation, call, *more)
-
-
-def with_operand(equation: Equation, at: int, value: NDArray[Any]) -> Equation:
-    """Return an operation one of whose operands is another array."""
-    return operand_of(equation, at, lambda x: value)
 
 
 def number(x: float) -> str:

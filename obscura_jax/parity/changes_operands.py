@@ -34,13 +34,11 @@ def changes(setting: Setting) -> Iterator[Change]:
 
 
 def name_of(setting: Setting, index: int) -> str:
-    """Return a value in a few words."""
+    """Return a value in a few words, without the operations that only move its entries."""
     node = setting.node(index)
-    origin = setting.jax.origin(index)
-    name = described(setting.jax, origin)
-    if node.op in ("slice", "split", "dynamic_slice") and node.source:
-        return f"{node.op} at {node.source}"
-    return name
+    while node.permutes and node.inputs:
+        node = setting.node(node.inputs[0])
+    return described(setting.jax, node.index)
 
 
 def _wrong(setting: Setting) -> Iterator[Change]:

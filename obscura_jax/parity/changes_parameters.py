@@ -5,13 +5,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from obscura_jax.parity.changes import Change, Setting, with_operand
+from obscura_jax.parity.changes import Change, Loaded, Setting, operand_of
+from obscura_jax.parity.jax_graph import Equation
 from obscura_jax.parity.relation import arrangements
 
 
 def changes(setting: Setting) -> Iterator[Change]:
     """Yield PyTorch's parameters for those of the JAX region, in every order of the axes."""
-    theirs = _leaves(setting)
+    theirs = setting.torch_parameters
     values = setting.torch.trace.values(theirs)
     for p, equation in setting.equations([*setting.region, *setting.nearby]):
         for at, old in enumerate(equation.inputs):
@@ -23,17 +24,6 @@ def changes(setting: Setting) -> Iterator[Change]:
                     yield from _loaded(setting, p, at, new, values[new])
 
 
-def _leaves(setting: Setting) -> list[int]:
-    """Return the parameters and constants that PyTorch uses in its region."""
-    found: dict[int, None] = {}
-    for i in setting.torch_region:
-        for j in (*setting.torch.operands(i), *setting.torch.node(i).inputs):
-            node = setting.torch.node(j)
-            if node.leaf and node.is_float and node.shape:
-                found[j] = None
-    return list(found)
-
-
 def _loaded(
     setting: Setting, position: int, at: int, new: int, value: NDArray[Any]
 ) -> Iterator[Change]:
@@ -42,12 +32,16 @@ def _loaded(
     classes = setting.torch.classes.get(new), setting.jax.classes.get(old)
     same = classes[0] is not None and classes[0] == classes[1]
     mine, theirs = setting.node(old), setting.torch.node(new)
-    for order, x in arrangements(value, mine.shape):
+    for order, _ in arrangements(value, mine.shape):
         if same:
             words = f"{mine.name} transposed" if len(mine.shape) == 2 else f"{mine.name} permuted"
             kind = "transpose"
         else:
             words, kind = f"{theirs.name} of PyTorch for {mine.name}", "parameter"
-        changed = {position: with_operand(equation, at, x)}
-        loaded = {position: (at, new, order)}
+
+        def build(there: Equation, value: NDArray[Any], order: tuple[int, ...] = order) -> Equation:
+            arranged = value.transpose(order).reshape(mine.shape)
+            return operand_of(there, at, lambda x: arranged)
+
+        changed, loaded = {position: build(equation, value)}, {position: Loaded(new, build)}
         yield Change(kind, equation.outputs[0], words, changed, loaded=loaded)

@@ -244,13 +244,15 @@ def _mended(
     alignment: Alignment, pair: Pair, repair: Repair, torch: Trace, jax: JaxTrace
 ) -> tuple[Finding, Trace]:
     change, anchor = repair.change, repair.anchor
-    finding = replace(_described(alignment, pair), kind="operation")
+    finding = _described(alignment, pair)
+    arranged = finding.kind == "arrangement"
+    theirs = explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor)))
     place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
     after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
     return (
         replace(
             finding,
-            torch=explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor))),
+            torch=finding.torch if arranged else theirs,
             jax=explain.place_of(alignment.jax.node(place)),
             mend=repair.mend,
             effect=_effect(torch, jax, after),

@@ -20,7 +20,7 @@ from obscura_jax.parity import (
     changes_reach,
 )
 from obscura_jax.parity.anchors import Anchor
-from obscura_jax.parity.changes import Change, Setting, with_operand
+from obscura_jax.parity.changes import Change, Loaded, Setting
 from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.parallel import Parallel, same_line
@@ -155,10 +155,10 @@ def _moved(
         if there.op != own.op or len(there.outputs) != len(own.outputs) or q in equations:
             return None
         if p in change.loaded:
-            loaded = _loaded(setting, change, p, there, torch_here, torch_there)
-            if loaded is None:
+            changed = _loaded(setting, change.loaded[p], there, torch_here, torch_there)
+            if changed is None:
                 return None
-            equations[q] = loaded
+            equations[q] = changed
         else:
             given = tuple(i for i in inputs if i is not None)
             equations[q] = replace(equation, inputs=given, outputs=there.outputs)
@@ -173,21 +173,13 @@ def _moved(
 
 
 def _loaded(
-    setting: Setting,
-    change: Change,
-    position: int,
-    there: Equation,
-    torch_here: int,
-    torch_there: int | None,
+    setting: Setting, loaded: Loaded, there: Equation, torch_here: int, torch_there: int | None
 ) -> Equation | None:
-    """Return an operation with the PyTorch parameter of another layer as an operand."""
-    at, source, order = change.loaded[position]
+    """Return an operation that uses the PyTorch parameter of another layer."""
     torch = setting.torch.trace
-    theirs = None if torch_there is None else Parallel(torch, torch_here, torch_there)(source)
-    if theirs is None:
+    if torch_there is None:
         return None
-    shape = setting.node(there.inputs[at]).shape
-    if torch.nodes[theirs].size != int(np.prod(shape)):
+    source = Parallel(torch, torch_here, torch_there)(loaded.source)
+    if source is None or torch.nodes[source].shape != torch.nodes[loaded.source].shape:
         return None
-    value = torch.values([theirs])[theirs].transpose(order).reshape(shape)
-    return with_operand(there, at, value)
+    return loaded.build(there, torch.values([source])[source])
