@@ -4,6 +4,7 @@ from obscura_jax.parity.diverge import find_divergences
 from obscura_jax.parity.findings import Output, Report, Verdict
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
+from obscura_jax.parity.recording_checks import check_recordings, recording_notes
 from obscura_jax.parity.relation import apart
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.trace import Trace
@@ -27,6 +28,7 @@ def compare(
     try:
         torch = trace_torch(torch_side) if isinstance(torch_side, TorchProgram) else torch_side
         jax = trace_jax(jax_side) if isinstance(jax_side, JaxProgram) else jax_side
+        check_recordings(torch, jax)
         check_comparable(torch, jax)
     except NotComparableError as error:
         return Report(Verdict.NOT_COMPARABLE, str(error))
@@ -38,11 +40,13 @@ def compare(
         verdict = Verdict.EQUAL_WITH_CONSTANTS if settled else Verdict.DIFFERS
     elif not found.complete:
         verdict = Verdict.DIFFERS
+    outputs = outputs_of(torch, jax)
     return Report(
         verdict,
-        outputs=outputs_of(torch, jax),
+        outputs=outputs,
         findings=tuple(found.findings),
         complete=found.complete,
+        notes=recording_notes(torch, jax, outputs),
     )
 
 

@@ -105,7 +105,9 @@ def _with_exact_constants(alignment: Alignment, jax: JaxTrace) -> tuple[JaxTrace
     torch_side, jax_side = alignment.torch, alignment.jax
     given, findings = dict(jax.given), []
     for a, b in _float32_twins(torch_side, jax_side):
-        theirs = torch_side.trace.values([a])[a]
+        theirs = torch_side.trace.values([a]).get(a)
+        if theirs is None:  # a recording may lack it
+            continue
         ours = jax.values([b])[b]
         value = next(
             (x for _, x in arrangements(theirs, ours.shape) if apart(x, ours) <= 10 * _FLOAT32),
@@ -149,7 +151,8 @@ def _float32_twins(torch: Side, jax: Side) -> Iterator[tuple[int, int]]:
                 ),
                 None,
             )
-            if twin is None or not _exact_in_float32(side.trace.values([i])[i]):
+            value = None if twin is None else side.trace.values([i]).get(i)
+            if twin is None or value is None or not _exact_in_float32(value):
                 continue
             if side is torch:
                 yield i, twin

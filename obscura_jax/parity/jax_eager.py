@@ -163,8 +163,8 @@ class _Recorder(Trace):
         return results if primitive.multiple_results else results[0]
 
     def stage_value(self, x: Any) -> Any:
-        """Return a value unchanged."""
-        return x
+        """Return a value of Python or NumPy as an array, which is a constant."""
+        return x if isinstance(x, _Value) else eval_trace.stage_value(x)
 
     def process_call(self, primitive: Any, function: Any, tracers: Any, params: Any, /) -> Any:
         """Enter a function that a primitive calls."""

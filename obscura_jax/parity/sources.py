@@ -104,5 +104,7 @@ def _standard(root: str) -> tuple[str, ...]:
 
 
 def line_of(source: Source | None) -> str:
-    """Return the text of a line of source, or "" if the file is not there."""
-    return "" if source is None else linecache.getline(source.file, source.line).strip()
+    """Return the text of a line of source, or "" if its file is not there."""
+    if source is None:
+        return ""
+    return source.text or linecache.getline(source.file, source.line).strip()
