@@ -107,4 +107,5 @@ def line_of(source: Source | None) -> str:
     """Return the text of a line of source, or "" if its file is not there."""
     if source is None:
         return ""
+    linecache.checkcache(source.file)  # it may have been edited since its last comparison
     return source.text or linecache.getline(source.file, source.line).strip()
