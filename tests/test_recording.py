@@ -171,15 +171,34 @@ def test_values_beyond_the_budget_are_not_needed_to_find_the_place(name, tmp_pat
 X = np.linspace(-2, 3, 35, dtype=np.float32).reshape(5, 7)
 
 
-def test_a_difference_as_small_as_a_rounded_constant_is_noted(tmp_path):
-    theirs = torch_program(lambda x: x * torch.linspace(0.1, 0.7, 7), torch.from_numpy(X))
-    ours = jax_program(lambda x: x * np.linspace(0.1, 0.7, 7).astype(np.float32), X)
+TABLE = np.linspace(0.1, 0.7, 7)
+
+
+def rounded_pair(scale):
+    """Return two programs of which JAX's has a table in float32, and its own scale."""
+    theirs = torch_program(lambda x: torch.tanh(x * torch.from_numpy(TABLE)), torch.from_numpy(X))
+    ours = jax_program(lambda x: jax.numpy.tanh(x * TABLE.astype(np.float32) * scale), X)
+    return theirs, ours
+
+
+def test_a_recording_with_a_rounded_constant_shows_no_other_place(tmp_path):
+    theirs, ours = rounded_pair(1.0)
     assert compare(theirs, ours).verdict is Verdict.EQUAL_WITH_CONSTANTS
     report = compare(theirs, recorded(ours, tmp_path / "jax.parity"))
     assert report.verdict is Verdict.DIFFERS
+    assert report.findings == ()
     assert "a constant that one side rounds to float32" in report.notes[-1]
-    twice = recorded(jax_program(lambda x: x * 2, X), tmp_path / "jax.parity")
-    assert "a constant that one side rounds" not in compare(theirs, twice).notes[-1]
+    full = jax_program(lambda x: jax.numpy.tanh(x * np.float32(0.1)), X)
+    theirs = torch_program(lambda x: torch.tanh(x * 0.1), torch.from_numpy(X))
+    equal = compare(theirs, recorded(full, tmp_path / "jax.parity"))
+    assert (equal.verdict, len(equal.notes)) == (Verdict.EQUAL, 1)
+
+
+def test_a_recording_with_a_rounded_constant_shows_a_larger_difference(tmp_path):
+    theirs, ours = rounded_pair(1.001)
+    report = compare(theirs, recorded(ours, tmp_path / "jax.parity"))
+    assert "scale" in report.findings[0].jax.code
+    assert not any("a constant that one side rounds" in note for note in report.notes)
 
 
 @pytest.fixture
