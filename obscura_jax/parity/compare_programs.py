@@ -9,6 +9,7 @@ from obscura_jax.parity.diverge import TOLERANCE, differing, find_divergences
 from obscura_jax.parity.findings import Finding, Operation, Output, Report, Verdict
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
+from obscura_jax.parity.recording_checks import check_recordings, recording_notes
 from obscura_jax.parity.relation import apart
 from obscura_jax.parity.summary import operations_of, side_of
 from obscura_jax.parity.torch_trace import trace_torch
@@ -44,14 +45,15 @@ def compare(
     try:
         torch = trace_torch(torch_side) if isinstance(torch_side, TorchProgram) else torch_side
         jax = trace_jax(jax_side) if isinstance(jax_side, JaxProgram) else jax_side
+        check_recordings(torch, jax)
         check_comparable(torch, jax)
     except NotComparableError as error:
         return Report(Verdict.NOT_COMPARABLE, str(error), tolerance=TOLERANCE)
     found = find_divergences(torch, jax)
-    alignment = found.alignment
+    alignment, outputs = found.alignment, _outputs(torch, jax)
     report = Report(
         Verdict.EQUAL,
-        outputs=_outputs(torch, jax),
+        outputs=outputs,
         findings=tuple(found.findings),
         sides=(
             side_of(alignment.torch, alignment.jax, _name(torch_side)),
@@ -59,7 +61,7 @@ def compare(
         ),
         tolerance=TOLERANCE,
         complete=found.complete,
-        notes=tuple(_notes(torch, jax)),
+        notes=(*_notes(torch, jax), *recording_notes(torch, jax, outputs)),
         operations=_operations(alignment) if operations else (),
     )
     if differing(torch, jax):

@@ -29,6 +29,7 @@ from obscura_jax.parity.trace import Node, Trace
 TOLERANCE = 1e-9
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
 _PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
+_ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
 _SAME = 3  # outputs are equal up to this multiple of the tolerance, as single entries are
 
 
@@ -57,14 +58,18 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
     found = Divergence(align(torch, jax, TOLERANCE), jax)
     if not differing(torch, jax):
         return found
+    tolerance = TOLERANCE
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
         found.findings += constants
+    elif any(_float32_twins(found.alignment.torch, found.alignment.jax)):
+        tolerance = _ROUNDED
     for _ in range(limit):
-        outputs = differing(torch, jax)
+        outputs = differing(torch, jax, tolerance)
         if not outputs:
+            found.complete = tolerance == TOLERANCE
             break
-        alignment = align(torch, jax, TOLERANCE)
+        alignment = align(torch, jax, tolerance)
         step = _step(alignment, torch, jax, outputs)
         if step is None:
             found.complete = False
@@ -95,13 +100,13 @@ def _grouped(findings: Sequence[Finding]) -> list[Finding]:
     return list(groups.values())
 
 
-def differing(torch: Trace, jax: Trace) -> list[int]:
+def differing(torch: Trace, jax: Trace, tolerance: float = TOLERANCE) -> list[int]:
     """Return the positions of the outputs that are not equal in float64."""
     theirs, ours = torch.values(torch.outputs), jax.values(jax.outputs)
     return [
         n
         for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
-        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > _SAME * TOLERANCE
+        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > _SAME * tolerance
     ]
 
 
@@ -124,7 +129,9 @@ def _with_exact_constants(alignment: Alignment, jax: JaxTrace) -> tuple[JaxTrace
     torch_side, jax_side = alignment.torch, alignment.jax
     given, findings = dict(jax.given), []
     for a, b in _float32_twins(torch_side, jax_side):
-        theirs = torch_side.trace.values([a])[a]
+        theirs = torch_side.trace.values([a]).get(a)
+        if theirs is None:  # a recording may lack it
+            continue
         ours = jax.values([b])[b]
         value = next(
             (x for _, x in arrangements(theirs, ours.shape) if apart(x, ours) <= 10 * _FLOAT32),
@@ -168,7 +175,8 @@ def _float32_twins(torch: Side, jax: Side) -> Iterator[tuple[int, int]]:
                 ),
                 None,
             )
-            if twin is None or not _exact_in_float32(side.trace.values([i])[i]):
+            value = None if twin is None else side.trace.values([i]).get(i)
+            if twin is None or value is None or not _exact_in_float32(value):
                 continue
             if side is torch:
                 yield i, twin

@@ -50,7 +50,7 @@ def bind_lifted(primitive: Any, params: Mapping[str, Any], operands: Sequence[An
     if name == "scan":
         return _scan(params, operands)
     changed = dict(params)
-    if name == "bitcast_convert_type":
+    if name in ("bitcast_convert_type", "pure_callback", "io_callback"):
         return _as_written(primitive, params, operands)
     for key in _TYPE_PARAMETERS:
         if changed.get(key) is not None:

@@ -78,8 +78,7 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
     captured = captured_names(program.call)
     names += [captured.get(id(c), "constant") for c in closed.consts]
     graph = build_graph(closed, arrays, names)
-    native = [x.astype(np.float64) if x.dtype.kind not in "iubc" else x for x in native]
-    return evaluated(graph, labels, native)
+    return evaluated(graph, labels, [x for y in native if (x := as_numpy(y)) is not None])
 
 
 def evaluated(

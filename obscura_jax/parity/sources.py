@@ -104,5 +104,8 @@ def _standard(root: str) -> tuple[str, ...]:
 
 
 def line_of(source: Source | None) -> str:
-    """Return the text of a line of source, or "" if the file is not there."""
-    return "" if source is None else linecache.getline(source.file, source.line).strip()
+    """Return the text of a line of source, or "" if its file is not there."""
+    if source is None:
+        return ""
+    linecache.checkcache(source.file)  # it may have been edited since its last comparison
+    return source.text or linecache.getline(source.file, source.line).strip()

@@ -21,11 +21,13 @@ class Source:
         file: path of the file.
         line: its number, from 1.
         function: name of the function that contains it.
+        text: the line itself in a recording, whose file may be missing or changed; else "".
     """
 
     file: str
     line: int
     function: str = ""
+    text: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{Path(self.file).name}:{self.line}"
