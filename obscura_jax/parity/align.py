@@ -6,7 +6,7 @@ to the first operations all of whose operands are matched: there the programs pa
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from obscura_jax.parity.fingerprint import LEAST, Fingerprint, close
@@ -212,7 +212,7 @@ class Pair:
 
 
 def first_pairs(
-    alignment: Alignment, torch_outputs: Iterable[int], jax_outputs: Iterable[int]
+    alignment: Alignment, torch_outputs: Sequence[int], jax_outputs: Sequence[int]
 ) -> list[Pair]:
     """Return the pairs of operations at which the sides part, the most likely one first."""
     torch, jax = alignment.torch, alignment.jax
@@ -232,8 +232,9 @@ def first_pairs(
         for pair in found
     }
     found.sort(key=lambda p: (p.torch, -p.overlap, *kinds[p], p.jax))
-    if not found and torch_first and jax_first:
-        found = [Pair(torch_first[0], jax_first[0], 0.0)]
+    if not found and (torch_first or jax_first):  # one side may end where the other goes on
+        mine, other = (*torch_first, *torch_outputs), (*jax_first, *jax_outputs)
+        found = [Pair(mine[0], other[0], 0.0)]
     return found
 
 

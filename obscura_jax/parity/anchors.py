@@ -18,7 +18,7 @@ from obscura_jax.parity.align import Side
 from obscura_jax.parity.changes import Change, Setting, operand_of, result_of, wrapped
 from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
 from obscura_jax.parity.gates import gates
-from obscura_jax.parity.relation import arrangements, correlation
+from obscura_jax.parity.relation import arrangement, arrangements, correlation
 from obscura_jax.parity.window import Window
 
 _NEAR = 8  # values after a pair that may be anchors
@@ -111,12 +111,13 @@ def anchors(setting: Setting) -> Iterator[Anchor]:
     )
     yield from _superfluous(setting, goals)
     windows: dict[int, Window] = {}
+    known = _known_orders(setting)
     for _, _, i, j in found:
         lacking = j not in setting.ends and j != setting.pair.jax
-        for order, goal in _orders(theirs[i], ours[j]):
+        for order, goal in _orders(theirs[i], ours[j], known):
             injection = _injected(setting, j, goal, lacking)
             window = windows.setdefault(j, Window(setting, _after(setting, j)))
-            if injection is not None and _reaches(window, injection, goals):
+            if injection is not None and _reaches(setting, window, injection, goals):
                 yield Anchor(i, j, goal, order, lacking, False, injection)
                 break
 
@@ -137,7 +138,7 @@ def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
             words = f"leaving out {node.op}" + (f" of {node.fused}" if node.fused else "")
             change = Change("extra", j, words, {p: equation})
             window = window or Window(setting, _after(setting, j))
-            if _reaches(window, change, goals):
+            if _reaches(setting, window, change, goals):
                 yield Anchor(twin, j, setting.value(i), (), False, True, change, i)
                 return
 
@@ -161,7 +162,31 @@ def _places(setting: Setting) -> list[int]:
     return [after[0], *_operands(setting)[:_NEAR], *after[1:]]
 
 
-def _orders(theirs: NDArray[Any], ours: NDArray[Any]) -> list[tuple[tuple[int, ...], Any]]:
+def _known_orders(setting: Setting) -> set[tuple[int, ...]]:
+    """Return the orders of axes that arrange PyTorch's operands of the pair as JAX's."""
+    torch, jax = setting.torch, setting.jax
+    shared = torch.operand_classes(setting.pair.torch) & jax.operand_classes(setting.pair.jax)
+    mine, other = (
+        [
+            i
+            for i in (*side.node(place).inputs, *side.operands(place))
+            if side.classes.get(i) in shared and not side.node(i).leaf
+        ]
+        for side, place in ((torch, setting.pair.torch), (jax, setting.pair.jax))
+    )
+    theirs, ours = torch.trace.values(mine), setting.trace.values(other)
+    return {
+        order
+        for i, x in theirs.items()
+        for j, y in ours.items()
+        if torch.classes[i] == jax.classes[j] and x.size == y.size
+        if (order := arrangement(x, y)) is not None
+    }
+
+
+def _orders(
+    theirs: NDArray[Any], ours: NDArray[Any], known: set[tuple[int, ...]]
+) -> list[tuple[tuple[int, ...], Any]]:
     """Return the most likely arrangements of PyTorch's value, without repetitions."""
     found: list[tuple[float, tuple[int, ...], Any]] = []
     seen: list[Any] = []
@@ -169,7 +194,7 @@ def _orders(theirs: NDArray[Any], ours: NDArray[Any]) -> list[tuple[tuple[int, .
         if any(np.array_equal(x, y, equal_nan=True) for y in seen):
             continue
         seen.append(x)
-        found.append((correlation(x, ours), order, x))
+        found.append((correlation(x, ours) + (order in known), order, x))
     found.sort(key=lambda entry: -entry[0])
     return [(order, x) for _, order, x in found[:_ORDERS]]
 
@@ -181,7 +206,8 @@ def _after(setting: Setting, index: int) -> list[int]:
     while heap and len(found) < _DEPENDENT:
         i = heappop(heap)
         node = setting.node(i)
-        if i != index and not node.layout and node.print is not None and node.print.telling:
+        telling = not node.layout and node.print is not None and node.print.telling
+        if (i != index and telling) or i in setting.trace.outputs:
             found.append(i)
         for j in setting.consumers.get(i, ()):
             if j not in seen and j in setting.jax.live:
@@ -208,9 +234,11 @@ def _injected(setting: Setting, index: int, goal: NDArray[Any], lacking: bool) -
     return Change("injection", index, "", changed) if changed else None
 
 
-def _reaches(window: Window, change: Change, goals: _Goals) -> bool:
-    """Return True if some of the values after a change, or all, are PyTorch's."""
+def _reaches(setting: Setting, window: Window, change: Change, goals: _Goals) -> bool:
+    """Return True if an output, or some of the values after a change, or all, are PyTorch's."""
     values = window.values(change)
+    if any(i in values and setting.is_output(i, values[i]) for i in setting.trace.outputs):
+        return True
     prints = [fingerprint(values[i]) for i in window.ends if i in values]
     telling = [p for p in prints if p.telling]
     equal = sum(goals.have(p) for p in telling)

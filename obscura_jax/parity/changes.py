@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from obscura_jax.parity.align import Alignment, Pair, Side
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.jax_trace import JaxTrace
+from obscura_jax.parity.relation import OUTPUT, apart
 from obscura_jax.parity.trace import Node
 
 _NEXT = 4  # ends to which the region leads
@@ -254,6 +255,14 @@ class Setting:
                     shapes.add(self.node(i).shape)
                     found[i] = None
         return list(found)
+
+    def is_output(self, index: int, value: NDArray[Any]) -> bool:
+        """Return True if a value of an output of JAX is PyTorch's."""
+        torch = self.torch.trace
+        twins = [a for a, b in zip(torch.outputs, self.trace.outputs, strict=True) if b == index]
+        theirs = torch.values(twins)
+        reach = OUTPUT * self.alignment.tolerance
+        return any(x.shape == value.shape and apart(x, value) <= reach for x in theirs.values())
 
     def available(self, index: int, position: int) -> bool:
         """Return True if a node is computed before the operation at a position."""

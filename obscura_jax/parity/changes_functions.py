@@ -100,15 +100,11 @@ def _reductions(setting: Setting, position: int, equation: Any) -> Iterator[Chan
         return
     axes = tuple(equation.params["axes"])
     shape = setting.node(equation.inputs[0]).shape
-    result = setting.node(equation.outputs[0]).shape
     old = equation.op.removeprefix("reduce_")
 
     def change(kind: str, words: str, function: Callable[..., Any], over: Any) -> Change:
         def call(*operands: Any) -> list[Any]:
-            found = function(operands[0], axis=over)
-            if found.shape != result:
-                raise ValueError("another shape")
-            return [found]
+            return [function(operands[0], axis=over)]
 
         changed = {position: replace(equation, call=call)}
         return Change(kind, equation.outputs[0], words, changed)
@@ -190,13 +186,9 @@ def _applied(
 ) -> Change:
     equation = setting.graph.equations[position]
     count = len(equation.inputs)
-    shape = setting.node(equation.outputs[0]).shape
 
     def call(*operands: Any) -> list[Any]:
-        found = function(*operands[count:])
-        if found.shape != shape:
-            raise ValueError("another shape")
-        return [found]
+        return [function(*operands[count:])]
 
     changed = {position: wrapped(equation, call, value, *parameters)}
     words = f"{new} for {old}" if old else new

@@ -35,10 +35,15 @@ def changes(setting: Setting) -> Iterator[Change]:
 
 def name_of(setting: Setting, index: int) -> str:
     """Return a value in a few words, without the operations that only move its entries."""
+    return described(setting.jax, _unmoved(setting, index))
+
+
+def _unmoved(setting: Setting, index: int) -> int:
+    """Return the value of which another one is a mere rearrangement."""
     node = setting.node(index)
     while node.permutes and node.inputs:
         node = setting.node(node.inputs[0])
-    return described(setting.jax, node.index)
+    return node.index
 
 
 def _wrong(setting: Setting) -> Iterator[Change]:
@@ -100,6 +105,7 @@ def _exchanged_at(setting: Setting, a: int, b: int, positions: list[int]) -> Ite
         setting.available(i, p) for p, e in changed.items() for i in (a, b) if i in e.inputs
     ):
         return
+    a, b = _unmoved(setting, a), _unmoved(setting, b)
     split = _are_parts(setting, a, b)
     node = setting.graph.equations[min(changed)].outputs[0]
     words = f"exchanging {name_of(setting, a)} and {name_of(setting, b)}"
@@ -136,15 +142,9 @@ def _reversed(setting: Setting) -> Iterator[Change]:
     for p, equation in setting.equations([*setting.region, *setting.nearby]):
         if equation.op not in _ORDERED or len(equation.inputs) != 2:
             continue
-        shape = setting.node(equation.outputs[0]).shape
 
-        def call(
-            a: Any, b: Any, equation: Any = equation, shape: tuple[int, ...] = shape
-        ) -> list[Any]:
-            found = equation.run([b, a])[0]
-            if found.shape != shape:
-                raise ValueError("another shape")
-            return [found]
+        def call(a: Any, b: Any, equation: Any = equation) -> Any:
+            return equation.run([b, a])
 
         yield Change(
             "swap",

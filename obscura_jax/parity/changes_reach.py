@@ -57,7 +57,7 @@ class _Step:
 def _steps(setting: Setting, anchor: Anchor, x: NDArray[Any]) -> Iterator[_Step]:
     """Yield the functions that turn JAX's value into PyTorch's."""
     yield from _by_number(anchor, x)
-    if not anchor.lacking:
+    if not anchor.lacking and anchor.jax not in setting.jax.matched:
         return
     for names, kind in ((ACTIVATIONS, "activation"), (UNARY, "unary")):
         for name, function in names.items():

@@ -16,21 +16,21 @@ from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
 from obscura_jax.parity.anchors import Anchor, anchors
 from obscura_jax.parity.changes import Setting
-from obscura_jax.parity.findings import Finding
+from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, evaluated
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
-from obscura_jax.parity.relation import apart, arrangements, correlation
+from obscura_jax.parity.relation import OUTPUT, apart, arrangements, correlation
 from obscura_jax.parity.trace import Node, Trace
 
 TOLERANCE = 1e-9
+_LAYOUTS = ("concat", "heads", "split", "position", "direction")
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
 _PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
 _ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
-_SAME = 3  # outputs are equal up to this multiple of the tolerance, as single entries are
 
 
 @dataclass
@@ -106,7 +106,7 @@ def differing(torch: Trace, jax: Trace, tolerance: float = TOLERANCE) -> list[in
     return [
         n
         for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
-        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > _SAME * tolerance
+        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > OUTPUT * tolerance
     ]
 
 
@@ -229,7 +229,8 @@ def _nodes(found: tuple[Anchor, ...]) -> list[tuple[int, int]]:
 def _described(alignment: Alignment, pair: Pair) -> Finding:
     shared, mine, other = explain.operand_differences(alignment, pair)
     places = (alignment.torch.node(pair.torch), alignment.jax.node(pair.jax))
-    if shared and not mine and not other and (found := blamed_layout(alignment, pair)) is not None:
+    found = blamed_layout(alignment, pair)
+    if shared and found is not None:
         return Finding(
             "arrangement",
             explain.place_of(found[0]),
@@ -256,11 +257,18 @@ def _mended(
     arranged = finding.kind == "arrangement"
     theirs = explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor)))
     place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
-    after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    try:
+        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    except (TypeError, ValueError, IndexError, KeyError):  # other layers have other shapes
+        repair = replace(repair, graph=repair.here, occurrences=1)
+        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    if arranged or change.kind in _LAYOUTS:
+        twin = _twin(alignment, change.line)
+        theirs = finding.torch if arranged else twin or theirs
     return (
         replace(
             finding,
-            torch=finding.torch if arranged else theirs,
+            torch=theirs,
             jax=explain.place_of(alignment.jax.node(place)),
             mend=repair.mend,
             effect=_effect(torch, jax, after),
@@ -268,6 +276,16 @@ def _mended(
         ),
         after,
     )
+
+
+def _twin(alignment: Alignment, index: int) -> Place | None:
+    """Return PyTorch's operation with the values of a JAX layout operation, if it has one."""
+    torch, jax = alignment.torch, alignment.jax
+    if not jax.node(index).layout or not jax.is_strong(index):
+        return None
+    twins = [i for i in sorted(torch.live) if torch.classes.get(i) == jax.classes[index]]
+    layouts = [i for i in twins if torch.node(i).layout and not torch.node(i).leaf]
+    return explain.place_of(torch.node(layouts[0])) if layouts else None
 
 
 def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:

@@ -18,7 +18,12 @@ Array = NDArray[Any]
 def place_of(node: Node) -> Place:
     """Return a node as a place in a report."""
     return Place(
-        node.op, node.fused, node.source, line_of(node.source), node.path, tuple(node.shape)
+        node.name if node.leaf else node.op,
+        node.fused,
+        node.source,
+        line_of(node.source),
+        node.path,
+        tuple(node.shape),
     )
 
 

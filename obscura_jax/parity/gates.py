@@ -23,6 +23,8 @@ def gates(side: Side, index: int, limit: int = _NEAR) -> list[int]:
 
 def _usable(side: Side, index: int) -> bool:
     node = side.node(index)
+    if index in side.trace.outputs:
+        return True
     return (
         node.is_float
         and node.print is not None

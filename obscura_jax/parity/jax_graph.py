@@ -105,6 +105,8 @@ class Graph:
             for i, result in zip(equation.outputs, results, strict=True):
                 if i in given:
                     continue
+                if np.shape(result) != self.nodes[i].shape:
+                    raise ValueError(f"the changed operation {equation.op} has another shape")
                 if i in wanted:
                     yield i, result
                 if last.get(i, -1) > n:
