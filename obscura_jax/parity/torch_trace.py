@@ -6,8 +6,8 @@ that writes in place are seen.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ class Run:
             stack.enter_context(in_float64(modules))
             self._names, self._parameter_ids = tensor_names(modules)
             args, kwargs = tree_map(
-                lambda x: self.lift(x) if isinstance(x, torch.Tensor) else x,
+                lambda x: self.given(x) if isinstance(x, torch.Tensor) else x,
                 (program.args, program.kwargs),
             )
             for name, x in arrays_in((args, kwargs), is_tensor).items():
@@ -169,6 +169,10 @@ class Run:
         import torch
 
         stack.enter_context(torch.no_grad())
+
+    def given(self, tensor: Any) -> Any:
+        """Return an input of the program in float64."""
+        return self.lift(tensor)
 
     def finish(self, results: list[Any]) -> None:
         """Note the outputs after the call of the program."""
@@ -280,6 +284,17 @@ class Run:
         finally:
             if outermost:
                 self._creating = None
+
+    @contextmanager
+    def at_this_line(self, fused: str) -> Iterator[None]:
+        """Context manager: operations belong to the line that is running now, and to a kernel."""
+        before = self._creating, self._fused
+        self._creating = self._creating or self.source()
+        self._fused = self._fused or fused
+        try:
+            yield
+        finally:
+            self._creating, self._fused = before
 
     def source(self) -> Source | None:
         """Return the line of the program that is running now."""
