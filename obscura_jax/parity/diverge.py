@@ -55,6 +55,7 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
         return found
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
+        found.jax = jax
         found.findings += constants
     for _ in range(limit):
         outputs = differing(torch, jax)

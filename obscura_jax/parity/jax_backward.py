@@ -155,7 +155,7 @@ def _given(forward: JaxTrace, graph: Graph, places: Sequence[int]) -> dict[int, 
     """Return the values that stand in for those of nodes, for the graph of the backward pass."""
     found: dict[int, Any] = {}
     computed = {}
-    of_leaf = dict(zip(places, [*graph.inputs, *graph.captured], strict=False))
+    of_leaf = dict(zip(places, graph.inputs, strict=False))  # the factors of outputs follow
     for i, value in forward.given.items():
         if i in of_leaf:
             found[of_leaf[i]] = value

@@ -233,7 +233,7 @@ def elementary_attention(run: Run) -> Iterator[None]:
     original = functional.scaled_dot_product_attention
 
     def attention(*args: Any, **kwargs: Any) -> Any:
-        with run.at_this_line("scaled_dot_product_attention"):
+        with run.inside("scaled_dot_product_attention", run.source()):
             return torch_kernels.attention(*args, **kwargs)
 
     functional.scaled_dot_product_attention = attention

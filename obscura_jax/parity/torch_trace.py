@@ -286,10 +286,10 @@ class Run:
                 self._creating = None
 
     @contextmanager
-    def at_this_line(self, fused: str) -> Iterator[None]:
-        """Context manager: operations belong to the line that is running now, and to a kernel."""
+    def inside(self, fused: str, source: Source | None) -> Iterator[None]:
+        """Context manager: operations belong to a kernel that a line calls."""
         before = self._creating, self._fused
-        self._creating = self._creating or self.source()
+        self._creating = self._creating or source
         self._fused = self._fused or fused
         try:
             yield
