@@ -1,3 +1,133 @@
-from obscura_jax.parity.align import Alignment
-def find_gradient_divergences(alignment, theirs, ours, different):
-    return []
+"""Find where two backward passes part, as places in both programs.
+
+An operation of a backward pass leads to the value of the program whose gradient it continues. If
+the other program has that value and computes no gradient through it, the gradient is lost there.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from obscura_jax.parity import explain
+from obscura_jax.parity.align import Alignment, Pair, Side, entries, first_pairs
+from obscura_jax.parity.backward import Backward
+from obscura_jax.parity.findings import Finding
+from obscura_jax.parity.lost_gradient import BackwardSide, lost_gradient
+from obscura_jax.parity.parameter_twins import Twins
+
+_MOST = 5
+
+
+def find_gradient_divergences(
+    alignment: Alignment, theirs: Backward, ours: Backward, different: Sequence[Twins]
+) -> list[Finding]:
+    """Return the places at which the backward passes part, those nearest to the output first.
+
+    Args:
+        alignment: the values of both passes.
+        theirs: the backward pass of the PyTorch side.
+        ours: that of the JAX side.
+        different: the parameters whose gradients differ.
+    """
+    gradients = (
+        [theirs.gradients[i] for twins in different for i in twins.torch if i in theirs.gradients],
+        [ours.gradients[i] for twins in different for i in twins.jax if i in ours.gradients],
+    )
+    torch = BackwardSide(alignment.torch, theirs, gradients[0])
+    jax = BackwardSide(alignment.jax, ours, gradients[1])
+    first = entries(alignment.torch, gradients[0]), entries(alignment.jax, gradients[1])
+    found = [*_lost(torch, jax, *first), *_parted(alignment, torch, jax, *first)]
+    if not found:
+        ends = _origins(alignment.torch, gradients[0]), _origins(alignment.jax, gradients[1])
+        found = list(_lost(torch, jax, *ends))
+    if not found:
+        pairs = first_pairs(alignment, *gradients)[:1]
+        found = [_Found(0, _described(alignment, pair)) for pair in pairs]
+    found.sort(key=lambda one: -one.position)
+    return _distinct(one.finding for one in found)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A finding with the position of its value in the PyTorch program."""
+
+    position: int
+    finding: Finding
+
+
+def _origins(side: Side, gradients: Iterable[int]) -> list[int]:
+    return sorted({side.origin(i) for i in gradients})
+
+
+def _lost(
+    torch: BackwardSide, jax: BackwardSide, torch_first: Iterable[int], jax_first: Iterable[int]
+) -> Iterator[_Found]:
+    """Yield the places at which one program alone has a gradient."""
+    for i in torch_first:
+        lost = lost_gradient(torch, jax, i)
+        if lost is not None:
+            yield _Found(lost.value, _lost_finding(torch, jax, lost.here, lost.there, lost.words))
+    for j in jax_first:
+        lost = lost_gradient(jax, torch, j)
+        if lost is not None:
+            position = max(torch.of_class(jax.side.classes[lost.value]), default=0)
+            yield _Found(
+                position, _lost_finding(torch, jax, lost.there, lost.here, lost.words)
+            )
+
+
+def _lost_finding(
+    torch: BackwardSide, jax: BackwardSide, here: int, there: int, words: str
+) -> Finding:
+    return Finding(
+        "operation",
+        explain.place_of(torch.side.node(here)),
+        explain.place_of(jax.side.node(there)),
+        relation=words,
+    )
+
+
+def _parted(
+    alignment: Alignment,
+    torch: BackwardSide,
+    jax: BackwardSide,
+    torch_first: Sequence[int],
+    jax_first: Sequence[int],
+) -> Iterator[_Found]:
+    """Yield the pairs of operations that continue the gradient of one value in other ways."""
+    for i in torch_first:
+        mine = torch.value_classes(i)
+        pairs = []
+        for j in jax_first:
+            shared = mine & jax.value_classes(j)
+            if shared:
+                operands = alignment.torch.operand_classes(i), alignment.jax.operand_classes(j)
+                either = operands[0] | operands[1]
+                overlap = len(operands[0] & operands[1]) / len(either) if either else 0.0
+                pairs.append(Pair(i, j, overlap))
+        if pairs:
+            best = max(pairs, key=lambda pair: (pair.overlap, -pair.jax))
+            position = max(torch.backward.forward.get(i, (0,)), default=0)
+            yield _Found(position, _described(alignment, best))
+
+
+def _described(alignment: Alignment, pair: Pair) -> Finding:
+    return Finding(
+        "operation",
+        explain.place_of(alignment.torch.node(pair.torch)),
+        explain.place_of(alignment.jax.node(pair.jax)),
+        *explain.operand_differences(alignment, pair),
+        relation=explain.relation_words(alignment, pair),
+    )
+
+
+def _distinct(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the first findings, one for each pair of lines."""
+    found: dict[object, Finding] = {}
+    for finding in findings:
+        key = tuple(place and (place.source or place) for place in (finding.torch, finding.jax))
+        if key in found:
+            first = found[key]
+            found[key] = replace(first, occurrences=first.occurrences + 1)
+        else:
+            found[key] = finding
+    return list(found.values())[:_MOST]
