@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity.trace import Trace
 
+FACTORS = "the factors of output"  # how the names of the leaves of the backward pass start
+
 
 class NoGradientsError(ValueError):
     """A program has no gradients; the message is one sentence that says why."""

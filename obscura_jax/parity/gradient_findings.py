@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from obscura_jax.parity import explain
-from obscura_jax.parity.align import Alignment, Pair, Side, entries, first_pairs
+from obscura_jax.parity.align import Alignment, Pair, Side, first_pairs
 from obscura_jax.parity.backward import Backward
+from obscura_jax.parity.backward_side import BackwardSide
 from obscura_jax.parity.findings import Finding
-from obscura_jax.parity.lost_gradient import BackwardSide, lost_gradient
+from obscura_jax.parity.lost_gradient import lost_gradient
 from obscura_jax.parity.parameter_twins import Twins
+from obscura_jax.parity.relation import relation
 
 _MOST = 5
 
@@ -34,7 +36,7 @@ def find_gradient_divergences(
     )
     torch = BackwardSide(alignment.torch, theirs, gradients[0])
     jax = BackwardSide(alignment.jax, ours, gradients[1])
-    first = entries(alignment.torch, gradients[0]), entries(alignment.jax, gradients[1])
+    first = torch.first_operations(), jax.first_operations()
     found = [*_lost(torch, jax, *first), *_parted(alignment, torch, jax, *first)]
     if not found:
         ends = _origins(alignment.torch, gradients[0]), _origins(alignment.jax, gradients[1])
@@ -94,6 +96,8 @@ def _parted(
     jax_first: Sequence[int],
 ) -> Iterator[_Found]:
     """Yield the pairs of operations that continue the gradient of one value in other ways."""
+    torch_first = [i for i in torch_first if torch.end_of(i) not in torch.side.settled]
+    jax_first = [j for j in jax_first if jax.end_of(j) not in jax.side.settled]
     for i in torch_first:
         mine = torch.value_classes(i)
         pairs = []
@@ -107,7 +111,18 @@ def _parted(
         if pairs:
             best = max(pairs, key=lambda pair: (pair.overlap, -pair.jax))
             position = max(torch.backward.forward.get(i, (0,)), default=0)
-            yield _Found(position, _described(alignment, best))
+            finding = _described(alignment, best)
+            yield _Found(position, finding if finding.relation else replace(
+                finding, relation=_relation_of_ends(torch, jax, best)
+            ))
+
+
+def _relation_of_ends(torch: BackwardSide, jax: BackwardSide, pair: Pair) -> str:
+    """Return how the gradients relate that the backward passes of one operation return, or ""."""
+    a, b = torch.end_of(pair.torch), jax.end_of(pair.jax)
+    theirs, ours = torch.side.trace.values([a]), jax.side.trace.values([b])
+    found = relation(theirs[a], ours[b])
+    return f"gradients: {found.words}" if found is not None else ""
 
 
 def _described(alignment: Alignment, pair: Pair) -> Finding:
@@ -127,7 +142,8 @@ def _distinct(findings: Iterable[Finding]) -> list[Finding]:
         key = tuple(place and (place.source or place) for place in (finding.torch, finding.jax))
         if key in found:
             first = found[key]
-            found[key] = replace(first, occurrences=first.occurrences + 1)
+            told = first if first.relation else finding
+            found[key] = replace(told, occurrences=first.occurrences + 1)
         else:
             found[key] = finding
     return list(found.values())[:_MOST]

@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 from numpy.typing import NDArray
 
-from obscura_jax.parity.backward import Backward, NoGradientsError
+from obscura_jax.parity.backward import FACTORS, Backward, NoGradientsError
 from obscura_jax.parity.jax_bwd import with_own_lines
 from obscura_jax.parity.jax_graph import Graph, build_graph, in_float64
 from obscura_jax.parity.jax_trace import JaxTrace, evaluated, flattened
@@ -60,7 +60,7 @@ def jax_backward(
             raise NoGradientsError(f"JAX cannot differentiate its side: {why}") from error
     values = [*flat.arrays, *closed.consts, *cotangents.values()]
     names = [forward.nodes[i].name for i in places]
-    names += [f"the factors of output {n + 1}" for n in cotangents]
+    names += [f"{FACTORS} {n + 1}" for n in cotangents]
     graph = build_graph(backward, values, names)
     of = _forward_results(graph)
     _clean_paths(graph)

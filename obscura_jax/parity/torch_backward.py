@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity import torch_kernels
-from obscura_jax.parity.backward import Backward, NoGradientsError
+from obscura_jax.parity.backward import FACTORS, Backward, NoGradientsError
 from obscura_jax.parity.program import TorchProgram
 from obscura_jax.parity.sources import current_source, library_roots
 from obscura_jax.parity.torch_trace import Run, dispatch_mode
@@ -106,6 +106,7 @@ class _BackwardRun(Run):
         self._outside: set[int] = set()  # operations outside of autograd
         self._given: dict[int, Any] = {}  # inputs that require gradients, by id of the user's
         self._busy = False
+        self._function = False
 
     def enter(self, stack: ExitStack, modules: list[Any]) -> None:
         """Make all floating parameters and inputs require gradients during the run."""
@@ -139,7 +140,7 @@ class _BackwardRun(Run):
         ends = [(results[n], factor) for n, factor in self._cotangents.items()]
         ends = [(x, torch.from_numpy(factor)) for x, factor in ends if x.requires_grad]
         for n, (_, factor) in enumerate(ends):
-            self._names[id(factor)] = f"the factors of output {n + 1}"
+            self._names[id(factor)] = f"{FACTORS} {n + 1}"
         chosen = _numbered(self, self.tensors)
         chosen = {key: i for key, i in chosen.items() if key in self._leaves}
         if not ends or not chosen:
@@ -188,14 +189,28 @@ class _BackwardRun(Run):
         added = range(first, len(self.nodes))
         if node is not None:
             self._note(node._sequence_nr(), func.overloadpacket.__name__, added)
-        elif number > self._last:
-            self._results[number - 1] = tuple(added)
-        elif not torch.is_grad_enabled():
-            self._results[number - 1] = (*self._results.get(number - 1, ()), *added)
-        if node is None and not torch.is_grad_enabled():
-            self._outside.update(added)
+        else:
+            self._note_forward(number, torch.is_grad_enabled(), added)
         self._last = number
         return out
+
+    def _note_forward(self, number: int, enabled: bool, added: range) -> None:
+        """Note which node of autograd belongs to new nodes of the program.
+
+        Args:
+            number: the next sequence number of autograd.
+            enabled: whether PyTorch computes gradients now.
+            added: the new nodes.
+        """
+        created = number > self._last
+        if created:
+            self._results[number - 1] = tuple(added)
+        # A node is created without gradients before the `forward` of an autograd.Function only.
+        self._function = not enabled and (created or self._function)
+        if self._function and not created:
+            self._results[number - 1] = (*self._results[number - 1], *added)
+        if not enabled and not self._function:
+            self._outside.update(added)
 
     def _note(self, number: int, name: str, added: range) -> None:
         """Note to which operation of the program new nodes of the backward pass belong."""
