@@ -81,6 +81,11 @@ class BackwardSide:
         """Return the last operation on gradients of the same operation of the program."""
         return self._ends.get(self.backward.forward.get(index, ()), index)
 
+    def parts(self, index: int) -> bool:
+        """Return True if nothing that the other side has too is computed from an operation."""
+        side = self.side
+        return index not in side.benign and self.end_of(index) not in side.settled
+
     def arrives(self, value: int) -> bool:
         """Return True if a gradient other than 0 arrives at a value."""
         stack, seen = [value], {value}

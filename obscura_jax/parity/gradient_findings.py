@@ -96,12 +96,11 @@ def _parted(
     jax_first: Sequence[int],
 ) -> Iterator[_Found]:
     """Yield the pairs of operations that continue the gradient of one value in other ways."""
-    torch_first = [i for i in torch_first if torch.end_of(i) not in torch.side.settled]
-    jax_first = [j for j in jax_first if jax.end_of(j) not in jax.side.settled]
-    for i in torch_first:
+    others = [j for j in jax_first if jax.parts(j)]
+    for i in filter(torch.parts, torch_first):
         mine = torch.value_classes(i)
         pairs = []
-        for j in jax_first:
+        for j in others:
             shared = mine & jax.value_classes(j)
             if shared:
                 operands = alignment.torch.operand_classes(i), alignment.jax.operand_classes(j)

@@ -7,6 +7,7 @@ JAX copies the stack to the operations of the backward pass, which so lead to th
 import re
 from collections.abc import Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,8 +24,11 @@ from obscura_jax.parity.side_errors import running
 
 _TAG = "equation#"
 _NUMBER = re.compile(rf"{_TAG}(\d+)")
+_JAX = str(Path(jax.__file__).parent)
+_WRAPPERS = ("traceback_util.py", "api_util.py")  # frames between a function and its caller
 _STEP = re.compile(r"scan\[(\d+)\]")
 _BACKWARD = "transpose("
+_STOP = "stop#"  # a stop_gradient outside of JAX's own functions
 
 
 def jax_backward(
@@ -63,10 +67,10 @@ def jax_backward(
     names += [f"{FACTORS} {n + 1}" for n in cotangents]
     graph = build_graph(backward, values, names)
     of = _forward_results(graph)
+    stops = frozenset(n.index for n in graph.nodes if n.op == "stop_gradient" and _STOP in n.path)
     _clean_paths(graph)
     labels = [forward.nodes[i].name for i in leaves]
     trace = evaluated(graph, labels, [], _given(forward, graph, places))
-    stops = frozenset(n.index for n in graph.nodes if n.op == "stop_gradient")
     return Backward(trace, dict(zip(leaves, graph.outputs, strict=True)), of, stops)
 
 
@@ -114,11 +118,24 @@ def _numbered(jaxpr: Any, numbers: Any) -> Any:
     for eqn in jaxpr.eqns:
         info = eqn.source_info
         stack = info.name_stack.extend(f"{_TAG}{next(numbers)}")
+        if eqn.primitive.name == "stop_gradient" and _called_outside_of_jax(eqn):
+            stack = stack.extend(_STOP)
         params = {key: inside(value) for key, value in eqn.params.items()}
         if "bwd" in params:
             params["bwd"] = with_own_lines(params["bwd"])
         equations.append(eqn.replace(params=params, source_info=info.replace(name_stack=stack)))
     return jaxpr.replace(eqns=equations)
+
+
+def _called_outside_of_jax(eqn: Any) -> bool:
+    """Return True if no function of JAX, such as a softmax, calls stop_gradient."""
+    frames = eqn.source_info.traceback.frames if eqn.source_info.traceback else []
+    names = [frame.function_name for frame in frames]
+    if "stop_gradient" not in names:
+        return False
+    last = len(names) - 1 - names[::-1].index("stop_gradient")
+    callers = [frame for frame in frames[last + 1 :] if not frame.file_name.endswith(_WRAPPERS)]
+    return bool(callers) and not callers[0].file_name.startswith(_JAX)
 
 
 def _key(path: str) -> tuple[int, tuple[str, ...]] | None:
@@ -144,7 +161,7 @@ def _clean_paths(graph: Graph) -> None:
     """Remove the numbers and the names of JAX's transformations from the paths."""
     for node in graph.nodes:
         path = _NUMBER.sub("", node.path)
-        for word in ("transpose(", "jvp(", "rematted_computation"):
+        for word in ("transpose(", "jvp(", "rematted_computation", _STOP):
             path = path.replace(word, "")
         if path != node.path:
             path = path.replace(")", "")
