@@ -2,6 +2,7 @@
 
 from obscura_jax.parity.diverge import find_divergences
 from obscura_jax.parity.findings import Output, Report, Verdict
+from obscura_jax.parity.gradients import GradientResult, gradients_if_possible
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
 from obscura_jax.parity.relation import apart
@@ -38,11 +39,19 @@ def compare(
         verdict = Verdict.EQUAL_WITH_CONSTANTS if settled else Verdict.DIFFERS
     elif not found.complete:
         verdict = Verdict.DIFFERS
+    backward = GradientResult()
+    if gradients and verdict is not Verdict.DIFFERS:
+        backward = gradients_if_possible(torch_side, jax_side, torch, found)
+        if not backward.equal:
+            verdict = Verdict.DIFFERS
     return Report(
         verdict,
         outputs=outputs_of(torch, jax),
         findings=tuple(found.findings),
+        gradients=backward.gradients,
+        gradient_findings=backward.findings,
         complete=found.complete,
+        notes=backward.notes,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Alignment, align
 from obscura_jax.parity.backward import Backward, NoGradientsError, cotangent
+from obscura_jax.parity.diverge import TOLERANCE, Divergence
 from obscura_jax.parity.findings import Finding, Gradient
 from obscura_jax.parity.gradient_findings import find_gradient_divergences
 from obscura_jax.parity.gradient_layout import in_one_order
@@ -22,11 +23,11 @@ from obscura_jax.parity.program import JaxProgram, TorchProgram
 from obscura_jax.parity.torch_backward import torch_backward
 from obscura_jax.parity.trace import Trace
 
-TOLERANCE = 1e-9
 _SAME = 3  # gradients are equal up to this multiple of the tolerance, as single entries are
 # A gradient far below the others, such as that of the bias of an attention's keys, is 0 but for
 # rounding. Its differences are relative to this share of the median gradient.
 _SMALL = 1e-4
+_LARGEST = 200_000_000  # parameters of a model whose gradients are compared
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class GradientResult:
     gradients: tuple[Gradient, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """True if no gradient differs."""
+        return all(gradient.equal for gradient in self.gradients)
 
 
 @dataclass
@@ -61,6 +67,29 @@ class _Compared:
 
     def __post_init__(self) -> None:
         self.rms = max(_rms(self.theirs), _rms(self.ours))
+
+
+def gradients_if_possible(
+    torch: TorchProgram | Trace, jax: JaxProgram | Trace, torch_trace: Trace, found: Divergence
+) -> GradientResult:
+    """Return the comparison of the gradients of two programs whose outputs are equal.
+
+    Recordings have no gradients, and those of large models would take too long.
+
+    Args:
+        torch: the PyTorch side of a comparison.
+        jax: its JAX side.
+        torch_trace: the trace of the PyTorch side.
+        found: the comparison of the outputs.
+    """
+    recorded = isinstance(torch, Trace) or isinstance(jax, Trace)
+    if recorded or not isinstance(found.jax, JaxTrace) or found.alignment is None:
+        return GradientResult(notes=("gradients were not compared: a side is a recording",))
+    size = sum(torch_trace.nodes[i].size for i in torch_trace.parameters)
+    if size > _LARGEST:
+        note = f"gradients were not compared: the model has more than {_LARGEST:.0e} parameters"
+        return GradientResult(notes=(note,))
+    return compare_gradients(torch, jax, torch_trace, found.jax, found.alignment)
 
 
 def compare_gradients(
