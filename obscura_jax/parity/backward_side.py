@@ -86,6 +86,11 @@ class BackwardSide:
         side = self.side
         return index not in side.benign and self.end_of(index) not in side.settled
 
+    def is_hook(self, index: int) -> bool:
+        """Return True for an operation that belongs to none of the program, as those of hooks."""
+        node = self.side.node(index)
+        return not self.backward.forward.get(index) and node.op not in _UNCHANGED
+
     def arrives(self, value: int) -> bool:
         """Return True if a gradient other than 0 arrives at a value."""
         stack, seen = [value], {value}
@@ -154,6 +159,17 @@ class BackwardSide:
             if self.side.node(i).layout:
                 stack += self.side.node(i).inputs
         return None
+
+    def use(self, value: int, operand: int | None) -> int:
+        """Return the operation at a value or among the moves before it that uses a class."""
+        stack = [value]
+        while stack:
+            i = stack.pop()
+            inputs = self.side.node(i).inputs
+            if any(self.side.classes.get(j) == operand for j in inputs):
+                return i
+            stack += [j for j in inputs if self.side.node(j).layout]
+        return value
 
     def user_like(self, value: int, classes: set[int]) -> int:
         """Return the operation that uses a value, best one whose result is of some classes."""

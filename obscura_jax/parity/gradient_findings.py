@@ -11,7 +11,7 @@ from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, first_pairs
 from obscura_jax.parity.backward import Backward
 from obscura_jax.parity.backward_side import BackwardSide
-from obscura_jax.parity.findings import Finding
+from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.lost_gradient import lost_gradient
 from obscura_jax.parity.parameter_twins import Twins
 from obscura_jax.parity.relation import relation
@@ -45,15 +45,22 @@ def find_gradient_divergences(
         pairs = first_pairs(alignment, *gradients)[:1]
         found = [_Found(0, _described(alignment, pair)) for pair in pairs]
     found.sort(key=lambda one: -one.position)
-    return _distinct(one.finding for one in found)
+    return _distinct(found)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A finding with the position of its value in the PyTorch program."""
+    """A finding.
+
+    Attributes:
+        position: the position of its value in the PyTorch program.
+        finding: the finding.
+        lost: the place at which one program loses a gradient, if it does.
+    """
 
     position: int
     finding: Finding
+    lost: tuple[Place | None, ...] = ()
 
 
 def _origins(side: Side, gradients: Iterable[int]) -> list[int]:
@@ -65,16 +72,14 @@ def _lost(
 ) -> Iterator[_Found]:
     """Yield the places at which one program alone has a gradient."""
     for i in torch_first:
-        lost = lost_gradient(torch, jax, i)
-        if lost is not None:
-            yield _Found(lost.value, _lost_finding(torch, jax, lost.here, lost.there, lost.words))
+        if (lost := lost_gradient(torch, jax, i)) is not None:
+            finding = _lost_finding(torch, jax, lost.here, lost.there, lost.words)
+            yield _Found(lost.value, finding, (finding.jax,))
     for j in jax_first:
-        lost = lost_gradient(jax, torch, j)
-        if lost is not None:
+        if (lost := lost_gradient(jax, torch, j)) is not None:
             position = max(torch.of_class(jax.side.classes[lost.value]), default=0)
-            yield _Found(
-                position, _lost_finding(torch, jax, lost.there, lost.here, lost.words)
-            )
+            finding = _lost_finding(torch, jax, lost.there, lost.here, lost.words)
+            yield _Found(position, finding, (finding.torch,))
 
 
 def _lost_finding(
@@ -101,19 +106,25 @@ def _parted(
         mine = torch.value_classes(i)
         pairs = []
         for j in others:
-            shared = mine & jax.value_classes(j)
-            if shared:
-                operands = alignment.torch.operand_classes(i), alignment.jax.operand_classes(j)
-                either = operands[0] | operands[1]
-                overlap = len(operands[0] & operands[1]) / len(either) if either else 0.0
+            overlap = _overlap(alignment, i, j)
+            if mine & jax.value_classes(j) or (overlap and torch.is_hook(i)):
                 pairs.append(Pair(i, j, overlap))
         if pairs:
             best = max(pairs, key=lambda pair: (pair.overlap, -pair.jax))
             position = max(torch.backward.forward.get(i, (0,)), default=0)
             finding = _described(alignment, best)
-            yield _Found(position, finding if finding.relation else replace(
-                finding, relation=_relation_of_ends(torch, jax, best)
-            ))
+            yield _Found(
+                position,
+                finding
+                if finding.relation
+                else replace(finding, relation=_relation_of_ends(torch, jax, best)),
+            )
+
+
+def _overlap(alignment: Alignment, torch: int, jax: int) -> float:
+    """Return the share of operands that two operations have in common."""
+    mine, other = alignment.torch.operand_classes(torch), alignment.jax.operand_classes(jax)
+    return len(mine & other) / max(len(mine | other), 1)
 
 
 def _relation_of_ends(torch: BackwardSide, jax: BackwardSide, pair: Pair) -> str:
@@ -134,15 +145,15 @@ def _described(alignment: Alignment, pair: Pair) -> Finding:
     )
 
 
-def _distinct(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the first findings, one for each pair of lines."""
-    found: dict[object, Finding] = {}
-    for finding in findings:
-        key = tuple(place and (place.source or place) for place in (finding.torch, finding.jax))
-        if key in found:
-            first = found[key]
-            told = first if first.relation else finding
-            found[key] = replace(told, occurrences=first.occurrences + 1)
-        else:
-            found[key] = finding
-    return list(found.values())[:_MOST]
+def _distinct(found: Iterable[_Found]) -> list[Finding]:
+    """Return the first findings, one for each pair of lines and for each lost gradient."""
+    distinct: dict[object, Finding] = {}
+    for one in found:
+        finding = one.finding
+        places = one.lost or (finding.torch, finding.jax)
+        key = tuple(place and (place.source or place) for place in places)
+        first = distinct.get(key)
+        if first is not None:
+            finding = replace(first, occurrences=first.occurrences + 1)
+        distinct[key] = finding
+    return list(distinct.values())[:_MOST]

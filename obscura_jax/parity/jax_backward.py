@@ -184,7 +184,9 @@ def _given(forward: JaxTrace, graph: Graph, places: Sequence[int]) -> dict[int, 
     here = dict(graph.evaluate(range(len(graph.nodes)), found))
     for i, value in computed.items():
         for j, x in here.items():
-            same = np.shape(x) == np.shape(old[i]) and graph.nodes[j].dtype == forward.nodes[i].dtype
+            same = (
+                np.shape(x) == np.shape(old[i]) and graph.nodes[j].dtype == forward.nodes[i].dtype
+            )
             if same and j not in found and np.array_equal(in_float64(x), old[i]):
                 found[j] = value
     return found

@@ -66,5 +66,6 @@ def _stopped(own: BackwardSide, other: BackwardSide, value: int, twin: int) -> L
     if not node.layout and same:  # an operation without gradient that the other side has too
         here = same[0]
     else:
-        here = own.user_like(value, other.results_after(stop)) if after else value
+        known = other.side.classes.get(stop)
+        here = own.user_like(value, other.results_after(stop)) if after else own.use(value, known)
     return Lost(value, here, stop, words)

@@ -63,9 +63,10 @@ def match_parameters(
         found.twins += pairs
         if mine and other:
             found.twins.append(Twins(tuple(mine), tuple(other)))
-    rest = [i for group in torch.values() for i in group], [
-        i for group in jax.values() for i in group
-    ]
+    rest = (
+        [i for group in torch.values() for i in group],
+        [i for group in jax.values() for i in group],
+    )
     found.twins += _joined(alignment, *rest)
     torch, jax = _plain(alignment.torch, torch_leaves), _plain(alignment.jax, jax_leaves)
     for key in torch.keys() & jax.keys():

@@ -107,6 +107,7 @@ class _BackwardRun(Run):
         self._given: dict[int, Any] = {}  # inputs that require gradients, by id of the user's
         self._busy = False
         self._function = False
+        self._ended = False  # whether the program has ended and its backward pass begun
 
     def enter(self, stack: ExitStack, modules: list[Any]) -> None:
         """Make all floating parameters and inputs require gradients during the run."""
@@ -145,6 +146,7 @@ class _BackwardRun(Run):
         chosen = {key: i for key, i in chosen.items() if key in self._leaves}
         if not ends or not chosen:
             return
+        self._ended = True
         with dispatch_mode(self):
             found = torch.autograd.grad(
                 [x for x, _ in ends],
@@ -178,7 +180,7 @@ class _BackwardRun(Run):
             return super().dispatch(mode, func, args, kwargs)
         first, node = len(self.nodes), _autograd_node()
         number = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        if node is None and number > self._last:
+        if node is None and number > self._last and not self._ended:
             self._lines[number - 1] = self._creating or self.source()
             self._paths[number - 1] = self._stack[-1] if self._stack else ""
         self._busy = True
@@ -189,6 +191,8 @@ class _BackwardRun(Run):
         added = range(first, len(self.nodes))
         if node is not None:
             self._note(node._sequence_nr(), func.overloadpacket.__name__, added)
+        elif self._ended:  # a hook
+            self.forward |= dict.fromkeys(added, ())
         else:
             self._note_forward(number, torch.is_grad_enabled(), added)
         self._last = number

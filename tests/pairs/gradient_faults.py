@@ -82,7 +82,12 @@ FAULTS = (
         "rotary",
         "a weight of norms that is not trained",
         (),
-        (("normalized * self.weight[...]", "normalized * jax.lax.stop_gradient(self.weight[...])"),),
+        (
+            (
+                "normalized * self.weight[...]",
+                "normalized * jax.lax.stop_gradient(self.weight[...])",
+            ),
+        ),
         ("return normalized * self.weight",),
         ("stop_gradient(self.weight[...])",),
         "JAX stops the gradient: stop_gradient",
@@ -133,7 +138,12 @@ FAULTS = (
         "experts",
         "stop_gradient of one of two uses",
         (),
-        (('sigmoid(x @ p["shared_gate"])', 'sigmoid(jax.lax.stop_gradient(x) @ p["shared_gate"])'),),
+        (
+            (
+                'sigmoid(x @ p["shared_gate"])',
+                'sigmoid(jax.lax.stop_gradient(x) @ p["shared_gate"])',
+            ),
+        ),
         ("openness = torch.sigmoid(self.shared_gate(x))",),
         ("openness = jax.nn.sigmoid(",),
         "JAX stops the gradient: stop_gradient",
@@ -141,7 +151,10 @@ FAULTS = (
     GradientFault(
         "experts",
         "a factor in a torch.autograd.Function",
-        (("\nclass Expert(nn.Module):\n", _FUNCTION), ("opened = F.silu(", "opened = Opened.apply(")),
+        (
+            ("\nclass Expert(nn.Module):\n", _FUNCTION),
+            ("opened = F.silu(", "opened = Opened.apply("),
+        ),
         (),
         ("return 0.9 * g * slope",),
         ("opened = jax.nn.silu(gate)",),
