@@ -81,10 +81,36 @@ class BackwardSide:
         """Return the last operation on gradients of the same operation of the program."""
         return self._ends.get(self.backward.forward.get(index, ()), index)
 
-    def parts(self, index: int) -> bool:
-        """Return True if nothing that the other side has too is computed from an operation."""
+    def parts(self, index: int, surely: bool) -> bool:
+        """Return True if the gradients that an operation returns are not on the other side.
+
+        Args:
+            index: the operation.
+            surely: whether nothing that the other side has may be computed from it either.
+        """
         side = self.side
-        return index not in side.benign and self.end_of(index) not in side.settled
+        return not (surely and index in side.benign) and self.end_of(index) not in side.settled
+
+    def ends_like(self, classes: set[int]) -> list[int]:
+        """Return the last operations on the gradients of values of some classes."""
+        return sorted(
+            {
+                end
+                for values, end in self._ends.items()
+                if any(self.side.classes.get(i) in classes for i in values)
+            }
+        )
+
+    def all_following(self, operations: Iterable[int]) -> list[int]:
+        """Return all operations on gradients that use results and are not on the other side."""
+        found: set[int] = set()
+        stack = list(operations)
+        while stack:
+            for i in self._consumers.get(stack.pop(), ()):
+                if i in self._live and i not in self.side.settled and i not in found:
+                    found.add(i)
+                    stack.append(i)
+        return sorted(found)
 
     def is_hook(self, index: int) -> bool:
         """Return True for an operation that belongs to none of the program, as those of hooks."""

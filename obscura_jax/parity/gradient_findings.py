@@ -37,13 +37,19 @@ def find_gradient_divergences(
     torch = BackwardSide(alignment.torch, theirs, gradients[0])
     jax = BackwardSide(alignment.jax, ours, gradients[1])
     first = torch.first_operations(), jax.first_operations()
-    found = [*_lost(torch, jax, *first), *_parted(alignment, torch, jax, *first)]
-    if not found:
-        ends = _origins(alignment.torch, gradients[0]), _origins(alignment.jax, gradients[1])
-        found = list(_lost(torch, jax, *ends))
-    if not found:
-        pairs = first_pairs(alignment, *gradients)[:1]
-        found = [_Found(0, _described(alignment, pair)) for pair in pairs]
+    ends = _origins(alignment.torch, gradients[0]), _origins(alignment.jax, gradients[1])
+    attempts = (
+        lambda: [*_lost(torch, jax, *first), *_parted(alignment, torch, jax, *first, surely=True)],
+        lambda: _lost(torch, jax, torch.all_following(first[0]), jax.all_following(first[1])),
+        lambda: _lost(torch, jax, *ends),
+        lambda: _additional(alignment, torch, jax, *first),
+        lambda: _parted(alignment, torch, jax, *first, surely=False),
+        lambda: (
+            _Found(0, _described(alignment, pair))
+            for pair in first_pairs(alignment, *gradients)[:1]
+        ),
+    )
+    found = next((some for attempt in attempts if (some := list(attempt()))), [])
     found.sort(key=lambda one: -one.position)
     return _distinct(found)
 
@@ -60,7 +66,7 @@ class _Found:
 
     position: int
     finding: Finding
-    lost: tuple[Place | None, ...] = ()
+    lost: tuple[Place, ...] = ()
 
 
 def _origins(side: Side, gradients: Iterable[int]) -> list[int]:
@@ -74,12 +80,14 @@ def _lost(
     for i in torch_first:
         if (lost := lost_gradient(torch, jax, i)) is not None:
             finding = _lost_finding(torch, jax, lost.here, lost.there, lost.words)
-            yield _Found(lost.value, finding, (finding.jax,))
+            place = explain.place_of(jax.side.node(lost.there))
+            yield _Found(lost.value, finding, (place,))
     for j in jax_first:
         if (lost := lost_gradient(jax, torch, j)) is not None:
             position = max(torch.of_class(jax.side.classes[lost.value]), default=0)
             finding = _lost_finding(torch, jax, lost.there, lost.here, lost.words)
-            yield _Found(position, finding, (finding.torch,))
+            place = explain.place_of(torch.side.node(lost.there))
+            yield _Found(position, finding, (place,))
 
 
 def _lost_finding(
@@ -99,10 +107,14 @@ def _parted(
     jax: BackwardSide,
     torch_first: Sequence[int],
     jax_first: Sequence[int],
+    *,
+    surely: bool,
 ) -> Iterator[_Found]:
     """Yield the pairs of operations that continue the gradient of one value in other ways."""
-    others = [j for j in jax_first if jax.parts(j)]
-    for i in filter(torch.parts, torch_first):
+    others = [j for j in jax_first if jax.parts(j, surely)]
+    for i in torch_first:
+        if not torch.parts(i, surely):
+            continue
         mine = torch.value_classes(i)
         pairs = []
         for j in others:
@@ -119,6 +131,24 @@ def _parted(
                 if finding.relation
                 else replace(finding, relation=_relation_of_ends(torch, jax, best)),
             )
+
+
+def _additional(
+    alignment: Alignment,
+    torch: BackwardSide,
+    jax: BackwardSide,
+    torch_first: Sequence[int],
+    jax_first: Sequence[int],
+) -> Iterator[_Found]:
+    """Yield the operations by which one side adds to a gradient that both have."""
+    pairs = [
+        *((i, j) for i in torch_first for j in jax.ends_like(torch.value_classes(i))),
+        *((i, j) for j in jax_first for i in torch.ends_like(jax.value_classes(j))),
+    ]
+    for i, j in pairs:
+        if i in torch.side.settled or j in jax.side.settled:
+            finding = _described(alignment, Pair(i, j, 0.0))
+            yield _Found(max(torch.backward.forward.get(i, (0,)), default=0), finding)
 
 
 def _overlap(alignment: Alignment, torch: int, jax: int) -> float:
@@ -145,15 +175,21 @@ def _described(alignment: Alignment, pair: Pair) -> Finding:
     )
 
 
-def _distinct(found: Iterable[_Found]) -> list[Finding]:
+def _distinct(found: Sequence[_Found]) -> list[Finding]:
     """Return the first findings, one for each pair of lines and for each lost gradient."""
     distinct: dict[object, Finding] = {}
+    lost = {_lines(one.finding) for one in found if one.lost}
     for one in found:
         finding = one.finding
-        places = one.lost or (finding.torch, finding.jax)
-        key = tuple(place and (place.source or place) for place in places)
+        if not one.lost and _lines(finding) in lost:
+            continue
+        key = (one.lost[0].source or one.lost) if one.lost else _lines(finding)
         first = distinct.get(key)
         if first is not None:
             finding = replace(first, occurrences=first.occurrences + 1)
         distinct[key] = finding
     return list(distinct.values())[:_MOST]
+
+
+def _lines(finding: Finding) -> tuple[object, ...]:
+    return tuple(place and (place.source or place) for place in (finding.torch, finding.jax))

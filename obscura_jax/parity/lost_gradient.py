@@ -30,24 +30,29 @@ def lost_gradient(own: BackwardSide, other: BackwardSide, entry: int) -> Lost | 
         other: the other side.
         entry: the operation of the backward pass.
     """
-    twins = [
-        (value, twin)
-        for value in reversed(own.backward.forward.get(entry, ()))
-        if value in own.side.classes
-        for twin in other.of_class(own.side.classes[value])
-    ]
+    twins = _twins(own, other, entry)
     for value, twin in twins:
         found = _stopped(own, other, value, twin)
         if found is not None:
             return found
     for value, twin in twins:
-        there = None if other.arrives(twin) else other.last_reached(twin)
+        if other.arrives(twin):
+            return None
+        there = other.last_reached(twin)
         if there is not None:
             here = own.user_like(value, other.results_after(twin))
             return Lost(value, here, there, f"{other.side.trace.side} has no gradient here")
-        if other.arrives(twin):
-            return None
     return None
+
+
+def _twins(own: BackwardSide, other: BackwardSide, entry: int) -> list[tuple[int, int]]:
+    """Return the values whose gradient an operation continues, each with its twins."""
+    return [
+        (value, twin)
+        for value in reversed(own.backward.forward.get(entry, ()))
+        if value in own.side.classes
+        for twin in other.of_class(own.side.classes[value])
+    ]
 
 
 def _stopped(own: BackwardSide, other: BackwardSide, value: int, twin: int) -> Lost | None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity import torch_kernels
@@ -138,8 +137,11 @@ class _BackwardRun(Run):
         """Run the backward pass."""
         import torch
 
-        ends = [(results[n], factor) for n, factor in self._cotangents.items()]
-        ends = [(x, torch.from_numpy(factor)) for x, factor in ends if x.requires_grad]
+        ends = [
+            (results[n], torch.from_numpy(factor))
+            for n, factor in self._cotangents.items()
+            if results[n].requires_grad
+        ]
         for n, (_, factor) in enumerate(ends):
             self._names[id(factor)] = f"{FACTORS} {n + 1}"
         chosen = _numbered(self, self.tensors)
@@ -154,7 +156,8 @@ class _BackwardRun(Run):
                 [factor for _, factor in ends],
                 allow_unused=True,
             )
-        for key, gradient in zip(chosen, found, strict=True):
+        gradients: list[Any] = list(found)
+        for key, gradient in zip(chosen, gradients, strict=True):
             if gradient is not None:
                 self.gradients[key] = self.place(self.lift(gradient), gradient)
         self.outputs = list(self.gradients.values())
@@ -240,7 +243,7 @@ def _autograd_node() -> Any:
     """Return the node of autograd whose derivative is computed now, or None."""
     import torch
 
-    return torch._C._current_autograd_node()  # type: ignore[attr-defined]
+    return torch._C._current_autograd_node()
 
 
 @contextmanager
