@@ -1,4 +1,4 @@
-"""Gradients of equal pairs are equal, and each planted fault of a gradient is found by its lines."""
+"""Gradients of equal pairs are equal, and planted faults of gradients are found by their lines."""
 
 import importlib
 

@@ -65,7 +65,7 @@ FAULTS = (
         "stop_gradient of the queries",
         (),
         (("query = rotate(query,", "query = jax.lax.stop_gradient(query); query = rotate(query,"),),
-        ("query = rotate(", "return x * cos"),
+        ("first, second = x.chunk(", "return x * cos"),
         ("stop_gradient(query)",),
         "JAX stops the gradient: stop_gradient",
     ),
