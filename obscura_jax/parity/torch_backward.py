@@ -5,16 +5,16 @@ whose sequence number leads to the operation of the program that created it.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from numpy.typing import NDArray
 
-from obscura_jax.parity import torch_kernels
 from obscura_jax.parity.backward import FACTORS, Backward, NoGradientsError
 from obscura_jax.parity.program import TorchProgram
 from obscura_jax.parity.sources import current_source, library_roots
+from obscura_jax.parity.torch_attention import elementary_attention
 from obscura_jax.parity.torch_trace import Run, dispatch_mode
 from obscura_jax.parity.trace import Source, Trace
 
@@ -244,23 +244,3 @@ def _autograd_node() -> Any:
     import torch
 
     return torch._C._current_autograd_node()
-
-
-@contextmanager
-def elementary_attention(run: Run) -> Iterator[None]:
-    """Context manager: PyTorch computes attention step by step, also below autograd."""
-    from torch.nn import functional
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    original = functional.scaled_dot_product_attention
-
-    def attention(*args: Any, **kwargs: Any) -> Any:
-        with run.inside("scaled_dot_product_attention", run.source()):
-            return torch_kernels.attention(*args, **kwargs)
-
-    functional.scaled_dot_product_attention = attention
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        functional.scaled_dot_product_attention = original
