@@ -122,6 +122,22 @@ def anchors(setting: Setting) -> Iterator[Anchor]:
                 break
 
 
+def at_the_pair(setting: Setting) -> tuple[Anchor, ...]:
+    """Return the operations of the pair themselves as anchors, in the likely orders of axes."""
+    i, j = setting.pair.torch, setting.pair.jax
+    theirs, ours = setting.torch.trace.values([i]), setting.trace.values([j])
+    if i not in theirs or j not in ours or theirs[i].size != ours[j].size:
+        return ()
+    if setting.position.get(j) is None or not setting.node(j).is_float:
+        return ()
+    found = []
+    for order, goal in _orders(theirs[i], ours[j], _known_orders(setting)):
+        injection = _injected(setting, j, goal, False)
+        if injection is not None:
+            found.append(Anchor(i, j, goal, order, False, False, injection))
+    return tuple(found)
+
+
 def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
     """Yield an anchor if the programs are equal without some operations of JAX."""
     for j in dict.fromkeys([setting.pair.jax, *setting.ends[:_EXTRA]]):
@@ -166,11 +182,12 @@ def _known_orders(setting: Setting) -> set[tuple[int, ...]]:
     """Return the orders of axes that arrange PyTorch's operands of the pair as JAX's."""
     torch, jax = setting.torch, setting.jax
     shared = torch.operand_classes(setting.pair.torch) & jax.operand_classes(setting.pair.jax)
+    shared -= {torch.classes[i] for i in torch.trace.parameters if i in torch.classes}
     mine, other = (
         [
             i
             for i in (*side.node(place).inputs, *side.operands(place))
-            if side.classes.get(i) in shared and not side.node(i).leaf
+            if side.classes.get(i) in shared
         ]
         for side, place in ((torch, setting.pair.torch), (jax, setting.pair.jax))
     )

@@ -5,8 +5,9 @@ from dataclasses import replace
 from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment
 from obscura_jax.parity.comparable import check_comparable, first_not_finite, has_nan
-from obscura_jax.parity.diverge import TOLERANCE, differing, find_divergences
+from obscura_jax.parity.diverge import TOLERANCE, Divergence, differing, find_divergences
 from obscura_jax.parity.findings import Finding, Operation, Output, Report, Verdict
+from obscura_jax.parity.gradients import gradients_if_possible
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
 from obscura_jax.parity.recording_checks import check_recordings, recording_notes
@@ -66,7 +67,8 @@ def compare(
     )
     if differing(torch, jax):
         report = _with_nan(report, alignment)
-    return replace(report, verdict=_verdict(report, bool(differing(torch, jax))))
+    report = replace(report, verdict=_verdict(report, bool(differing(torch, jax))))
+    return _with_gradients(report, torch_side, jax_side, torch, found) if gradients else report
 
 
 def assert_parity(torch_side: Torch, jax_side: Jax, *, gradients: bool = True) -> None:
@@ -86,9 +88,23 @@ def _verdict(report: Report, different: bool) -> Verdict:
     constants = all(finding.kind == "constant" for finding in report.findings)
     if different and not (report.findings and constants and report.complete):
         return Verdict.DIFFERS
-    if not all(gradient.equal for gradient in report.gradients) or report.gradient_findings:
-        return Verdict.DIFFERS
     return Verdict.EQUAL_WITH_CONSTANTS if report.findings else Verdict.EQUAL
+
+
+def _with_gradients(
+    report: Report, torch_side: Torch, jax_side: Jax, torch: Trace, found: Divergence
+) -> Report:
+    """Add the gradients to the report on two programs whose outputs are equal."""
+    if not report.equal:
+        return report
+    backward = gradients_if_possible(torch_side, jax_side, torch, found)
+    return replace(
+        report,
+        verdict=report.verdict if backward.equal else Verdict.DIFFERS,
+        gradients=backward.gradients,
+        gradient_findings=backward.findings,
+        notes=(*report.notes, *backward.notes),
+    )
 
 
 def _name(side: Torch | Jax) -> str:

@@ -61,6 +61,7 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
     tolerance = TOLERANCE
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
+        found.jax = jax
         found.findings += constants
     elif any(_float32_twins(found.alignment.torch, found.alignment.jax)):
         tolerance = _ROUNDED

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 LEAST = 4  # an array with fewer regular entries proves nothing
 _HUGE = 1e30
+_TINY = 1e-150  # smaller numbers are 0 but for rounding; their squares are 0
 _SORTED = 1 << 13  # up to this size the sorted values themselves are kept and compared
 _CHUNK = 1 << 21  # entries that are summed at a time, to save memory
 _FREQUENCIES = np.array([1.7, 3.9, 8.3])
@@ -123,7 +124,8 @@ def close(a: Fingerprint, b: Fingerprint, tolerance: float) -> bool:
 
 
 def _regular(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the entries that are finite, not 0 and not huge, in float64."""
+    """Return the entries that are finite, neither 0 nor huge, in float64."""
     y = x.astype(np.float64, copy=False)
     with np.errstate(invalid="ignore"):
-        return y[(np.abs(y) < _HUGE) & (y != 0)]
+        size = np.abs(y)
+        return y[(size < _HUGE) & (size > _TINY)]

@@ -68,6 +68,8 @@ class Graph:
         leaves: the value of each leaf, by node, in its own precision.
         outputs: the nodes that the program returns.
         inputs: the nodes that are its inputs.
+        random: the nodes that draw random numbers.
+        captured: the nodes of the arrays that the function captures.
     """
 
     nodes: list[Node]
@@ -76,6 +78,7 @@ class Graph:
     outputs: list[int]
     inputs: list[int]
     random: list[int] = field(default_factory=list)
+    captured: list[int] = field(default_factory=list)
 
     def evaluate(
         self, wanted: Iterable[int], given: Mapping[int, Any] | None = None
@@ -153,7 +156,15 @@ def build_graph(closed: Any, leaves: Sequence[Any], names: Sequence[str]) -> Gra
         for value, name in zip(closed.consts, names[len(variables) :], strict=True)
     ]
     outputs = builder.add_all(closed.jaxpr, constants, inputs, "")
-    return Graph(builder.nodes, builder.equations, builder.leaves, outputs, inputs, builder.random)
+    return Graph(
+        builder.nodes,
+        builder.equations,
+        builder.leaves,
+        outputs,
+        inputs,
+        builder.random,
+        constants,
+    )
 
 
 class _Builder:

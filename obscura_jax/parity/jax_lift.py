@@ -13,6 +13,21 @@ _LOW = {
     for name in ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 } | {jnp.dtype("complex64"): jnp.dtype("complex128")}
 
+# These have a function of scalars among their parameters, which is written for the program's type.
+_SCATTERS = {
+    "scatter": jax.lax.scatter,
+    "scatter-add": jax.lax.scatter_add,
+    "scatter_add": jax.lax.scatter_add,
+    "scatter-sub": jax.lax.scatter_sub,
+    "scatter_sub": jax.lax.scatter_sub,
+    "scatter-mul": jax.lax.scatter_mul,
+    "scatter_mul": jax.lax.scatter_mul,
+    "scatter-min": jax.lax.scatter_min,
+    "scatter_min": jax.lax.scatter_min,
+    "scatter-max": jax.lax.scatter_max,
+    "scatter_max": jax.lax.scatter_max,
+}
+
 
 def lifted_type(dtype: Any) -> Any:
     """Return float64 for a real type of lower precision, complex128 for complex64, else `dtype`."""
@@ -52,6 +67,8 @@ def bind_lifted(primitive: Any, params: Mapping[str, Any], operands: Sequence[An
     changed = dict(params)
     if name in ("bitcast_convert_type", "pure_callback", "io_callback"):
         return _as_written(primitive, params, operands)
+    if name in _SCATTERS:
+        return [_scatter(name, params, *operands)]
     for key in _TYPE_PARAMETERS:
         if changed.get(key) is not None:
             changed[key] = lifted_type(changed[key])
@@ -62,6 +79,18 @@ def bind_lifted(primitive: Any, params: Mapping[str, Any], operands: Sequence[An
     except (TypeError, ValueError, NotImplementedError):
         return _as_written(primitive, params, operands)
     return [lifted(x) for x in (results if primitive.multiple_results else [results])]
+
+
+def _scatter(name: str, params: Mapping[str, Any], operand: Any, indices: Any, updates: Any) -> Any:
+    """Return an array with entries set, or combined with others."""
+    options = ("indices_are_sorted", "unique_indices", "mode")
+    return _SCATTERS[name](
+        operand,
+        indices,
+        updates,
+        params["dimension_numbers"],
+        **{key: params[key] for key in options},
+    )
 
 
 def _as_written(primitive: Any, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Trace a JAX program, and evaluate it in float64."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +40,31 @@ class JaxTrace(Trace):
     given: dict[int, Any] = field(default_factory=dict)
 
 
-def trace_jax(program: JaxProgram) -> JaxTrace:
-    """Trace a JAX program and evaluate it in its own precision and in float64.
+@dataclass(frozen=True)
+class FlatProgram:
+    """A JAX program as a function of its arrays that returns a list of arrays.
 
-    Raises:
-        NotComparableError: if it returns no arrays.
+    Attributes:
+        call: the function.
+        arrays: the arrays among the program's inputs.
+        names: a name for each of them.
+        labels: a name for each output, as soon as `call` has run.
+    """
+
+    call: Callable[..., list[Any]]
+    arrays: list[Any]
+    names: list[str]
+    labels: list[str]
+
+    def shapes(self) -> list[Any]:
+        """Return the shapes and the 32-bit types of the arrays."""
+        return [_aval(x) for x in self.arrays]
+
+
+def flattened(program: JaxProgram) -> FlatProgram:
+    """Return a program as a function of its arrays.
+
+    The function raises a NotComparableError if the program returns no arrays.
     """
     leaves, tree, dynamic, call = _parts(program)
     labels: list[str] = []
@@ -63,22 +83,33 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
         labels[:] = found
         return list(found.values())
 
-    arrays = [leaves[place] for place in dynamic]
     paths = jax.tree_util.tree_flatten_with_path((program.args, program.kwargs))[0]
     names = [_input_name(paths[place][0]) for place in dynamic]
+    return FlatProgram(flat, [leaves[place] for place in dynamic], names, labels)
+
+
+def trace_jax(program: JaxProgram) -> JaxTrace:
+    """Trace a JAX program and evaluate it in its own precision and in float64.
+
+    Raises:
+        NotComparableError: if it returns no arrays.
+    """
+    flat = flattened(program)
+    arrays = flat.arrays
     with jax.enable_x64(False), jax.default_matmul_precision("highest"), running("JAX"):
-        avals = [_aval(x) for x in arrays]
+        avals = flat.shapes()
         try:
-            closed = jax.make_jaxpr(flat)(*avals)
-            native = [np.asarray(x) for x in jax.jit(flat)(*arrays)]
+            closed = jax.make_jaxpr(flat.call)(*avals)
+            native = [np.asarray(x) for x in jax.jit(flat.call)(*arrays)]
         except _NEEDS_VALUES:
             from obscura_jax.parity.jax_eager import record
 
-            closed, native = record(flat, arrays)
+            closed, native = record(flat.call, arrays)
     captured = captured_names(program.call)
-    names += [captured.get(id(c), "constant") for c in closed.consts]
+    names = flat.names + [captured.get(id(c), "constant") for c in closed.consts]
     graph = build_graph(closed, arrays, names)
-    return evaluated(graph, labels, [x for y in native if (x := as_numpy(y)) is not None])
+    arrays = [x for y in native if (x := as_numpy(y)) is not None]
+    return evaluated(graph, flat.labels, arrays)
 
 
 def evaluated(

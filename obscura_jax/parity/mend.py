@@ -19,7 +19,7 @@ from obscura_jax.parity import (
     changes_parameters,
     changes_reach,
 )
-from obscura_jax.parity.anchors import Anchor
+from obscura_jax.parity.anchors import Anchor, at_the_pair
 from obscura_jax.parity.changes import Change, Loaded, Setting
 from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Equation, Graph
@@ -64,6 +64,8 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
     for several in dict.fromkeys((anchors[:_FIRST], anchors)):
         setting = setting.toward(anchor.jax for anchor in several)
         found = found or next(_met(setting, several), None)
+    if found is None:  # other operations may be wrong too, so that nothing after it is equal
+        found = next(_met(setting, at_the_pair(setting)), None)
     if found is None:
         return None
     change, wide, anchor = found

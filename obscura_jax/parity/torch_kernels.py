@@ -120,4 +120,10 @@ def unfused(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         images, weight, bias, *rest = args
         out = torch.ops.aten.convolution.default(images, weight, None, *rest, **kwargs)
         return out + bias.view(-1, *[1] * (out.ndim - 2))
+    if name == "convolution_backward" and args[-1][2]:
+        out, images, weight, _, *rest, mask = args
+        both = torch.ops.aten.convolution_backward.default(
+            out, images, weight, None, *rest, [mask[0], mask[1], False], **kwargs
+        )
+        return both[0], both[1], out.sum([0, *range(2, out.ndim)])
     return None

@@ -6,8 +6,8 @@ that writes in place are seen.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def trace_torch(program: TorchProgram) -> Trace:
         NotComparableError: if it returns no tensors, or different ones in two runs.
     """
     native = _native(program)
-    run = _Run(program)
+    run = Run(program)
     run()
     return Trace(
         "PyTorch",
@@ -48,7 +48,7 @@ def trace_torch(program: TorchProgram) -> Trace:
 
 
 def _fetch(program: TorchProgram, wanted: Iterable[int]) -> dict[int, NDArray[Any]]:
-    run = _Run(program, frozenset(wanted))
+    run = Run(program, frozenset(wanted))
     run()
     return run.kept
 
@@ -60,7 +60,7 @@ def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
     def run() -> dict[str, NDArray[Any]]:
         with torch.no_grad(), running("PyTorch"):
             result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
-        tensors = arrays_in(result, _is_tensor)
+        tensors = arrays_in(result, is_tensor)
         return {name: numpy_of(x).copy() for name, x in tensors.items()}
 
     before = torch.get_rng_state()
@@ -104,7 +104,7 @@ def numpy_of(tensor: Any) -> NDArray[Any]:
     return tensor.resolve_neg().numpy()
 
 
-class _Run:
+class Run:
     """One run of a program in float64.
 
     Attributes:
@@ -114,6 +114,7 @@ class _Run:
         parameters: indices of the parameters.
         kept: values; with `wanted`, those of the nodes that it names.
         random: operations that draw random numbers.
+        tensors: the tensors of the inputs and parameters, by node.
     """
 
     def __init__(self, program: TorchProgram, wanted: frozenset[int] | None = None) -> None:
@@ -126,6 +127,7 @@ class _Run:
         self.parameters: list[int] = []
         self.kept: dict[int, NDArray[Any]] = {}
         self.random: list[int] = []
+        self.tensors: dict[int, Any] = {}
         self._room = KEPT_BYTES
         self._place: Any = WeakTensorKeyDictionary()  # tensor -> (node, version)
         self._twins: Any = WeakTensorKeyDictionary()  # tensor of low precision -> float64
@@ -148,21 +150,33 @@ class _Run:
             stack.enter_context(in_float64(modules))
             self._names, self._parameter_ids = tensor_names(modules)
             args, kwargs = tree_map(
-                lambda x: self.lift(x) if isinstance(x, torch.Tensor) else x,
+                lambda x: self.given(x) if isinstance(x, torch.Tensor) else x,
                 (program.args, program.kwargs),
             )
-            for name, x in arrays_in((args, kwargs), _is_tensor).items():
+            for name, x in arrays_in((args, kwargs), is_tensor).items():
                 self._names.setdefault(id(x), name.replace("[0]", "args", 1).replace("[1].", "", 1))
                 self._input_ids.add(id(x))
             for module in modules:
                 stack.callback(self._hook(module))
             stack.enter_context(running("PyTorch", "in float64"))
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_mode(self))
-            result = picked(program.call(*args, **kwargs), program.out, "PyTorch")
-            found = arrays_in(result, _is_tensor)
-        with torch.no_grad():
-            self.outputs = [self.place(self.lift(x), x) for x in found.values()]
+            self.enter(stack, modules)
+            with dispatch_mode(self):
+                result = picked(program.call(*args, **kwargs), program.out, "PyTorch")
+            self.finish(list(arrays_in(result, is_tensor).values()))
+
+    def enter(self, stack: ExitStack, modules: list[Any]) -> None:
+        """Prepare for the call of the program."""
+        import torch
+
+        stack.enter_context(torch.no_grad())
+
+    def given(self, tensor: Any) -> Any:
+        """Return an input of the program in float64."""
+        return self.lift(tensor)
+
+    def finish(self, results: list[Any]) -> None:
+        """Note the outputs after the call of the program."""
+        self.outputs = [self.place(self.lift(x), x) for x in results]
 
     def _hook(self, module: Any) -> Callable[[], None]:
         """Keep the path of the running module at the end of the stack; return how to stop."""
@@ -201,8 +215,10 @@ class _Run:
             node = self.add("leaf", (), tensor, name=name or "constant")
             if id(original) in self._input_ids:
                 self.inputs.append(node.index)
+                self.tensors[node.index] = original
             if id(original) in self._parameter_ids:
                 self.parameters.append(node.index)
+                self.tensors[node.index] = original
             return node.index
         index: int = known[0]
         if known[1] != version:  # written in place, perhaps through another view
@@ -252,7 +268,7 @@ class _Run:
         # The program may be between two operations of a fused kernel: its line is kept.
         outermost = self._creating is None
         if outermost:
-            self._creating = current_source(3)
+            self._creating = self.source()
         try:
             opened = self._opened(mode, func, name, args, kwargs)
             if opened is not None:
@@ -268,6 +284,21 @@ class _Run:
         finally:
             if outermost:
                 self._creating = None
+
+    @contextmanager
+    def inside(self, fused: str, source: Source | None) -> Iterator[None]:
+        """Context manager: operations belong to a kernel that a line calls."""
+        before = self._creating, self._fused
+        self._creating = self._creating or source
+        self._fused = self._fused or fused
+        try:
+            yield
+        finally:
+            self._creating, self._fused = before
+
+    def source(self) -> Source | None:
+        """Return the line of the program that is running now."""
+        return current_source()
 
     def _opened(
         self, mode: Any, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -318,7 +349,8 @@ class _Run:
                 self.random.append(node.index)
 
 
-def _is_tensor(x: Any) -> bool:
+def is_tensor(x: Any) -> bool:
+    """Return True for a tensor."""
     import torch
 
     return isinstance(x, torch.Tensor)
@@ -335,7 +367,8 @@ def _address(tensor: Any) -> int:
     return int(tensor.untyped_storage().data_ptr())
 
 
-def _mode(run: _Run) -> Any:
+def dispatch_mode(run: Run) -> Any:
+    """Return the mode that gives every operation to a run."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Mode(TorchDispatchMode):

@@ -20,6 +20,7 @@ class Bert(nn.Module):
             intermediate_size=56,
             max_position_embeddings=20,
             type_vocab_size=2,
+            pad_token_id=None,  # else PyTorch does not train the embedding of the padding
             attn_implementation="eager",
         )
         self.bert = BertModel(config)
