@@ -68,6 +68,11 @@ def executed(text: str, folder: Path) -> str:
     return _BLOCK.sub(block, text)
 
 
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return the kind and the content of each block of a page that is run."""
+    return [(kind, body) for kind, body in _BLOCK.findall(text)]
+
+
 def commands(console: str) -> list[str]:
     """Return the commands of a console block."""
     return re.findall(r"^\$ (.*)$", console, re.MULTILINE)
@@ -75,8 +80,7 @@ def commands(console: str) -> list[str]:
 
 def differences(old: str, new: str) -> Iterator[str]:
     """Yield the first difference in each console block of two versions of a page."""
-    before, after = _BLOCK.findall(old), _BLOCK.findall(new)
-    for (kind, old_body), (_, new_body) in zip(before, after, strict=True):
+    for (kind, old_body), (_, new_body) in zip(blocks(old), blocks(new), strict=True):
         if kind == "console" and (found := text_difference(old_body, new_body)):
             yield f"{commands(old_body)[0]}: {found}"
 
