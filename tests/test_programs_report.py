@@ -2,13 +2,16 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
 from obscura_jax.parity.findings import Mend, Report, Verdict
 from obscura_jax.parity.operation_rows import rows_of
 from obscura_jax.parity.report import SCHEMA, as_json, as_list, as_text, verdict_line
+from obscura_jax.parity.trace import Source
 from tests.support.program_reports import (
     CONSTANT,
     CONSTANTS,
@@ -152,6 +155,16 @@ def test_a_place_without_a_line_is_one_line():
     assert text.count("constant, shape") == 1
     text = as_text(CONSTANTS)
     assert "\n     JAX       audio_jax.py:67  return total * HALF_POWER, skip\n" in text
+
+
+def test_a_line_in_a_notebook_is_named_by_its_cell(monkeypatch):
+    names = {"/tmp/ipykernel_1/3141592.py": ("Cell", "In[4]")}
+    shell = SimpleNamespace(compile=SimpleNamespace(format_code_name=names.get))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "In[4]:7"
+    assert str(Source("/tmp/port.py", 7)) == "port.py:7"
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "3141592.py:7"
 
 
 def test_findings_at_the_same_lines_are_one():

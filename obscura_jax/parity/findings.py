@@ -1,4 +1,4 @@
-"""The results of comparing two programs: places, findings, notes and the verdict."""
+"""The results of a comparison of two programs: places, findings, notes and the verdict."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Tables of JAX's primitives for the tracer."""
+"""Tables of JAX's primitives for the tracer: which move entries, and which draw numbers."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The relation of two arrays: a factor, an offset, a sign, another order of the axes."""
+"""Relations of two arrays: a factor, an offset, a sign, another order of the axes."""
 
 import math
 from collections.abc import Iterator
