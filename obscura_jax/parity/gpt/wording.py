@@ -1,0 +1,56 @@
+"""Word a place at which two programs part for the author of the PyTorch program."""
+
+import re
+from collections.abc import Iterable
+
+from obscura_jax.parity.findings import Finding, Place
+from obscura_jax.parity.wording import some, where
+
+_NAMES = 2  # most operands to name
+
+
+def sentence(finding: Finding) -> str:
+    """Return the lines of both sides, PyTorch's first, and what PyTorch does differently.
+
+    A mend is a change of our model. Our model is the reference, so "A for B" means that PyTorch has
+    A instead of B.
+    """
+    sides = ((finding.torch, "PyTorch's"), (finding.jax, "our"))
+    places = " and ".join(f"{whose} {operation(place)}" for place, whose in sides if place)
+    times = f" in {finding.occurrences} places" if finding.occurrences > 1 else ""
+    verb = "differ" if finding.torch and finding.jax else "differs"
+    return "; ".join([f"{places} {verb}{times}", *_reasons(finding)])
+
+
+def constants_note(findings: Iterable[Finding]) -> str:
+    """Return a note on constants that PyTorch rounds to float32."""
+    places = (finding.torch for finding in findings)
+    lines = dict.fromkeys(where(place) for place in places if place)
+    return (
+        f"PyTorch rounds constants to float32, at {some(lines, _NAMES, 'line')}; differences that "
+        "these explain are not mistakes"
+    )
+
+
+def operation(place: Place) -> str:
+    """Return an operation with its line, such as "gelu at mine.py:31"."""
+    line = f" at {place.source}" if place.source else ""
+    return f"{place.fused or place.op}{line}"
+
+
+def _reasons(finding: Finding) -> Iterable[str]:
+    mend = finding.mend
+    literal = mend and mend.kind == "literal" and re.fullmatch("(.+) for (.+)", mend.words)
+    if literal:
+        yield f"PyTorch has {literal[1]}, and ours {literal[2]}"
+        return
+    if mend:
+        here = finding.jax.source if finding.jax else None
+        line = f" at {mend.source}" if mend.source and mend.source != here else ""
+        yield f"one change{line} makes ours the same: {mend.words}"
+    elif finding.relation:
+        yield finding.relation.replace("JAX's", "ours")
+    for whose, names in (("PyTorch", finding.torch_only), ("ours", finding.jax_only)):
+        shown = [name.removeprefix("params.") for name in names if not mend or " at " not in name]
+        if shown:
+            yield f"only {whose} uses {some(shown, _NAMES)}"
