@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.generate import generate
 from obscura_jax.interop.course_state import named_tensors
-from obscura_jax.parity.gpt.compare import (
-    Finding,
-    Outputs,
-    PrecisionPair,
-    allow_float32,
-    findings,
-    worst,
-)
+from obscura_jax.parity.gpt.compare import Outputs, PrecisionPair, allow_float32, findings, worst
 from obscura_jax.parity.gpt.paired_runs import PairedRuns, Precision, Prompts
 from obscura_jax.parity.gpt.places import explain
 from obscura_jax.parity.gpt.prompts import stress_prompts
@@ -87,7 +80,6 @@ def compare_implementations(
         tokens = _tokens(runs, prompts, new_tokens)
     notes += remarks
     if constants:
-        notes.append(constants)
         sections = [replace(s, findings=allow_float32(s.findings)) for s in sections]
     if jax.default_backend() != "cpu":
         notes.append(default_precision_note(runs, batch))
@@ -100,40 +92,27 @@ def _both_precisions(run: Callable[[Precision], Outputs]) -> PrecisionPair:
     return PrecisionPair(run("float32"), float64)
 
 
-def _forward(runs: PairedRuns, prompts: Prompts) -> tuple[Section, list[str], str]:
+def _forward(runs: PairedRuns, prompts: Prompts) -> tuple[Section, list[str], bool]:
     """Compare every intermediate on every prompt, and look for the line of the first difference.
 
     Returns:
-        The section; remarks; and a note if float32 constants explain all differences, else "".
+        The section, remarks, and whether float32 constants explain all differences.
     """
     high = runs.intermediates("float64", prompts, _some_positions)
     low = runs.intermediates("float32", prompts, _some_positions)
     rows = [row for name in prompts for row in findings(PrecisionPair(low[name], high[name]), name)]
-    ours, theirs = high[_FIRST]
-    parts = sorted({name.split(".", 2)[-1] for name in ours if name not in theirs})
+    theirs = high[_FIRST].theirs
+    parts = sorted({t.name.split(".", 2)[-1] for t in runs.reference.taps if t.name not in theirs})
     remarks = [f"not found in the PyTorch module: {', '.join(parts)}"] if parts else []
-    found = worst(rows)
-    if scaled := _scaled_elsewhere(found):
-        remarks.append("not compared: att.scores, which it scales elsewhere; att.weights are equal")
     if runs.reference.users:
         remarks += _constants(runs, prompts[_FIRST], theirs["logits"])
-    section = Section(FORWARD, [row for row in found if row.name not in scaled])
+    section = Section(FORWARD, worst(rows))
     if section.first is None:
-        return section, remarks, ""
+        return section, remarks, False
     row = next(row for row in rows if row.name == section.first.name and not row.equal)
     why = explain(runs, prompts[row.prompt], row.name)
-    remarks += [why.note] if why.note else []
-    return replace(section, cause=why.cause, places=why.places), remarks, why.constants
-
-
-def _scaled_elsewhere(rows: list[Finding]) -> set[str]:
-    """Return the names of scores that differ although the weights computed from them are equal.
-
-    A program may scale its queries instead of its scores.
-    """
-    equal = {row.name: row.equal for row in rows}
-    weights = {name: name.replace(".scores", ".weights") for name in equal if ".att.scores" in name}
-    return {name for name, after in weights.items() if not equal[name] and equal.get(after, False)}
+    remarks += [why.words] if why.constants and why.words else []
+    return replace(section, cause=why.words, places=why.places), remarks, why.constants
 
 
 def _check_repeatable(runs: PairedRuns, ids: NDArray[Any]) -> None:

@@ -4,6 +4,7 @@ PyTorch always runs on the CPU, so the two never share an accelerator, and no pr
 modules and parameters of a precision exist only while it runs.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from obscura_jax.parity.gpt.compare import Arrays, Outputs
 from obscura_jax.parity.gpt.outputs import logits_in
 from obscura_jax.parity.gpt.references import Reference
 from obscura_jax.parity.gpt.torch_capture import capture_torch
-from obscura_jax.parity.gpt.users_class import default_dtype
+from obscura_jax.parity.gpt.users_class import default_type
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import init_train_state, train_step_jit
@@ -59,12 +60,12 @@ class PairedRuns:
     def intermediates(
         self, dtype: Precision, prompts: Prompts, reduce: Reduce | None = None
     ) -> dict[str, Outputs]:
-        """Return all intermediates of each prompt, in forward order, through `reduce` if given."""
-        ours = {}
+        """Return the intermediates of each prompt that both have, through `reduce` if given."""
+        ours, wanted = {}, frozenset(tap.name for tap in self.reference.taps)
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, params, ids, reduce)
+                found = _capture(self.model, params, ids, reduce, wanted)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
         module = self.reference.build(dtype)
@@ -174,7 +175,7 @@ class PairedRuns:
         """Context manager: run a module with constants of its type; errors become one line."""
         with self.reference.guest("fails on a prompt"):
             dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-            with default_dtype(dtype):
+            with default_type(dtype):
                 yield
 
 
@@ -184,9 +185,12 @@ def _labelled(trees: Sequence[Arrays]) -> Arrays:
     return {f"{label} {name}": x for label, of in named for name, x in of.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "reduce"))
-def _capture(model: GPTModel, params: Any, ids: Any, reduce: Reduce | None) -> dict[str, jax.Array]:
-    return capture(model, params, ids, reduce)
+@partial(jax.jit, static_argnames=("model", "reduce", "wanted"))
+def _capture(
+    model: GPTModel, params: Any, ids: Any, reduce: Reduce | None, wanted: frozenset[str]
+) -> dict[str, jax.Array]:
+    found = capture(model, params, ids, reduce)
+    return OrderedDict((name, x) for name, x in found.items() if name in wanted)
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -29,16 +29,14 @@ class Explanation:
     """The reason for a difference of the logits.
 
     Attributes:
-        cause: the reason in words, or None if it is unknown.
+        words: the reason, or None if it is unknown.
         places: the places at which the programs part, in order.
-        constants: a note, if float32 constants explain everything; else "".
-        note: a remark on why there is no explanation, or "".
+        constants: whether constants that are rounded to float32 are the only reason.
     """
 
-    cause: str | None = None
+    words: str | None = None
     places: tuple[Finding, ...] = ()
-    constants: str = ""
-    note: str = ""
+    constants: bool = False
 
 
 def explain(runs: PairedRuns, ids: NDArray[Any], name: str) -> Explanation:
@@ -69,11 +67,11 @@ def explain(runs: PairedRuns, ids: NDArray[Any], name: str) -> Explanation:
     except NotComparableError as error:
         raise ValueError(f"{guest.label} cannot be compared: {error}") from error
     except GuestError as error:
-        return Explanation(note=f"no line was looked for: {error}")
+        return Explanation(f"no line was found, because {error}")
     if report.verdict is Verdict.EQUAL:
         return Explanation(_of_equal(trace, report.tolerance))
     if report.verdict is Verdict.EQUAL_WITH_CONSTANTS:
-        return Explanation(constants=constants_note(report.findings))
+        return Explanation(constants_note(report.findings), constants=True)
     places = [finding for finding in report.findings if finding.kind != "constant"]
     if not places:
         last = operation(place_of(trace.nodes[trace.outputs[0]]))

@@ -1,14 +1,14 @@
 """Load the class that `--against FILE.py:CLASS` names, and build modules from it."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop import name_tables
 from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.torch_lift import in_float64
 from obscura_jax.parity.user_file import import_file
 
 
@@ -45,7 +45,7 @@ class UsersClass:
         import torch
 
         call = f"does not build as {self._name}(cfg) from the course's dictionary"
-        with self.guest("does not build" if self._takes_one() else call), default_dtype(dtype):
+        with self.guest("does not build" if self._takes_one() else call), default_type(dtype):
             module = self._make(cfg.to_dict())
         if not isinstance(module, torch.nn.Module):
             raise ValueError(
@@ -62,21 +62,13 @@ class UsersClass:
         return True
 
 
-@contextmanager
-def default_dtype(dtype: str) -> Iterator[None]:
-    """Context manager: create PyTorch's tensors in the type `dtype` if the program names none.
+def default_type(dtype: str) -> AbstractContextManager[None]:
+    """Return a context in which PyTorch creates tensors in the type `dtype` by default.
 
     A constant such as `torch.tensor(2 / torch.pi)` then has all the digits of float64. In a float64
     model it is rounded to float32 otherwise, which looks like a mistake.
     """
-    import torch
-
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
+    return in_float64([]) if dtype == "float64" else nullcontext()
 
 
 def _attribute(path: Path, name: str, guest: Guest) -> Any:

@@ -4,9 +4,7 @@ import re
 from collections.abc import Iterable
 
 from obscura_jax.parity.findings import Finding, Place
-from obscura_jax.parity.wording import some, where
-
-_NAMES = 2  # most operands to name
+from obscura_jax.parity.wording import reason_of, some, where
 
 
 def sentence(finding: Finding) -> str:
@@ -19,7 +17,8 @@ def sentence(finding: Finding) -> str:
     places = " and ".join(f"{whose} {operation(place)}" for place, whose in sides if place)
     times = f" in {finding.occurrences} places" if finding.occurrences > 1 else ""
     verb = "differ" if finding.torch and finding.jax else "differs"
-    return "; ".join([f"{places} {verb}{times}", *_reasons(finding)])
+    reason = _reason(finding)
+    return f"{places} {verb}{times}" + (f"; {reason}" if reason else "")
 
 
 def constants_note(findings: Iterable[Finding]) -> str:
@@ -27,7 +26,7 @@ def constants_note(findings: Iterable[Finding]) -> str:
     places = (finding.torch for finding in findings)
     lines = dict.fromkeys(where(place) for place in places if place)
     return (
-        f"PyTorch rounds constants to float32, at {some(lines, _NAMES, 'line')}; differences that "
+        f"PyTorch rounds constants to float32, at {some(lines, 2, 'line')}; differences that "
         "these explain are not mistakes"
     )
 
@@ -38,19 +37,14 @@ def operation(place: Place) -> str:
     return f"{place.fused or place.op}{line}"
 
 
-def _reasons(finding: Finding) -> Iterable[str]:
+def _reason(finding: Finding) -> str:
     mend = finding.mend
-    literal = mend and mend.kind == "literal" and re.fullmatch("(.+) for (.+)", mend.words)
+    if mend is None:
+        known = finding.relation or finding.torch_only or finding.jax_only
+        return reason_of(finding).replace("JAX's", "ours").replace("JAX", "ours") if known else ""
+    literal = re.fullmatch("(.+) for (.+)", mend.words) if mend.kind == "literal" else None
     if literal:
-        yield f"PyTorch has {literal[1]}, and ours {literal[2]}"
-        return
-    if mend:
-        here = finding.jax.source if finding.jax else None
-        line = f" at {mend.source}" if mend.source and mend.source != here else ""
-        yield f"one change{line} makes ours the same: {mend.words}"
-    elif finding.relation:
-        yield finding.relation.replace("JAX's", "ours")
-    for whose, names in (("PyTorch", finding.torch_only), ("ours", finding.jax_only)):
-        shown = [name.removeprefix("params.") for name in names if not mend or " at " not in name]
-        if shown:
-            yield f"only {whose} uses {some(shown, _NAMES)}"
+        return f"PyTorch has {literal[1]}, and ours {literal[2]}"
+    here = finding.jax.source if finding.jax else None
+    line = f" at {mend.source}" if mend.source and mend.source != here else ""
+    return f"one change{line} makes ours the same: {mend.words}"
