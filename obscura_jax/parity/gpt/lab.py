@@ -111,8 +111,9 @@ def _forward(runs: PairedRuns, prompts: Prompts) -> tuple[Section, list[str], bo
         return section, remarks, False
     row = next(row for row in rows if row.name == section.first.name and not row.equal)
     why = explain(runs, prompts[row.prompt], row.name)
-    remarks += [why.words] if why.constants and why.words else []
-    return replace(section, cause=why.words, places=why.places), remarks, why.constants
+    if why.constants:
+        return section, [*remarks, str(why.words)], True
+    return replace(section, cause=why.words, places=why.places), remarks, False
 
 
 def _check_repeatable(runs: PairedRuns, ids: NDArray[Any]) -> None:

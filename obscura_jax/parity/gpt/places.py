@@ -86,14 +86,12 @@ def explain(runs: PairedRuns, ids: NDArray[Any], name: str) -> Explanation:
 
 def _is_later(path: str, name: str) -> bool:
     """Return True if a module is in a block after the one that computes or first uses a tensor."""
-    used_by_next = re.fullmatch(r"trf_blocks\.\d+", name) is not None
-    return _block(path) > _block(name) + used_by_next
-
-
-def _block(path: str) -> int:
-    """Return the number of a block; -1 outside of blocks."""
-    found = re.match(r"trf_blocks\.(\d+)", path)
-    return int(found[1]) if found else -1
+    if name in ("final_norm", "logits"):
+        return False
+    of_tensor, of_path = (re.match(r"trf_blocks\.(\d+)(\.)?", x) for x in (name, path))
+    block = int(of_tensor[1]) if of_tensor else -1
+    inside = of_tensor is not None and of_tensor[2] is not None
+    return of_path is not None and int(of_path[1]) > block + (not inside)
 
 
 def _of_equal(trace: Trace, tolerance: float) -> str:

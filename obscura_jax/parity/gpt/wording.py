@@ -10,8 +10,8 @@ from obscura_jax.parity.wording import reason_of, some, where
 def sentence(finding: Finding) -> str:
     """Return the lines of both sides, PyTorch's first, and what PyTorch does differently.
 
-    A mend is a change of our model. Our model is the reference, so "A for B" means that PyTorch has
-    A instead of B.
+    A mend is a change of our model. Our model is the reference, so "A for B" means that PyTorch
+    computes as if it had A instead of B.
     """
     sides = ((finding.torch, "PyTorch's"), (finding.jax, "our"))
     places = " and ".join(f"{whose} {operation(place)}" for place, whose in sides if place)
@@ -44,7 +44,7 @@ def _reason(finding: Finding) -> str:
         return reason_of(finding).replace("JAX's", "ours").replace("JAX", "ours") if known else ""
     literal = re.fullmatch("(.+) for (.+)", mend.words) if mend.kind == "literal" else None
     if literal:
-        return f"PyTorch has {literal[1]}, and ours {literal[2]}"
+        return f"PyTorch's values are ours with {literal[1]} instead of {literal[2]}"
     here = finding.jax.source if finding.jax else None
     line = f" at {mend.source}" if mend.source and mend.source != here else ""
     return f"one change{line} makes ours the same: {mend.words}"
