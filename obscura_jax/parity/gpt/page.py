@@ -14,6 +14,7 @@ from obscura_jax.parity.gpt.verdict import Report, Section
 from obscura_jax.parity.gpt.wording import sentence
 from obscura_jax.parity.json_report import versions
 from obscura_jax.parity.page import page
+from obscura_jax.parity.wording import grouped
 
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
@@ -69,6 +70,7 @@ def as_html(report: Report) -> str:
         report=report,
         sentence=verdict(report),
         sections=sections,
+        grouped=grouped,
         in_words=sentence,
         versions=versions(),
     )
