@@ -20,6 +20,7 @@ from obscura_jax.parity.gpt.paired_runs import PairedRuns, Precision, Prompts
 from obscura_jax.parity.gpt.places import explain
 from obscura_jax.parity.gpt.prompts import stress_prompts
 from obscura_jax.parity.gpt.references import Reference
+from obscura_jax.parity.gpt.torch_capture import LOGITS, capture_torch
 from obscura_jax.parity.gpt.verdict import FORWARD, Report, Section, Tokens
 
 _POSITIONS = 128
@@ -159,7 +160,10 @@ def _tokens(runs: PairedRuns, prompts: Prompts, count: int) -> list[Tokens]:
 
 def _constants(runs: PairedRuns, ids: NDArray[Any], exact: NDArray[Any]) -> list[str]:
     """Return a note on the module's float32 constants if the float64 logits depend on them."""
-    moved = runs.effect_of_constants(ids, exact)
+    module = runs.reference.build("float32")
+    with runs.reference.guest("fails on a prompt"):
+        rounded = capture_torch(module.double(), ids, [LOGITS])["logits"]
+    moved = float(np.abs(rounded - exact).max() / (np.abs(exact).max() or 1.0))
     if not moved > _CONSTANTS:
         return []
     return [

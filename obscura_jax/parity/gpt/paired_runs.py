@@ -25,7 +25,7 @@ from obscura_jax.parity.gpt.capture import Reduce, capture
 from obscura_jax.parity.gpt.compare import Arrays, Outputs
 from obscura_jax.parity.gpt.outputs import logits_in
 from obscura_jax.parity.gpt.references import Reference
-from obscura_jax.parity.gpt.torch_capture import capture_torch
+from obscura_jax.parity.gpt.torch_capture import LOGITS, capture_torch
 from obscura_jax.parity.gpt.users_class import default_type
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
@@ -128,21 +128,7 @@ class PairedRuns:
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
         """Return a PyTorch module's logits at the last position of the first row, (V,)."""
         with self._guest(module):
-            return self._logits(module, ids)[0, -1]
-
-    def effect_of_constants(self, ids: NDArray[Any], exact: NDArray[Any]) -> float:
-        """Return the effect of constants that the PyTorch program creates in float32.
-
-        This is the change of the float64 logits from `exact`, relative to their largest entry.
-        """
-        module = self.reference.build("float32")
-        with self.reference.guest("fails on a prompt"):
-            rounded = self._logits(module.double(), ids)
-        return float(np.abs(rounded - exact).max() / (np.abs(exact).max() or 1.0))
-
-    def _logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
-        taps = [tap for tap in self.reference.taps if tap.name == "logits"]
-        return capture_torch(module, ids, taps)["logits"]
+            return capture_torch(module, ids, [LOGITS])["logits"][0, -1]
 
     def _backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
         """Add the gradients of the mean next-token loss to those of a PyTorch module."""

@@ -55,11 +55,15 @@ class Tap(NamedTuple):
     is_input: bool = False
 
 
+LOGITS = Tap("logits", "")
+
+
 def course_taps(n_layers: int) -> list[Tap]:
     """Return the taps of a model with the course's modules, in forward order."""
     taps = [Tap("tok_emb", "tok_emb"), Tap("pos_emb", "pos_emb")]
     taps.append(Tap("embeddings", "trf_blocks.0", is_input=True))
-    return [*taps, *_blocks("trf_blocks", n_layers, _COURSE), Tap("final_norm", "final_norm"), _ALL]
+    blocks = _blocks("trf_blocks", n_layers, _COURSE)
+    return [*taps, *blocks, Tap("final_norm", "final_norm"), LOGITS]
 
 
 def hugging_face_taps(n_layers: int) -> list[Tap]:
@@ -71,10 +75,7 @@ def hugging_face_taps(n_layers: int) -> list[Tap]:
     taps = [Tap("tok_emb", f"{body}.wte"), Tap("pos_emb", f"{body}.wpe")]
     taps.append(Tap("embeddings", f"{body}.drop"))
     blocks = _blocks(f"{body}.h", n_layers, _HUGGING_FACE)
-    return [*taps, *blocks, Tap("final_norm", f"{body}.ln_f"), _ALL]
-
-
-_ALL = Tap("logits", "")
+    return [*taps, *blocks, Tap("final_norm", f"{body}.ln_f"), LOGITS]
 
 
 def _blocks(path: str, n_layers: int, parts: dict[str, str]) -> list[Tap]:
