@@ -23,6 +23,13 @@ _TYPE_CODES = {
     "bfloat16": "BF16",
     "int32": "I32",
     "int64": "I64",
+    "bool": "BOOL",
+    "int8": "I8",
+    "int16": "I16",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
 }
 _SUM = "sum64"
 
@@ -70,13 +77,16 @@ def read_safetensors(path: Path, *, verify: bool = True) -> Tensors:
         ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors and their checksum, with the data aligned to 64 bytes, as JAX needs it.
 
-    The safetensors library aligns to 8 bytes, which makes JAX copy the data.
+    The safetensors library aligns to 8 bytes, which makes JAX copy the data. `metadata` is added to
+    the file's own.
     """
     blank = "0" * 16
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", _SUM: blank}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {}), _SUM: blank}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
@@ -91,7 +101,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         file.flush()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             total = _sum_of(mapped, 8 + len(text))
-        file.seek(8 + text.index(blank.encode()))
+        key = f'"{_SUM}":"'.encode()
+        file.seek(8 + text.index(key) + len(key))
         file.write(total.encode())
 
 

@@ -176,7 +176,9 @@ def test_the_json_contains_the_report():
     assert finding["torch"]["source"] == {
         "file": str(PAIRS / "audio_torch.py"), "line": 31, "function": "forward"
     }  # fmt: skip
-    assert finding["mend"] == asdict(EPSILON.mend)
+    mend = asdict(EPSILON.mend)
+    assert mend["source"].pop("text") == ""  # a recording's line, which is a place's code
+    assert finding["mend"] == mend
     assert content["findings"][2]["mend"] is None
     assert [row["match"] for row in content["operations"]] == [o.match for o in OPERATIONS]
     assert content["versions"].keys() >= {"python", "jax", "numpy"}

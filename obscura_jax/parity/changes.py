@@ -13,7 +13,21 @@ from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.jax_trace import JaxTrace
 from obscura_jax.parity.trace import Node
 
+_NEXT = 4  # ends to which the region leads
 _DEEP = 3  # operations before the region whose change may be the mend
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A parameter of PyTorch in a changed operation.
+
+    Attributes:
+        source: its PyTorch node.
+        build: returns the changed operation from the original one and the parameter's value.
+    """
+
+    source: int
+    build: Callable[[Equation, NDArray[Any]], Equation]
 
 
 @dataclass(frozen=True)
@@ -22,11 +36,12 @@ class Change:
 
     Attributes:
         kind: the kind, such as "literal".
-        node: the node whose line is to be changed.
+        node: a node that is changed, from which the other layers' are found.
         words: the change, such as "1e-05 for 1e-06".
         equations: new operations, by their position in the graph.
         leaves: new values of leaves.
-        again: makes the same change at the node of another layer, or None if it cannot be.
+        loaded: the parameters of PyTorch that changed operations use, by position.
+        place: the node whose line is to be changed, if it is not `node`.
     """
 
     kind: str
@@ -34,7 +49,13 @@ class Change:
     words: str
     equations: Mapping[int, Equation] = field(default_factory=dict)
     leaves: Mapping[int, Any] = field(default_factory=dict)
-    again: Callable[[int], "Change | None"] | None = None
+    loaded: Mapping[int, Loaded] = field(default_factory=dict)
+    place: int | None = None
+
+    @property
+    def line(self) -> int:
+        """The node whose line is to be changed."""
+        return self.node if self.place is None else self.place
 
     def applied(self, graph: Graph) -> Graph:
         """Return the changed program."""
@@ -64,14 +85,19 @@ class Setting:
 
     @classmethod
     def around(
-        cls, alignment: Alignment, pair: Pair, trace: JaxTrace, ends: list[int]
+        cls,
+        alignment: Alignment,
+        pair: Pair,
+        trace: JaxTrace,
+        ends: list[int],
+        toward: Iterable[int] | None = None,
     ) -> "Setting":
-        """Return the setting around a pair."""
+        """Return the setting around a pair, up to the values `toward`, by default the next ends."""
         setting = cls(alignment, pair, trace, ends, [], [])
         side = alignment.jax
         inside: set[int] = set()
         edge: set[int] = set()
-        stack = [*ends[:4], pair.jax]
+        stack = [*(ends[:_NEXT] if toward is None else toward), pair.jax]
         while stack:
             i = stack.pop()
             if i in inside:
@@ -93,8 +119,38 @@ class Setting:
                 for j in _before(side, i)
                 if made[i] not in nearby and not nearby.add(made[i])  # type: ignore[func-returns-value]
             }
+        for i in inside:
+            for j in side.node(i).inputs:
+                while side.node(j).layout and side.node(j).inputs and j not in inside:
+                    nearby.add(made[j])
+                    j = side.node(j).inputs[0]
         setting.nearby = sorted(nearby - set(setting.region))
         return setting
+
+    @cached_property
+    def inside(self) -> set[int]:
+        """The nodes that the region and the operations near it compute."""
+        equations = self.graph.equations
+        return {i for p in (*self.region, *self.nearby) for i in equations[p].outputs}
+
+    def toward(self, nodes: Iterable[int]) -> "Setting":
+        """Return the setting whose region leads to some nodes."""
+        nodes = list(nodes)
+        return Setting.around(self.alignment, self.pair, self.trace, self.ends, nodes)
+
+    def twin(self, index: int) -> int | None:
+        """Return PyTorch's node with the value of a JAX node, the first that is no layout."""
+        known = self.jax.classes.get(index)
+        if known is None or not self.jax.is_strong(index):
+            return None
+        twins = [i for i in sorted(self.torch.live) if self.torch.classes.get(i) == known]
+        computed = [i for i in twins if not self.torch.node(i).layout]
+        return next(iter([*computed, *twins]), None)
+
+    @cached_property
+    def consumers(self) -> dict[int, list[int]]:
+        """The JAX nodes that use each JAX node."""
+        return self.trace.consumers()
 
     @cached_property
     def position(self) -> dict[int, int]:
@@ -130,19 +186,6 @@ class Setting:
         """Return the value of one node."""
         return self.trace.values([index])[index]
 
-    def same_line(self, index: int) -> list[int]:
-        """Return the nodes of one operation and line in all layers."""
-        node = self.node(index)
-        kinds = [self.node(i).op for i in node.inputs]
-        return [
-            n.index
-            for n in self.trace.nodes
-            if n.op == node.op
-            and n.source == node.source
-            and n.shape == node.shape
-            and [self.node(i).op for i in n.inputs] == kinds
-        ]
-
     @cached_property
     def torch_region(self) -> list[int]:
         """The PyTorch nodes from the matched values to the place where the programs part."""
@@ -158,6 +201,17 @@ class Setting:
             inside.add(i)
             stack += side.node(i).inputs
         return sorted(inside)
+
+    @cached_property
+    def torch_parameters(self) -> list[int]:
+        """The parameters and constants that PyTorch uses in its region."""
+        found: dict[int, None] = {}
+        for i in self.torch_region:
+            for j in (*self.torch.operands(i), *self.torch.node(i).inputs):
+                node = self.torch.node(j)
+                if node.leaf and node.is_float and node.shape:
+                    found[j] = None
+        return list(found)
 
     @cached_property
     def torch_numbers(self) -> list[float]:

@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Function] = {
     "softsign": lambda x: x / (1 + np.abs(x)),
     "no activation": lambda x: x,
 }
-_UNARY: dict[str, Function] = {
+UNARY: dict[str, Function] = {
     "exp": np.exp,
     "expm1": np.expm1,
     "log1p": np.log1p,
@@ -61,6 +61,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": np.max,
     "min": np.min,
 }
+_NEAR = 4  # operations between a value and another one that it is a function of
 _WINDOWS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
 
 
@@ -71,46 +72,26 @@ def changes(setting: Setting) -> Iterator[Change]:
     yield from _of_one_value(setting)
     for p, equation in setting.equations(setting.region):
         yield from _unary(setting, p, equation)
-    yield from _missing_unary(setting)
     for p, equation in setting.equations(setting.region):
         if equation.op in _WINDOWS:
             yield from _windows(p, equation)
 
 
 def _unary(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    if len(equation.inputs) != 1 or equation.op not in _UNARY:
+    if len(equation.inputs) != 1 or equation.op not in UNARY:
         return
-    for name, function in _UNARY.items():
+    for name, function in UNARY.items():
         if name != equation.op:
             yield _replaced(setting, position, name, equation.op, function)
-
-
-def _missing_unary(setting: Setting) -> Iterator[Change]:
-    """Apply a function to a result, such as a root that was left out."""
-    for p, equation in setting.equations(setting.region):
-        node = setting.node(equation.outputs[0])
-        if node.layout or not node.is_float or len(equation.outputs) != 1:
-            continue
-        for name in ("sqrt", "square", "exp", "log", "rsqrt", "neg", "abs"):
-
-            def call(*operands: Any, equation: Any = equation, name: str = name) -> list[Any]:
-                return [_UNARY[name](equation.run(operands)[0])]
-
-            changed = {p: replace(equation, call=call)}
-            yield Change("unary", equation.outputs[0], f"{name} of the result", changed)
 
 
 def _replaced(setting: Setting, position: int, new: str, old: str, function: Function) -> Change:
     def call(*operands: Any) -> list[Any]:
         return [function(operands[0])]
 
-    def again(node: int) -> Change | None:
-        q = setting.position[node]
-        return Change("unary", node, "", {q: replace(setting.graph.equations[q], call=call)})
-
     equation = setting.graph.equations[position]
     changed = {position: replace(equation, call=call)}
-    return Change("unary", equation.outputs[0], f"{new} for {old}", changed, again=again)
+    return Change("unary", equation.outputs[0], f"{new} for {old}", changed)
 
 
 def _reductions(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
@@ -173,7 +154,8 @@ def _windows(position: int, equation: Any) -> Iterator[Change]:
 
 def _of_one_value(setting: Setting) -> Iterator[Change]:
     """Replace what is a function of a single value, and perhaps of parameters."""
-    for p, equation in setting.equations(setting.region):
+    for p in reversed(setting.region):  # a whole function before its parts
+        equation = setting.graph.equations[p]
         result = setting.node(equation.outputs[0])
         if not result.is_float or result.size < 2 or len(equation.outputs) != 1 or result.layout:
             continue
@@ -185,7 +167,9 @@ def _of_one_value(setting: Setting) -> Iterator[Change]:
             for name, function in functions.items():
                 if name != old:
                     yield _applied(setting, p, u, (), function, "activation", name, old)
-            for kind, name, normalized in _normalizations(setting, u, parameters):
+            for kind, name, normalized in normalizations(
+                setting, setting.node(u).shape, parameters
+            ):
                 if name != old:
                     yield _applied(setting, p, u, parameters, normalized, kind, name, old)
 
@@ -214,42 +198,9 @@ def _applied(
             raise ValueError("another shape")
         return [found]
 
-    depth = _steps(setting, value, equation.outputs[0])
-
-    def again(node: int) -> Change | None:
-        q = setting.position[node]
-        other = _back(setting, node, depth)
-        if other is None or parameters:
-            return None
-        return Change(kind, node, "", {q: wrapped(setting.graph.equations[q], call, other)})
-
     changed = {position: wrapped(equation, call, value, *parameters)}
     words = f"{new} for {old}" if old else new
-    return Change(kind, equation.outputs[0], words, changed, again=again)
-
-
-def _steps(setting: Setting, start: int, end: int) -> tuple[int, ...]:
-    """Return which operands lead from a node back to an earlier one."""
-    stack: list[tuple[int, tuple[int, ...]]] = [(end, ())]
-    seen = set()
-    while stack:
-        i, path = stack.pop(0)
-        if i == start:
-            return path
-        if i in seen or len(path) > 12:
-            continue
-        seen.add(i)
-        stack += [(j, (*path, n)) for n, j in enumerate(setting.node(i).inputs)]
-    return ()
-
-
-def _back(setting: Setting, end: int, path: tuple[int, ...]) -> int | None:
-    for n in path:
-        inputs = setting.node(end).inputs
-        if n >= len(inputs):
-            return None
-        end = inputs[n]
-    return end
+    return Change(kind, equation.outputs[0], words, changed, place=setting.pair.jax)
 
 
 def _arguments(setting: Setting, result: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -282,8 +233,21 @@ def _arguments(setting: Setting, result: int) -> Iterator[tuple[int, tuple[int, 
                 stack += [(j, depth + 1) for j in node.inputs]
             else:
                 return
+        for value in list(values):  # a square of another value is no second argument
+            if not values.keys().isdisjoint(_before(setting, value)):
+                del values[value]
         if len(values) == 1 and len(parameters) <= 2:
             yield next(iter(values)), tuple(parameters)
+
+
+def _before(setting: Setting, index: int) -> set[int]:
+    """Return the nearest values that a value is computed from."""
+    found: set[int] = set()
+    level = set(setting.node(index).inputs)
+    for _ in range(_NEAR):
+        found |= level
+        level = {j for i in level for j in setting.node(i).inputs}
+    return found
 
 
 def _current(setting: Setting, value: int, result: int, parameters: tuple[int, ...]) -> str:
@@ -305,12 +269,11 @@ def _current(setting: Setting, value: int, result: int, parameters: tuple[int, .
     return fused
 
 
-def _normalizations(
-    setting: Setting, value: int, parameters: tuple[int, ...]
+def normalizations(
+    setting: Setting, shape: tuple[int, ...], parameters: tuple[int, ...]
 ) -> Iterator[tuple[str, str, Callable[..., Any]]]:
     """Yield the softmax over each axis, and norms of several kinds, with their parameters."""
-    node = setting.node(value)
-    axes = range(len(node.shape))
+    axes = range(len(shape))
     if not parameters:
         for axis in axes:
             name = f"softmax over axis {axis}"
@@ -324,10 +287,10 @@ def _normalizations(
             for kind, name, norm in _norms(axis, epsilon):
                 if not parameters:
                     yield kind, name, norm
-                elif _fits(setting, parameters, node.shape, axis):
-                    yield kind, name, _with_parameters(norm, axis, len(node.shape))
+                elif _fits(setting, parameters, shape, axis):
+                    yield kind, name, _with_parameters(norm, axis, len(shape))
                     if len(parameters) == 2:
-                        yield kind, name, _with_parameters(norm, axis, len(node.shape), True)
+                        yield kind, name, _with_parameters(norm, axis, len(shape), True)
 
 
 def _norms(axis: int, epsilon: float) -> Iterator[tuple[str, str, Function]]:

@@ -1,5 +1,7 @@
 """Changes of layout: transposed matrices, heads, masks, padding, order and direction."""
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import permutations
@@ -39,6 +41,9 @@ def changes(setting: Setting) -> Iterator[Change]:
                 yield from _window_padding(setting, p, equation)
             case "concatenate":
                 yield from _orders(p, equation)
+                yield from _interleaved(p, equation)
+            case "tile":
+                yield from _interleaved(p, equation)
             case "reshape":
                 yield from _heads(setting, p, equation)
             case "broadcast_in_dim":
@@ -72,19 +77,11 @@ def _transposed(setting: Setting, position: int, equation: Any) -> Iterator[Chan
                 def turn(x: Any, order: tuple[int, ...] = tuple(order)) -> Any:
                     return x.transpose(order)
 
-                def again(
-                    node: int, turn: Callable[[Any], Any] = turn, side: int = side
-                ) -> Change | None:
-                    q = setting.position[node]
-                    changed = operand_of(setting.graph.equations[q], side, turn)
-                    return Change("transpose", node, "", {q: changed})
-
                 yield Change(
                     "transpose",
                     equation.outputs[0],
                     words,
                     {position: operand_of(equation, side, turn)},
-                    again=again,
                 )
 
 
@@ -139,9 +136,10 @@ def _inverted(setting: Setting, position: int, equation: Any) -> Iterator[Change
                 )
 
             turns.append((words, shift))
+    place = _mask_place(setting, equation)
     for words, turn in turns:
         changed = {position: operand_of(equation, 0, turn)}
-        yield Change("mask", _mask_place(setting, equation), words, changed)
+        yield Change("mask", equation.outputs[0], words, changed, place=place)
 
 
 def _mask_place(setting: Setting, equation: Any) -> int:
@@ -234,7 +232,7 @@ def _pads(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
         widths = [(low, high) for low, high, _ in config]
         for mode in ("edge", "reflect", "wrap"):
 
-            def call(x: Any, *rest: Any, mode: str = mode) -> list[Any]:
+            def call(x: Any, *rest: Any, mode: Any = mode) -> list[Any]:
                 return [np.pad(x, widths, mode=mode)]
 
             yield Change(
@@ -287,6 +285,24 @@ def _orders(position: int, equation: Any) -> Iterator[Change]:
         yield Change("concat", equation.outputs[0], words, changed)
 
 
+def _interleaved(position: int, equation: Any) -> Iterator[Change]:
+    """Repeat each entry, where the whole is repeated."""
+    if equation.op == "tile":
+        counts = tuple(equation.params["reps"])
+    elif len(set(equation.inputs)) == 1:
+        counts = (1,) * equation.params["dimension"] + (len(equation.inputs),)
+    else:
+        return
+
+    def call(x: Any, *more: Any) -> list[Any]:
+        for axis, count in enumerate(counts):
+            x = np.repeat(x, count, axis)
+        return [x]
+
+    words = "each entry repeated, for the whole repeated"
+    yield Change("heads", equation.outputs[0], words, {position: replace(equation, call=call)})
+
+
 def _heads(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
     """Split an axis in the other order, or exchange axes before two are merged."""
     before = setting.node(equation.inputs[0]).shape
@@ -304,14 +320,14 @@ def _heads(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
 
                 yield _layout(setting, position, equation, split, "the axis split the other way")
     if len(after) < len(before) and len(before) <= 5:
-        for order in permutations(range(len(before))):
-            if order == tuple(range(len(before))):
+        for axes in permutations(range(len(before))):
+            if axes == tuple(range(len(before))):
                 continue
 
-            def merge(x: Any, order: Any = order) -> Any:
-                return x.transpose(order).reshape(after)
+            def merge(x: Any, axes: Any = axes) -> Any:
+                return x.transpose(axes).reshape(after)
 
-            words = f"the axes in the order {order} before they are merged"
+            words = f"the axes in the order {axes} before they are merged"
             yield _layout(setting, position, equation, merge, words)
 
 
@@ -321,12 +337,8 @@ def _layout(
     def call(*operands: Any) -> list[Any]:
         return [turn(operands[0])]
 
-    def again(node: int) -> Change | None:
-        q = setting.position[node]
-        return Change("heads", node, "", {q: replace(setting.graph.equations[q], call=call)})
-
     changed = {position: replace(equation, call=call)}
-    return Change("heads", equation.outputs[0], words, changed, again=again)
+    return Change("heads", equation.outputs[0], words, changed)
 
 
 def _repeats(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
@@ -382,14 +394,14 @@ def _positions(setting: Setting, position: int, equation: Any) -> Iterator[Chang
                 changed = {position: replace(equation, params=new)}
                 yield Change("position", result, words, changed)
         elif equation.op == "iota":
-            changed = {position: result_of(equation, lambda x, step=step: x + step)}
+            changed = {position: result_of(equation, functools.partial(operator.add, step))}
             yield Change("position", result, words, changed)
         else:
             for at in range(1, len(equation.inputs)):
                 if setting.node(equation.inputs[at]).is_float:
                     continue
-                shift = operand_of(equation, at, lambda x, step=step: x + step)
-                yield Change("position", result, words, {position: shift})
+                shifted = operand_of(equation, at, functools.partial(operator.add, step))
+                yield Change("position", result, words, {position: shifted})
 
 
 def _scans(position: int, equation: Any) -> Iterator[Change]:
@@ -438,13 +450,13 @@ def _rotary(setting: Setting) -> Iterator[Change]:
                 for at, i in enumerate(equation.inputs):
                     if i == value:
                         uses[p] = operand_of(equation, at, before)
+            node = setting.graph.equations[min(uses)].outputs[0]
+            yield Change("rotary", node, words, dict(uses))
             for p in reversed(results):
                 equation = setting.graph.equations[p]
                 if setting.node(equation.outputs[0]).shape != shape or p in uses:
                     continue
-                place = min(uses)
                 changed = {**uses, p: result_of(equation, after)}
-                node = setting.graph.equations[place].outputs[0]
                 yield Change("rotary", node, words, changed)
                 break
 

@@ -15,18 +15,21 @@ def changes(setting: Setting) -> Iterator[Change]:
     """Yield changes of the literals and exponents in and before the region."""
     for positions in (setting.region, setting.nearby):
         for p, equation in setting.equations(positions):
-            for at, i in enumerate(equation.inputs):
-                yield from _literals(setting, p, at, i)
+            for i in equation.inputs:
+                yield from _literals(setting, p, i)
             if equation.op == "integer_pow":
                 yield from _exponents(setting, p)
 
 
-def _literals(setting: Setting, position: int, at: int, leaf: int) -> Iterator[Change]:
+def _literals(setting: Setting, position: int, leaf: int) -> Iterator[Change]:
     node = setting.node(leaf)
-    if not node.leaf or node.shape or not node.is_float or leaf not in setting.graph.leaves:
+    if not node.leaf or node.shape or leaf not in setting.graph.leaves:
         return
     old = as_number(setting.graph.leaves[leaf])
     if old is None or not np.isfinite(old):
+        return
+    if not node.is_float:
+        yield from _integers(setting, position, leaf, int(old))
         return
     sizes = _sizes(setting, position)
     new = list(setting.torch_numbers)
@@ -40,23 +43,27 @@ def _literals(setting: Setting, position: int, at: int, leaf: int) -> Iterator[C
         new += _BASES
     for x in dict.fromkeys(new):
         if x != old and np.isfinite(x):
-            yield _literal(setting, position, at, leaf, old, x)
+            yield _literal(setting, position, leaf, old, x)
 
 
-def _literal(setting: Setting, position: int, at: int, leaf: int, old: float, new: float) -> Change:
+def _integers(setting: Setting, position: int, leaf: int, old: int) -> Iterator[Change]:
+    """Yield the neighbors of an integer that is added, such as the offset of a mask."""
+    equation = setting.graph.equations[position]
+    if equation.op not in ("add", "sub"):
+        return
+    dtype = np.asarray(setting.graph.leaves[leaf]).dtype
+    for new in (old - 1, old + 1, 0):
+        if new != old:
+            words = f"{new} for {old}"
+            yield Change("mask", equation.outputs[0], words, leaves={leaf: dtype.type(new)})
+
+
+def _literal(setting: Setting, position: int, leaf: int, old: float, new: float) -> Change:
     result = setting.graph.equations[position].outputs[0]
-
-    def again(node: int) -> Change | None:
-        equation = setting.graph.equations[setting.position[node]]
-        other = equation.inputs[at]
-        if as_number(setting.graph.leaves.get(other, np.zeros(2))) != old:
-            return None
-        return Change("literal", node, words, leaves={other: np.float64(new)})
-
     variance = abs(new - old) == 1 and old > 1
     words = f"{number(new)} for {number(old)}"
     kind = "variance" if variance else "literal"
-    return Change(kind, result, words, leaves={leaf: np.float64(new)}, again=again)
+    return Change(kind, result, words, leaves={leaf: np.float64(new)})
 
 
 def _sizes(setting: Setting, position: int) -> set[float]:

@@ -1,65 +1,144 @@
 """Compare a PyTorch program with a JAX program."""
 
-from obscura_jax.parity.diverge import find_divergences
-from obscura_jax.parity.findings import Output, Report, Verdict
+from dataclasses import replace
+
+from obscura_jax.parity import explain
+from obscura_jax.parity.align import Alignment
+from obscura_jax.parity.comparable import check_comparable, first_not_finite, has_nan
+from obscura_jax.parity.diverge import TOLERANCE, differing, find_divergences
+from obscura_jax.parity.findings import Finding, Operation, Output, Report, Verdict
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
+from obscura_jax.parity.recording_checks import check_recordings, recording_notes
 from obscura_jax.parity.relation import apart
+from obscura_jax.parity.summary import operations_of, side_of
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.trace import Trace
 
+Torch = TorchProgram | Trace
+Jax = JaxProgram | Trace
+
 
 def compare(
-    torch_side: TorchProgram | Trace,
-    jax_side: JaxProgram | Trace,
-    *,
-    gradients: bool = True,
-    operations: bool = False,
+    torch_side: Torch, jax_side: Jax, *, gradients: bool = True, operations: bool = False
 ) -> Report:
-    """Return whether two programs compute the same, and where they part.
+    """Return whether a PyTorch program and a JAX program compute the same, and where they part.
+
+    Both run in float64, whatever their own precision, and every operation is compared with those of
+    the other side. Where values part, changes of the JAX program are tried, and one that makes both
+    sides equal is reported as the mend.
 
     Args:
-        torch_side: the PyTorch program, or a recording of it.
-        jax_side: the JAX program, or a recording of it.
-        gradients: whether to compare the gradients of all parameters too.
+        torch_side: the PyTorch program, see `torch_program`; or a recording of it.
+        jax_side: the JAX program, see `jax_program`; or a recording of it.
+        gradients: whether to compare the gradients of all parameters too. Recordings have none.
         operations: whether the report lists every operation of both sides.
+
+    Returns:
+        The report; `print` shows it. Programs that cannot be compared, because one of them draws
+        random numbers or their inputs or outputs do not correspond, have the verdict "not
+        comparable" and a reason.
+
+    Raises:
+        Exception: whatever a program itself raises.
     """
     try:
         torch = trace_torch(torch_side) if isinstance(torch_side, TorchProgram) else torch_side
         jax = trace_jax(jax_side) if isinstance(jax_side, JaxProgram) else jax_side
+        check_recordings(torch, jax)
         check_comparable(torch, jax)
     except NotComparableError as error:
-        return Report(Verdict.NOT_COMPARABLE, str(error))
+        return Report(Verdict.NOT_COMPARABLE, str(error), tolerance=TOLERANCE)
     found = find_divergences(torch, jax)
-    verdict = Verdict.EQUAL
-    if found.findings:
-        constants = all(finding.kind == "constant" for finding in found.findings)
-        settled = constants and found.complete
-        verdict = Verdict.EQUAL_WITH_CONSTANTS if settled else Verdict.DIFFERS
-    elif not found.complete:
-        verdict = Verdict.DIFFERS
-    return Report(
-        verdict,
-        outputs=outputs_of(torch, jax),
+    alignment, outputs = found.alignment, _outputs(torch, jax)
+    report = Report(
+        Verdict.EQUAL,
+        outputs=outputs,
         findings=tuple(found.findings),
+        sides=(
+            side_of(alignment.torch, alignment.jax, _name(torch_side)),
+            side_of(alignment.jax, alignment.torch, _name(jax_side)),
+        ),
+        tolerance=TOLERANCE,
         complete=found.complete,
+        notes=(*_notes(torch, jax), *recording_notes(torch, jax, outputs)),
+        operations=_operations(alignment) if operations else (),
+    )
+    if differing(torch, jax):
+        report = _with_nan(report, alignment)
+    return replace(report, verdict=_verdict(report, bool(differing(torch, jax))))
+
+
+def assert_parity(torch_side: Torch, jax_side: Jax, *, gradients: bool = True) -> None:
+    """Raise AssertionError, with the report as its message, unless two programs are equal.
+
+    Args:
+        torch_side: the PyTorch program, see `torch_program`; or a recording of it.
+        jax_side: the JAX program, see `jax_program`; or a recording of it.
+        gradients: whether to compare the gradients of all parameters too.
+    """
+    report = compare(torch_side, jax_side, gradients=gradients)
+    if not report.equal:
+        raise AssertionError(str(report))
+
+
+def _verdict(report: Report, different: bool) -> Verdict:
+    constants = all(finding.kind == "constant" for finding in report.findings)
+    if different and not (report.findings and constants and report.complete):
+        return Verdict.DIFFERS
+    if not all(gradient.equal for gradient in report.gradients) or report.gradient_findings:
+        return Verdict.DIFFERS
+    return Verdict.EQUAL_WITH_CONSTANTS if report.findings else Verdict.EQUAL
+
+
+def _name(side: Torch | Jax) -> str:
+    """Return the name of a program's callable."""
+    call = getattr(side, "call", None)
+    while call is not None and not hasattr(call, "__qualname__") and hasattr(call, "func"):
+        call = call.func  # functools.partial
+    if call is None:
+        return "a recording"
+    return str(getattr(call, "__qualname__", None) or type(call).__name__)
+
+
+def _outputs(torch: Trace, jax: Trace) -> tuple[Output, ...]:
+    theirs, ours = torch.values(torch.outputs), jax.values(jax.outputs)
+    different = set(differing(torch, jax))
+    return tuple(
+        Output(
+            torch.labels[n],
+            torch.nodes[a].shape,
+            apart(theirs[a], ours[b]),
+            apart(torch.native[n], jax.native[n]),
+            n not in different,
+        )
+        for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
     )
 
 
-def check_comparable(torch, jax):
-    if len(torch.outputs) != len(jax.outputs):
-        raise NotComparableError(
-            f"PyTorch returns {len(torch.outputs)} arrays ({', '.join(torch.labels)}) and JAX {len(jax.outputs)} ({', '.join(jax.labels)})"
-        )
+def _notes(torch: Trace, jax: Trace) -> list[str]:
+    if has_nan(torch) and has_nan(jax):
+        return ["the outputs of both sides contain NaN, which count as equal where both have them"]
+    return []
 
 
-def outputs_of(torch, jax):
-    theirs, ours = torch.values(torch.outputs), jax.values(jax.outputs)
-    rows = []
-    for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True)):
-        difference = apart(theirs[a], ours[b])
-        native = apart(torch.native[n], jax.native[n])
-        rows.append(
-            Output(torch.labels[n], torch.nodes[a].shape, difference, native, difference <= 3e-9)
-        )
-    return tuple(rows)
+def _with_nan(report: Report, alignment: Alignment) -> Report:
+    """Add the first operation that makes NaN, if only one side's outputs contain it."""
+    for side, other in ((alignment.torch, alignment.jax), (alignment.jax, alignment.torch)):
+        node = first_not_finite(side)
+        if node is None or not has_nan(side.trace) or has_nan(other.trace):
+            continue
+        where = f" at {node.source}" if node.source else ""
+        name = side.trace.side
+        note = f"only {name}'s outputs contain NaN, which first appear{where} ({node.op})"
+        place = explain.place_of(node)
+        torch, jax = (place, None) if name == "PyTorch" else (None, place)
+        findings = report.findings or (Finding("operation", torch, jax, relation=note),)
+        return replace(report, findings=findings, notes=(*report.notes, note))
+    return report
+
+
+def _operations(alignment: Alignment) -> tuple[Operation, ...]:
+    return operations_of(alignment.torch, alignment.jax) + operations_of(
+        alignment.jax, alignment.torch
+    )

@@ -6,6 +6,7 @@ if one is known, else with PyTorch's values. So a second difference is not hidde
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,22 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
+from obscura_jax.parity.anchors import Anchor, anchors
+from obscura_jax.parity.changes import Setting
 from obscura_jax.parity.findings import Finding
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, evaluated
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
+from obscura_jax.parity.parallel import same_line
 from obscura_jax.parity.relation import apart, arrangements, correlation
-from obscura_jax.parity.trace import Trace
+from obscura_jax.parity.trace import Node, Trace
 
 TOLERANCE = 1e-9
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
+_PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
+_ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
 _SAME = 3  # outputs are equal up to this multiple of the tolerance, as single entries are
 
 
@@ -32,15 +38,15 @@ class Divergence:
     """Everything that was found, with the last state of the JAX side.
 
     Attributes:
-        findings: the places, in order.
+        alignment: the alignment before any change.
         jax: the JAX side, with all mends and replaced values.
-        alignment: the alignment before any of them.
+        findings: the places, in order.
         complete: whether the outputs are equal in the end.
     """
 
+    alignment: Alignment
+    jax: Trace
     findings: list[Finding] = field(default_factory=list)
-    jax: Trace | None = None
-    alignment: Alignment | None = None
     complete: bool = True
 
 
@@ -49,18 +55,21 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
 
     A recording can neither be mended nor continued, so one place is found at most.
     """
-    found = Divergence(jax=jax)
-    found.alignment = align(torch, jax, TOLERANCE)
+    found = Divergence(align(torch, jax, TOLERANCE), jax)
     if not differing(torch, jax):
         return found
+    tolerance = TOLERANCE
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
         found.findings += constants
+    elif any(_float32_twins(found.alignment.torch, found.alignment.jax)):
+        tolerance = _ROUNDED
     for _ in range(limit):
-        outputs = differing(torch, jax)
+        outputs = differing(torch, jax, tolerance)
         if not outputs:
+            found.complete = tolerance == TOLERANCE
             break
-        alignment = align(torch, jax, TOLERANCE)
+        alignment = align(torch, jax, tolerance)
         step = _step(alignment, torch, jax, outputs)
         if step is None:
             found.complete = False
@@ -73,16 +82,31 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
         found.jax = jax = after
     else:
         found.complete = not differing(torch, jax)
+    found.findings = _grouped(found.findings)
     return found
 
 
-def differing(torch: Trace, jax: Trace) -> list[int]:
+def _grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """Join the findings of the same lines, such as those of several layers."""
+    groups: dict[object, Finding] = {}
+    for finding in findings:
+        places = (finding.torch, finding.jax)
+        lines = tuple(place and (place.source, place.op) for place in places)
+        key = (finding.kind, *lines, finding.mend and finding.mend.kind)
+        first = groups.setdefault(key, finding)
+        if first is not finding:
+            count = first.occurrences + finding.occurrences
+            groups[key] = replace(first, occurrences=count)
+    return list(groups.values())
+
+
+def differing(torch: Trace, jax: Trace, tolerance: float = TOLERANCE) -> list[int]:
     """Return the positions of the outputs that are not equal in float64."""
     theirs, ours = torch.values(torch.outputs), jax.values(jax.outputs)
     return [
         n
         for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
-        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > _SAME * TOLERANCE
+        if theirs[a].shape != ours[b].shape or apart(theirs[a], ours[b]) > _SAME * tolerance
     ]
 
 
@@ -105,7 +129,9 @@ def _with_exact_constants(alignment: Alignment, jax: JaxTrace) -> tuple[JaxTrace
     torch_side, jax_side = alignment.torch, alignment.jax
     given, findings = dict(jax.given), []
     for a, b in _float32_twins(torch_side, jax_side):
-        theirs = torch_side.trace.values([a])[a]
+        theirs = torch_side.trace.values([a]).get(a)
+        if theirs is None:  # a recording may lack it
+            continue
         ours = jax.values([b])[b]
         value = next(
             (x for _, x in arrangements(theirs, ours.shape) if apart(x, ours) <= 10 * _FLOAT32),
@@ -149,7 +175,8 @@ def _float32_twins(torch: Side, jax: Side) -> Iterator[tuple[int, int]]:
                 ),
                 None,
             )
-            if twin is None or not _exact_in_float32(side.trace.values([i])[i]):
+            value = None if twin is None else side.trace.values([i]).get(i)
+            if twin is None or value is None or not _exact_in_float32(value):
                 continue
             if side is torch:
                 yield i, twin
@@ -170,18 +197,33 @@ def _step(
     )
     if not pairs:
         return _output_layout(alignment, torch, jax, outputs)
-    pair = pairs[0]
     if not isinstance(jax, JaxTrace):
-        return _described(alignment, pair), None
-    repair = next((r for p in pairs[:4] if (r := find_mend(alignment, p, jax)) is not None), None)
-    if repair is not None:
-        return _mended(alignment, repair, torch, jax)
+        return _described(alignment, pairs[0]), None
+    located: tuple[Pair, Setting, tuple[Anchor, ...]] | None = None
+    for pair in pairs[:_PAIRS]:
+        setting = Setting.around(alignment, pair, jax, gates(alignment.jax, pair.jax))
+        found = tuple(islice(anchors(setting), _ANCHORS))
+        if located is not None and _nodes(found) == _nodes(located[2]):
+            continue  # the mend would have been found
+        repair = find_mend(setting, found)
+        if repair is not None:
+            return _mended(alignment, pair, repair, torch, jax)
+        if found and located is None:
+            located = pair, setting, found
+    if located is not None:
+        pair, setting, found = located
+        return _injected(alignment, pair, setting, found[0], torch, jax)
+    pair = pairs[0]
     finding = _described(alignment, pair)
     after, count = _replaced(alignment, pair, jax, outputs)
     if after is None:
         return finding, None
     effect = _effect(torch, jax, after)
     return replace(finding, effect=effect, occurrences=count), after
+
+
+def _nodes(found: tuple[Anchor, ...]) -> list[tuple[int, int]]:
+    return [(anchor.torch, anchor.jax) for anchor in found]
 
 
 def _described(alignment: Alignment, pair: Pair) -> Finding:
@@ -207,22 +249,79 @@ def _described(alignment: Alignment, pair: Pair) -> Finding:
 
 
 def _mended(
-    alignment: Alignment, repair: Repair, torch: Trace, jax: JaxTrace
+    alignment: Alignment, pair: Pair, repair: Repair, torch: Trace, jax: JaxTrace
 ) -> tuple[Finding, Trace]:
-    finding = _described(alignment, repair.pair)
+    change, anchor = repair.change, repair.anchor
+    finding = _described(alignment, pair)
+    arranged = finding.kind == "arrangement"
+    theirs = explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor)))
+    place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
     after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
-    place = explain.place_of(alignment.jax.node(repair.place))
     return (
         replace(
             finding,
-            kind="operation",
-            jax=place,
+            torch=finding.torch if arranged else theirs,
+            jax=explain.place_of(alignment.jax.node(place)),
             mend=repair.mend,
             effect=_effect(torch, jax, after),
             occurrences=repair.occurrences,
         ),
         after,
     )
+
+
+def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
+    """Return where PyTorch lacks an operation of JAX: the operation before, or the one after."""
+    jax = alignment.jax
+    if anchor.superfluous and anchor.operand is not None:
+        before = jax.node(anchor.operand)
+        if _in_one_function(before, jax.node(anchor.jax)):
+            return anchor.torch
+    return pair.torch
+
+
+def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
+    """Return where JAX lacks an operation of PyTorch: the operation before, or the one after."""
+    if not anchor.lacking:
+        return anchor.jax
+    torch, jax = alignment.torch, alignment.jax
+    here = torch.node(pair.torch)
+    for i in torch.operands(pair.torch):
+        same = torch.classes.get(i) == jax.classes.get(anchor.jax)
+        if same and _in_one_function(torch.node(i), here):
+            return jax.origin(anchor.jax)
+    return pair.jax
+
+
+def _in_one_function(a: Node, b: Node) -> bool:
+    return (
+        a.source is not None
+        and b.source is not None
+        and (a.source.file, a.source.function) == (b.source.file, b.source.function)
+    )
+
+
+def _injected(
+    alignment: Alignment,
+    pair: Pair,
+    setting: Setting,
+    anchor: Anchor,
+    torch: Trace,
+    jax: JaxTrace,
+) -> tuple[Finding, Trace]:
+    """Go on with PyTorch's values at an anchor, for the same line in all layers."""
+    finding = _described(alignment, pair)
+    if anchor.lacking:
+        finding = replace(
+            finding,
+            jax=explain.place_of(alignment.jax.node(_jax_place(alignment, pair, anchor))),
+        )
+        graph = anchor.injection.applied(jax.graph)
+        after = evaluated(graph, jax.labels, jax.native, jax.given)
+        count = 1
+    else:
+        after, count = _given(alignment, jax, anchor.torch, anchor.jax, anchor.order)
+    return replace(finding, effect=_effect(torch, jax, after), occurrences=count), after
 
 
 def _replaced(
@@ -232,9 +331,16 @@ def _replaced(
     meeting = _meeting(alignment, pair)
     if meeting is None:
         return None, 0
-    a, b, order = meeting
-    torch_nodes = _same_line(alignment.torch, a)
-    jax_nodes = _same_line(alignment.jax, b)
+    after, count = _given(alignment, jax, *meeting)
+    return (after, count) if count else (None, 0)
+
+
+def _given(
+    alignment: Alignment, jax: JaxTrace, a: int, b: int, order: tuple[int, ...]
+) -> tuple[JaxTrace, int]:
+    """Give PyTorch's values at one line to the JAX side, in all layers."""
+    torch_nodes = [i for i in same_line(alignment.torch.trace, a) if i in alignment.torch.live]
+    jax_nodes = [i for i in same_line(alignment.jax.trace, b) if i in alignment.jax.live]
     if len(torch_nodes) != len(jax_nodes):
         torch_nodes, jax_nodes = [a], [b]
     given = dict(jax.given)
@@ -247,28 +353,7 @@ def _replaced(
         x = theirs[i]
         given[j] = x.transpose(order).reshape(shape) if order else x.reshape(shape)
         changed += 1
-    if not changed:
-        return None, 0
     return evaluated(jax.graph, jax.labels, jax.native, given), changed
-
-
-def _same_line(side: Side, index: int) -> list[int]:
-    """Return the nodes of the same operation, line and shape in all layers."""
-    node = side.node(index)
-    return [
-        i
-        for i in sorted(side.live)
-        if (n := side.node(i)).op == node.op
-        and n.source == node.source
-        and n.shape == node.shape
-        and n.fused == node.fused
-        and _position(side, i) == _position(side, index)
-    ]
-
-
-def _position(side: Side, index: int) -> tuple[str, ...]:
-    """Return what distinguishes several operations of one line: their operands' operations."""
-    return tuple(side.node(i).op for i in side.node(index).inputs)
 
 
 def _meeting(alignment: Alignment, pair: Pair) -> tuple[int, int, tuple[int, ...]] | None:

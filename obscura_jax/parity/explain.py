@@ -93,7 +93,9 @@ def unmatched_leaves(side: Side, other: Side) -> list[int]:
     if not candidates:
         return []
     values = other.trace.values(lonely)
-    pool = np.sort(np.concatenate([np.zeros(1), *(values[i].reshape(-1) for i in lonely)]))
+    if len(values) < len(lonely):
+        return []  # a recording lacks the values among which they may be
+    pool = np.sort(np.concatenate([np.zeros(1), *(x.reshape(-1) for x in values.values())]))
     found = []
     for i, x in side.trace.values(candidates).items():
         sample = x.reshape(-1)[:64].astype(np.float64)

@@ -115,7 +115,8 @@ def close(a: Fingerprint, b: Fingerprint, tolerance: float) -> bool:
     if many % few or abs(a.rms - b.rms) > tolerance * a.rms:
         return False
     if a.ordered is not None and b.ordered is not None:
-        x, y = (np.repeat(p.ordered, many // p.count) for p in (a, b))
+        x = np.repeat(a.ordered, many // a.count)
+        y = np.repeat(b.ordered, many // b.count)
         return bool(np.abs(x - y).max() <= 3 * tolerance * a.rms)
     scale = 1 + np.maximum(np.abs(a.moments), np.abs(b.moments))
     return bool((np.abs(a.moments - b.moments) <= tolerance * _SLOPES * scale).all())

@@ -210,8 +210,9 @@ class _Builder:
         def place(variable: Any) -> int:
             if isinstance(variable, core.Literal):
                 value = variable.val
-                if _plain(variable.aval.dtype):
-                    value = np.asarray(value, variable.aval.dtype)
+                aval: Any = variable.aval
+                if _plain(aval.dtype):
+                    value = np.asarray(value, aval.dtype)
                 return self.leaf(value, "literal")
             return places[variable]
 
@@ -238,7 +239,7 @@ class _Builder:
             line = caller or source_of(eqn)
             if called and any(map(functools.partial(_is_inside, called), body.eqns)):
                 line = None
-            if not called:
+            if not called and any(map(_is_the_users, body.eqns)):
                 line = caller
             return self.add_all(body, constants, operands, path, line, called or function)
         if name == "scan":
@@ -358,6 +359,12 @@ def source_of(eqn: Any) -> Source | None:
     )
 
 
+def _is_the_users(eqn: Any) -> bool:
+    """Return True if a line outside of libraries computes the operation."""
+    source = source_of(eqn)
+    return source is not None and not source.file.startswith(library_roots())
+
+
 def _is_inside(function: str, eqn: Any) -> bool:
     """Return True if a line of the user's function of this name computes the operation."""
     traceback = eqn.source_info.traceback
@@ -383,7 +390,7 @@ def _lowered(eqn: Any) -> str:
 
 def _plain(dtype: Any) -> bool:
     """Return True for types that NumPy has, False for random keys."""
-    return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def in_float64(x: Any) -> Any:

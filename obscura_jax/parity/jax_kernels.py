@@ -10,7 +10,7 @@ LAYOUT = _words(
     "reshape transpose broadcast_in_dim squeeze expand_dims convert_element_type copy slice "
     "split concatenate dynamic_slice gather rev copy_p optimization_barrier "
     "dynamic_update_slice pad stack reduce_precision sharding_constraint mesh_cast reshard "
-    "real imag complex stop_gradient pvary tie_in device_put scan_slice scan_stack scatter"
+    "tile real imag complex stop_gradient pvary tie_in device_put scan_slice scan_stack scatter"
 )
 # Those that keep every entry exactly once if the size stays the same.
 PERMUTES = _words(

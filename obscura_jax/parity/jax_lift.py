@@ -16,7 +16,7 @@ _LOW = {
 
 def lifted_type(dtype: Any) -> Any:
     """Return float64 for a real type of lower precision, complex128 for complex64, else `dtype`."""
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
     return _LOW.get(jnp.dtype(dtype), jnp.dtype(dtype))
 
@@ -50,7 +50,7 @@ def bind_lifted(primitive: Any, params: Mapping[str, Any], operands: Sequence[An
     if name == "scan":
         return _scan(params, operands)
     changed = dict(params)
-    if name == "bitcast_convert_type":
+    if name in ("bitcast_convert_type", "pure_callback", "io_callback"):
         return _as_written(primitive, params, operands)
     for key in _TYPE_PARAMETERS:
         if changed.get(key) is not None:
@@ -92,7 +92,8 @@ def evaluate_jaxpr(jaxpr: Any, constants: Sequence[Any], operands: Sequence[Any]
 
     def value(variable: Any) -> Any:
         if isinstance(variable, core.Literal):
-            return lifted(exact_value(np.asarray(variable.val, variable.aval.dtype)))
+            aval: Any = variable.aval
+            return lifted(exact_value(np.asarray(variable.val, aval.dtype)))
         return values[variable]
 
     for variable, constant in zip(jaxpr.constvars, constants, strict=True):

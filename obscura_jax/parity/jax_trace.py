@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,8 +78,7 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
     captured = captured_names(program.call)
     names += [captured.get(id(c), "constant") for c in closed.consts]
     graph = build_graph(closed, arrays, names)
-    native = [x.astype(np.float64) if x.dtype.kind not in "iubc" else x for x in native]
-    return evaluated(graph, labels, native)
+    return evaluated(graph, labels, [x for y in native if (x := as_numpy(y)) is not None])
 
 
 def evaluated(
@@ -112,8 +112,8 @@ def evaluated(
         {},
         native,
         graph.random,
-        graph,
-        given,
+        graph=graph,
+        given=given,
     )
     trace.fetch = functools.partial(_fetch, graph, given)
     for i, value in graph.leaves.items():
@@ -148,7 +148,7 @@ def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
 
 def _aval(x: Any) -> Any:
     """Return the shape and the 32-bit type of an array, which may be a random key."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return x
     return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
 

@@ -26,6 +26,8 @@ def blamed_layout(alignment: Alignment, pair: Pair) -> tuple[Node, Node] | None:
                 continue
             a = next(k for k in mine if arrangement(theirs[k], ours[other[-1]]) is None)
             wrong = [k for k in other if arrangement(theirs[mine[0]], ours[k]) is None]
+            if not wrong:
+                continue
             last = next((k for k in mine[1:] if _moves(torch, k)), mine[-1])
             return torch.node(last if a == mine[0] else a), jax.node((wrong or other[-1:])[0])
     return None

@@ -1,29 +1,40 @@
 """Find a small change of the JAX program that makes both sides equal where they part.
 
-Every change that the files `changes_*.py` propose is made in the graph, and the operations after it
-are evaluated. A change is accepted if values that only PyTorch had are then computed on the JAX
-side too; of several, the one after which the programs stay equal for longest.
+Every change that the files `changes_*.py` propose is made in the graph, and the operations up to
+the next anchors are evaluated. The mend is the first change after which JAX's value is PyTorch's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from obscura_jax.parity import changes_functions, changes_layout, changes_numbers, changes_operands
-from obscura_jax.parity.align import Alignment, Pair, Side
-from obscura_jax.parity.changes import Change, Setting
+from obscura_jax.parity import (
+    changes_functions,
+    changes_layout,
+    changes_numbers,
+    changes_operands,
+    changes_parameters,
+    changes_reach,
+)
+from obscura_jax.parity.anchors import Anchor
+from obscura_jax.parity.changes import Change, Loaded, Setting
 from obscura_jax.parity.findings import Mend
-from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
-from obscura_jax.parity.gates import gates
-from obscura_jax.parity.jax_graph import Graph, as_numpy, in_float64
-from obscura_jax.parity.jax_trace import JaxTrace
+from obscura_jax.parity.jax_graph import Equation, Graph
+from obscura_jax.parity.parallel import Parallel, same_line
+from obscura_jax.parity.window import Window
 
 _MOST = 2000  # changes that are tried for one place
-_NEAR, _FAR = 3, 8  # values after the place that are looked at, at first and in the end
-_KINDS = (changes_numbers, changes_operands, changes_functions, changes_layout)
+_FIRST = 2  # anchors that are tried before more distant ones
+_KINDS = (
+    changes_numbers,
+    changes_parameters,
+    changes_operands,
+    changes_functions,
+    changes_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -33,131 +44,142 @@ class Repair:
     Attributes:
         mend: the change, in words.
         graph: the changed program.
-        pair: the operations at which the programs part.
-        place: the JAX node whose line is to be changed.
+        anchor: where PyTorch's value is met.
+        change: the change.
         occurrences: number of places that were changed.
     """
 
     mend: Mend
     graph: Graph
-    pair: Pair
-    place: int
+    anchor: Anchor
+    change: Change
     occurrences: int
 
 
-def find_mend(alignment: Alignment, pair: Pair, trace: JaxTrace) -> Repair | None:
-    """Return a change that makes the sides equal after a pair, or None if none is known."""
-    setting = Setting.around(alignment, pair, trace, gates(alignment.jax, pair.jax))
-    goals = _goals(alignment.torch, pair.torch)
-    if not goals or not setting.ends:
+def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
+    """Return a change that makes the sides equal at one of the anchors, or None."""
+    found = None
+    for several in dict.fromkeys((anchors[:_FIRST], anchors)):
+        setting = setting.toward(anchor.jax for anchor in several)
+        found = found or next(_met(setting, several), None)
+    if found is None:
         return None
-    near, far = (_Trial(setting, goals, alignment.tolerance, n) for n in (_NEAR, _FAR))
-    best: tuple[int, Change] | None = None
-    proposals = chain.from_iterable(kind.changes(setting) for kind in _KINDS)
-    for change in islice(proposals, _MOST):
-        if not near.reach(change):
-            continue
-        reach = far.reach(change)
-        if reach and (best is None or reach > best[0]):
-            best = reach, change
-        if best is not None and best[0] == far.longest:
-            break
-    if best is None or best[0] < min(2, far.longest):
-        return None
-    change = best[1]
-    graph, count = _everywhere(setting, change)
-    mend = Mend(change.kind, setting.jax.node(change.node).source, change.words)
-    return Repair(mend, graph, pair, change.node, count)
+    change, wide, anchor = found
+    graph, count = _everywhere(setting, change, wide, anchor)
+    mend = Mend(change.kind, setting.node(change.line).source, change.words)
+    return Repair(mend, graph, anchor, change, count)
 
 
-def _goals(torch: Side, start: int) -> list[Fingerprint]:
-    """Return what a mended program computes: values after the pair that only PyTorch has."""
-    found = [torch.node(i).print for i in gates(torch, start, 2 * _FAR)]
-    return [p for p in found if p is not None and p.telling]
+Met = tuple[Change, Change, Anchor]
 
 
-class _Trial:
-    """Evaluates the operations from a change to some ends, and looks for PyTorch's values.
-
-    Attributes:
-        longest: the number of ends.
-    """
-
-    def __init__(
-        self, setting: Setting, goals: Sequence[Fingerprint], tolerance: float, ends: int
-    ) -> None:
-        self._setting, self._goals, self._tolerance = setting, goals, tolerance
-        self._ends = setting.ends[:ends]
-        self.longest = len(self._ends)
-        equations = setting.graph.equations
-        needed = set(self._ends)
-        window = []
-        first = min([*setting.region, *setting.nearby], default=0)
-        last = max(setting.position.get(i, -1) for i in self._ends)
-        for p in range(last, first - 1, -1):
-            if not needed.isdisjoint(equations[p].outputs):
-                needed.update(equations[p].inputs)
-                window.append(p)
-        self._window = window[::-1]
-        self._known = setting.trace.values(
-            i for i in needed if not setting.node(i).leaf or i in setting.trace.given
-        )
-
-    def reach(self, change: Change) -> int:
-        """Return the number of the last end that is equal in the changed program; 0 if none is."""
-        try:
-            values = self._values(change)
-        except (TypeError, ValueError, IndexError, KeyError, NotImplementedError):
-            return 0  # the change does not fit the shapes
-        for n, i in reversed(list(enumerate(self._ends, 1))):
-            array = as_numpy(values[i]) if i in values else None
-            if array is None:
-                continue
-            print_ = fingerprint(array)
-            if print_.telling and any(close(g, print_, self._tolerance) for g in self._goals):
-                return n
-        return 0
-
-    def _values(self, change: Change) -> dict[int, Any]:
-        """Return the values of what the change alters."""
-        values: dict[int, Any] = {}
-        given = self._setting.trace.given
-        leaves = {**self._setting.graph.leaves, **change.leaves}
-
-        def value(i: int) -> Any:
-            if i in values:
-                return values[i]
-            if i in change.leaves or i not in self._known:
-                return in_float64(leaves[i])
-            return self._known[i]
-
-        changed = set(change.leaves)
-        with np.errstate(all="ignore"):
-            for p in self._window:
-                equation = change.equations.get(p, self._setting.graph.equations[p])
-                own = p in change.equations
-                if not own and changed.isdisjoint(equation.inputs):
-                    continue
-                results = equation.run([value(i) for i in equation.inputs])
-                for i, result in zip(equation.outputs, results, strict=True):
-                    if i in given:
-                        continue
-                    if np.shape(result) != self._setting.node(i).shape:
-                        raise ValueError("another shape")
-                    values[i] = result
-                    changed.add(i)
-        return values
+def _met(setting: Setting, anchors: Sequence[Anchor]) -> Iterator[Met]:
+    """Yield changes, also at all nodes of their line, with the anchor that they reach."""
+    for anchor in anchors[:1]:
+        if anchor.superfluous:
+            yield anchor.injection, anchor.injection, anchor
+        if anchor.lacking:
+            yield from ((c, c, anchor) for c in changes_reach.changes(setting, anchor))
+    tolerance = setting.alignment.tolerance
+    after = [anchor for anchor in anchors if not anchor.lacking]
+    if after:
+        window = Window(setting, [anchor.jax for anchor in after])
+        proposals = (change for kind in _KINDS for change in kind.changes(setting))
+        for change in islice(proposals, _MOST):
+            for wide in _wider(setting, change):
+                values = window.values(wide)
+                for anchor in after:
+                    if anchor.jax in values and anchor.met(values[anchor.jax], tolerance):
+                        yield change, wide, anchor
+    for anchor in anchors:
+        yield from ((c, c, anchor) for c in changes_reach.changes(setting, anchor))
 
 
-def _everywhere(setting: Setting, change: Change) -> tuple[Graph, int]:
+def _wider(setting: Setting, change: Change) -> Iterator[Change]:
+    """Yield a change at every node of its line in the region, such as queries and keys; and it."""
+    same = [i for i in _elsewhere(setting, change) if i in setting.inside]
+    moved = [other for i in same if (other := _moved(setting, change, i)) is not None]
+    if moved:
+        yield _together(change, *moved)
+    yield change
+
+
+def _elsewhere(setting: Setting, change: Change) -> list[int]:
+    """Return the nodes at which the same change can be made: those of the same line."""
+    made = {i for equation in change.equations.values() for i in equation.outputs}
+    lines = same_line(setting.trace, change.node)
+    at, several = lines.index(change.node), max(1, len(made.intersection(lines)))
+    return [i for n, i in enumerate(lines) if n != at and (n - at) % several == 0]
+
+
+def _together(change: Change, *others: Change) -> Change:
+    """Return one change that makes several."""
+    equations, leaves = dict(change.equations), dict(change.leaves)
+    for other in others:
+        equations |= {p: e for p, e in other.equations.items() if p not in equations}
+        leaves |= {i: x for i, x in other.leaves.items() if i not in leaves}
+    return replace(change, equations=equations, leaves=leaves)
+
+
+def _everywhere(
+    setting: Setting, change: Change, wide: Change, anchor: Anchor
+) -> tuple[Graph, int]:
     """Make a change in all layers, unless an earlier layer is equal without it."""
-    graph = change.applied(setting.graph)
-    others = [node for node in setting.same_line(change.node) if node != change.node]
-    if change.again is None or any(node < change.node for node in others):
-        return graph, 1
-    count = 1
-    for node in others:
-        other = change.again(node)
+    lines, others = same_line(setting.trace, change.node), _elsewhere(setting, change)
+    if any(i < change.node for i in others):
+        return wide.applied(setting.graph), 1
+    theirs = same_line(setting.torch.trace, anchor.torch)
+    moved = []
+    for i in others:
+        n = lines.index(i) * len(theirs) // len(lines)
+        other = _moved(setting, change, i, anchor.torch, theirs[n])
         if other is not None:
-            graph, count = other.applied(graph), count + 1
-    return graph, count
+            moved.append(other)
+    return _together(wide, *moved).applied(setting.graph), 1 + len(moved)
+
+
+def _moved(
+    setting: Setting, change: Change, node: int, torch_here: int = 0, torch_there: int | None = None
+) -> Change | None:
+    """Return a change in another layer, where `node` is the one to be changed."""
+    parallel = Parallel(setting.trace, change.node, node)
+    equations: dict[int, Equation] = {}
+    for p, equation in change.equations.items():
+        own = setting.graph.equations[p]
+        result = parallel(own.outputs[0])
+        inputs = [parallel(i) for i in equation.inputs]
+        if result is None or None in inputs or result not in setting.position:
+            return None
+        q = setting.position[result]
+        there = setting.graph.equations[q]
+        if there.op != own.op or len(there.outputs) != len(own.outputs) or q in equations:
+            return None
+        if p in change.loaded:
+            changed = _loaded(setting, change.loaded[p], there, torch_here, torch_there)
+            if changed is None:
+                return None
+            equations[q] = changed
+        else:
+            given = tuple(i for i in inputs if i is not None)
+            equations[q] = replace(equation, inputs=given, outputs=there.outputs)
+    leaves: dict[int, Any] = {}
+    for leaf, value in change.leaves.items():
+        other = parallel(leaf)
+        graph = setting.graph
+        if other is None or not np.array_equal(graph.leaves[leaf], graph.leaves[other]):
+            return None
+        leaves[other] = value
+    return Change(change.kind, node, change.words, equations, leaves)
+
+
+def _loaded(
+    setting: Setting, loaded: Loaded, there: Equation, torch_here: int, torch_there: int | None
+) -> Equation | None:
+    """Return an operation that uses the PyTorch parameter of another layer."""
+    torch = setting.torch.trace
+    if torch_there is None:
+        return None
+    source = Parallel(torch, torch_here, torch_there)(loaded.source)
+    if source is None or torch.nodes[source].shape != torch.nodes[loaded.source].shape:
+        return None
+    return loaded.build(there, torch.values([source])[source])

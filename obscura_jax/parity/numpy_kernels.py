@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from obscura_jax.parity import numpy_windows
 from obscura_jax.parity.jax_lift import lifted_type
 
 Array = NDArray[Any]
@@ -238,6 +239,11 @@ _TABLE: dict[str, Callable[..., Array]] = {
     "reduce_prod": _reduce(np.prod),
     "reduce_and": _reduce(np.all),
     "reduce_or": _reduce(np.any),
+    "conv_general_dilated": numpy_windows.convolution,
+    "reduce_window_max": numpy_windows.window(np.max, -np.inf),
+    "reduce_window_min": numpy_windows.window(np.min, np.inf),
+    "reduce_window_sum": numpy_windows.window(np.sum, 0.0),
+    "tile": _layout(lambda p, x: np.tile(x, p["reps"])),
     "argmax": _argument(np.argmax),
     "argmin": _argument(np.argmin),
     "cumsum": _along(np.cumsum),

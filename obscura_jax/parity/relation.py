@@ -113,11 +113,13 @@ def apart(theirs: Array, ours: Array) -> float:
 
 
 def correlation(x: Array, y: Array) -> float:
-    """Return the correlation of the finite entries of two arrays; 0 if one is constant."""
-    finite = np.isfinite(x) & np.isfinite(y)
-    if not finite.any():
+    """Return the correlation of two arrays of one shape; 0 if one is constant."""
+    a, b = x.reshape(-1).astype(np.float64), y.reshape(-1).astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        a, b = a[finite], b[finite]
+    if not a.size:
         return 0.0
-    a, b = x[finite].astype(np.float64), y[finite].astype(np.float64)
     a, b = a - a.mean(), b - b.mean()
     size = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / size if size and math.isfinite(size) else 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from obscura_jax.parity.finding_text import finding_lines, fitted, wrapped
 from obscura_jax.parity.findings import Gradient, Operation, Output, Report, Side
@@ -61,7 +62,7 @@ def as_json(report: Report) -> str:
 
     A source is null, or file, line and function.
     """
-    content = asdict(report)
+    content = asdict(report, dict_factory=_without_text)
     first = {
         "schema": SCHEMA,
         "verdict": report.verdict.value,
@@ -71,6 +72,11 @@ def as_json(report: Report) -> str:
         "versions": versions(),
     }
     return dumped(first | content)
+
+
+def _without_text(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a part of the report; a source's text is its place's code already."""
+    return {name: value for name, value in fields if name != "text"}
 
 
 def _side(side: Side) -> str:

@@ -77,7 +77,7 @@ def stack_of(frame: FrameType | None) -> Iterable[Frame]:
     """Yield the call stack of Python, innermost frame first."""
     while frame is not None:
         code = frame.f_code
-        yield Frame(code.co_filename, frame.f_lineno, code.co_name)
+        yield Frame(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
 
 
@@ -112,5 +112,8 @@ def _standard(root: str) -> tuple[str, ...]:
 
 
 def line_of(source: Source | None) -> str:
-    """Return the text of a line of source, or "" if the file is not there."""
-    return "" if source is None else linecache.getline(source.file, source.line).strip()
+    """Return the text of a line of source, or "" if its file is not there."""
+    if source is None:
+        return ""
+    linecache.checkcache(source.file)  # it may have been edited since its last comparison
+    return source.text or linecache.getline(source.file, source.line).strip()

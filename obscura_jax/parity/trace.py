@@ -21,11 +21,13 @@ class Source:
         file: path of the file.
         line: its number, from 1.
         function: name of the function that contains it.
+        text: the line itself in a recording, whose file may be missing or changed; else "".
     """
 
     file: str
     line: int
     function: str = ""
+    text: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{Path(self.file).name}:{self.line}"
@@ -106,6 +108,7 @@ class Trace:
         kept: values of nodes, as far as memory allows.
         native: the outputs in the program's own precision.
         random: the operations that draw random numbers.
+        lines: a number for each node, as `parallel` needs it; None if it was not computed yet.
     """
 
     side: str
@@ -118,6 +121,7 @@ class Trace:
     kept: dict[int, NDArray[Any]] = field(default_factory=dict)
     native: list[NDArray[Any]] = field(default_factory=list)
     random: list[int] = field(default_factory=list)
+    lines: list[int] | None = field(default=None, repr=False)
 
     def values(self, wanted: Iterable[int]) -> dict[int, NDArray[Any]]:
         """Return the values of some nodes, from memory or by running the program again.

@@ -48,8 +48,8 @@ class Outcome:
     mend: str
 
 
-def compared(pair: str, seed: int = 0, jax_side: ModuleType | None = None, **options) -> Report:
-    """Return the report on a pair."""
+def programs(pair: str, seed: int = 0, jax_side: ModuleType | None = None) -> tuple:
+    """Return the PyTorch program and the JAX program of a pair."""
     torch_side = importlib.import_module(f"tests.pairs.{pair}_torch")
     jax_side = jax_side or importlib.import_module(f"tests.pairs.{pair}_jax")
     with jax.numpy_rank_promotion("allow"):
@@ -57,7 +57,13 @@ def compared(pair: str, seed: int = 0, jax_side: ModuleType | None = None, **opt
         state = {name: value.numpy() for name, value in module.state_dict().items()}
         given = [x.numpy() if isinstance(x, torch.Tensor) else x for x in inputs]
         call, args = jax_side.build(state, given)
-        return compare(torch_program(module, *inputs), jax_program(call, *args), **options)
+    return torch_program(module, *inputs), jax_program(call, *args)
+
+
+def compared(pair: str, seed: int = 0, jax_side: ModuleType | None = None, **options) -> Report:
+    """Return the report on a pair."""
+    with jax.numpy_rank_promotion("allow"):
+        return compare(*programs(pair, seed, jax_side), **options)
 
 
 def outcome(fault: Fault, seed: int = 0) -> Outcome:

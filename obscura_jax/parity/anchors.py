@@ -1,0 +1,217 @@
+"""Find values of the JAX program in whose place PyTorch's make both sides equal.
+
+Where two programs part, several operations may follow before both hold the same quantity again. An
+anchor is a pair of such values: with PyTorch's in the place of JAX's, what comes after is equal.
+An anchor shows where the programs part, even if one of them lacks an operation there.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obscura_jax.parity.align import Side
+from obscura_jax.parity.changes import Change, Setting, operand_of, result_of, wrapped
+from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
+from obscura_jax.parity.gates import gates
+from obscura_jax.parity.relation import arrangements, correlation
+from obscura_jax.parity.window import Window
+
+_NEAR = 8  # values after a pair that may be anchors
+_EXTRA = 4  # values after a pair that PyTorch may lack
+_DEPENDENT, _EQUAL = 8, 2  # values after an anchor that are looked at, and that must be equal
+_ORDERS = 3  # orders of the axes that are tried for one pair of values
+_HUGE = 1e30
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A value of each side that stand for the same quantity.
+
+    Attributes:
+        torch: node of the PyTorch side.
+        jax: node of the JAX side; if `lacking`, the operand on which it lacks an operation.
+        goal: PyTorch's value, arranged as JAX's.
+        order: the order of the axes that arranges it.
+        lacking: whether JAX lacks the operations that compute the value from the operand.
+        superfluous: whether PyTorch lacks the operations that compute JAX's value from `goal`.
+        injection: the change that puts `goal` in the place of JAX's value.
+        operand: if `superfluous`, the JAX node whose value is `goal`.
+    """
+
+    torch: int
+    jax: int
+    goal: NDArray[Any]
+    order: tuple[int, ...]
+    lacking: bool
+    superfluous: bool
+    injection: Change
+    operand: int | None = None
+
+    def met(self, value: NDArray[Any], tolerance: float) -> bool:
+        """Return True if a value of JAX is PyTorch's; huge entries count as infinite."""
+        if value.shape != self.goal.shape:
+            return False
+        huge = np.abs(self.goal) >= _HUGE
+        if not np.array_equal(huge, np.abs(value) >= _HUGE):
+            return False
+        x, y = self.goal[~huge], value[~huge]
+        nan = np.isnan(x)
+        if not np.array_equal(nan, np.isnan(y)):
+            return False
+        x, y = x[~nan], y[~nan]
+        if not x.size:
+            return True
+        size = float(np.sqrt(np.mean(np.square(x)))) or 1.0
+        return bool(np.abs(x - y).max() <= 3 * tolerance * size)
+
+
+class _Goals:
+    """The values that PyTorch computes after a pair, and that JAX has nowhere."""
+
+    def __init__(self, torch: Side, start: int, tolerance: float) -> None:
+        self._tolerance = tolerance
+        after = {start}
+        found = []
+        for i in sorted(torch.live):
+            node = torch.node(i)
+            if i != start and after.isdisjoint(node.inputs):
+                continue
+            after.add(i)
+            if node.print is not None and node.print.telling and i not in torch.matched:
+                found.append(node.print)
+        self._prints = sorted(found, key=lambda p: p.rms)
+        self._sizes = [p.rms for p in self._prints]
+
+    def have(self, value: Fingerprint) -> bool:
+        """Return True if a value is one of PyTorch's."""
+        reach = 4 * self._tolerance * value.rms
+        first = bisect_left(self._sizes, value.rms - reach)
+        last = bisect_right(self._sizes, value.rms + reach)
+        return any(close(p, value, self._tolerance) for p in self._prints[first:last])
+
+
+def anchors(setting: Setting) -> Iterator[Anchor]:
+    """Yield the anchors after the pair of a setting, the nearest first."""
+    torch = setting.torch
+    goals = _Goals(torch, setting.pair.torch, setting.alignment.tolerance)
+    mine = gates(torch, setting.pair.torch, _NEAR)
+    theirs = torch.trace.values(mine)
+    places = _places(setting)
+    ours = setting.trace.values(places)
+    found = sorted(
+        (k + n, k, i, j)
+        for k, i in enumerate(mine)
+        for n, j in enumerate(places)
+        if i in theirs and j in ours and theirs[i].size == ours[j].size
+    )
+    yield from _superfluous(setting, goals)
+    windows: dict[int, Window] = {}
+    for _, _, i, j in found:
+        lacking = j not in setting.ends and j != setting.pair.jax
+        for order, goal in _orders(theirs[i], ours[j]):
+            injection = _injected(setting, j, goal, lacking)
+            window = windows.setdefault(j, Window(setting, _after(setting, j)))
+            if injection is not None and _reaches(window, injection, goals):
+                yield Anchor(i, j, goal, order, lacking, False, injection)
+                break
+
+
+def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
+    """Yield an anchor if the programs are equal without some operations of JAX."""
+    for j in dict.fromkeys([setting.pair.jax, *setting.ends[:_EXTRA]]):
+        node = setting.node(j)
+        p = setting.position.get(j)
+        if p is None or node.layout or setting.graph.equations[p].outputs[0] != j:
+            continue
+        window: Window | None = None
+        for i in _operands(setting):
+            twin = setting.twin(i)
+            if setting.node(i).shape != node.shape or not setting.available(i, p) or twin is None:
+                continue
+            equation = wrapped(setting.graph.equations[p], lambda *all_: [all_[-1]], i)
+            words = f"leaving out {node.op}" + (f" of {node.fused}" if node.fused else "")
+            change = Change("extra", j, words, {p: equation})
+            window = window or Window(setting, _after(setting, j))
+            if _reaches(window, change, goals):
+                yield Anchor(twin, j, setting.value(i), (), False, True, change, i)
+                return
+
+
+def _operands(setting: Setting) -> list[int]:
+    """Return the matched values that the region uses, those nearest to the pair first."""
+    region = set(setting.region)
+    made = {i for p in region for i in setting.graph.equations[p].outputs}
+    operands = {
+        i: None
+        for _, equation in setting.equations(setting.region)
+        for i in equation.inputs
+        if i not in made and setting.node(i).is_float and setting.node(i).size > 1
+    }
+    return [i for i in operands if not setting.node(i).leaf]
+
+
+def _places(setting: Setting) -> list[int]:
+    """Return JAX values that may be anchors: after the pair, and operands before it."""
+    after = list(dict.fromkeys([setting.pair.jax, *setting.ends[:_NEAR]]))
+    return [after[0], *_operands(setting)[:_NEAR], *after[1:]]
+
+
+def _orders(theirs: NDArray[Any], ours: NDArray[Any]) -> list[tuple[tuple[int, ...], Any]]:
+    """Return the most likely arrangements of PyTorch's value, without repetitions."""
+    found: list[tuple[float, tuple[int, ...], Any]] = []
+    seen: list[Any] = []
+    for order, x in arrangements(theirs, ours.shape):
+        if any(np.array_equal(x, y, equal_nan=True) for y in seen):
+            continue
+        seen.append(x)
+        found.append((correlation(x, ours), order, x))
+    found.sort(key=lambda entry: -entry[0])
+    return [(order, x) for _, order, x in found[:_ORDERS]]
+
+
+def _after(setting: Setting, index: int) -> list[int]:
+    """Return the next values that depend on one, without those that only move it."""
+    found: list[int] = []
+    seen, heap = {index}, [index]
+    while heap and len(found) < _DEPENDENT:
+        i = heappop(heap)
+        node = setting.node(i)
+        if i != index and not node.layout and node.print is not None and node.print.telling:
+            found.append(i)
+        for j in setting.consumers.get(i, ()):
+            if j not in seen and j in setting.jax.live:
+                seen.add(j)
+                heappush(heap, j)
+    return found
+
+
+def _injected(setting: Setting, index: int, goal: NDArray[Any], lacking: bool) -> Change | None:
+    if not lacking:
+        p = setting.position.get(index)
+        if p is None:
+            return None
+        equation = setting.graph.equations[p]
+        if equation.outputs[0] != index:
+            return None
+        return Change("injection", index, "", {p: result_of(equation, lambda x: goal)})
+    changed: dict[int, Any] = {}
+    for p in setting.region:
+        equation = setting.graph.equations[p]
+        for at, i in enumerate(equation.inputs):
+            if i == index:
+                changed[p] = operand_of(changed.get(p, equation), at, lambda x: goal)
+    return Change("injection", index, "", changed) if changed else None
+
+
+def _reaches(window: Window, change: Change, goals: _Goals) -> bool:
+    """Return True if some of the values after a change, or all, are PyTorch's."""
+    values = window.values(change)
+    prints = [fingerprint(values[i]) for i in window.ends if i in values]
+    telling = [p for p in prints if p.telling]
+    equal = sum(goals.have(p) for p in telling)
+    return bool(telling) and equal >= min(_EQUAL, len(telling))

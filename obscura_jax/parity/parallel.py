@@ -1,0 +1,80 @@
+"""Find the node of another layer that corresponds to a node: the same line, once more."""
+
+from obscura_jax.parity.trace import Node, Trace
+
+_MOST = 4000  # nodes that are mapped
+
+
+def same_line(trace: Trace, index: int) -> list[int]:
+    """Return the nodes of one operation and line in all layers, in order."""
+    keys = _keys(trace)
+    return [i for i, key in enumerate(keys) if key == keys[index]]
+
+
+def _keys(trace: Trace) -> list[int]:
+    """Return a number for each node, the same for nodes of one line that are computed alike."""
+    if trace.lines is None:
+        numbers: dict[object, int] = {}
+        keys: list[int] = []
+        for node in trace.nodes:
+            operands = tuple(
+                keys[i] if _together(node, trace.nodes[i]) else trace.nodes[i].op
+                for i in node.inputs
+            )
+            key = (node.op, node.source, node.fused, operands)
+            keys.append(numbers.setdefault(key, len(numbers)))
+        trace.lines = keys
+    return trace.lines
+
+
+def _together(node: Node, operand: Node) -> bool:
+    return not operand.leaf and operand.source is not None and operand.source == node.source
+
+
+class Parallel:
+    """Maps the operands of a node, and nodes near it, to those of the same line elsewhere.
+
+    Args:
+        trace: the trace.
+        here: a node.
+        there: the node of the same line elsewhere, such as in another layer.
+    """
+
+    def __init__(self, trace: Trace, here: int, there: int) -> None:
+        self._trace = trace
+        self._known = {here: there}
+        lines = same_line(trace, here)
+        self._count, self._step = len(lines), lines.index(there) - lines.index(here)
+        self._grow(here)
+
+    def _grow(self, start: int) -> None:
+        nodes, stack = self._trace.nodes, [start]
+        while stack:
+            a = stack.pop()
+            b = self._known[a]
+            for i, j in zip(nodes[a].inputs, nodes[b].inputs, strict=False):
+                if i not in self._known:
+                    self._known[i] = j
+                    if nodes[i].op == nodes[j].op and len(self._known) < _MOST:
+                        stack.append(i)
+
+    def __call__(self, index: int) -> int | None:
+        """Return the node that corresponds to one, or None."""
+        if index not in self._known and not self._trace.nodes[index].leaf:
+            found = self._by_line(index)
+            if found is not None:
+                self._known[index] = found
+                self._grow(index)
+        return self._known[index] if index in self._known else self._by_use(index)
+
+    def _by_line(self, index: int) -> int | None:
+        lines = same_line(self._trace, index)
+        at = lines.index(index) + self._step * len(lines) / self._count
+        return lines[int(at)] if at == int(at) and 0 <= at < len(lines) else None
+
+    def _by_use(self, index: int) -> int | None:
+        """Return the operand of the node that corresponds to one that uses it."""
+        for node in self._trace.nodes[index:]:
+            if index in node.inputs and (other := self._by_line(node.index)) is not None:
+                return self._trace.nodes[other].inputs[node.inputs.index(index)]
+        return None
