@@ -29,7 +29,7 @@ def blamed_layout(alignment: Alignment, pair: Pair) -> tuple[Node, Node] | None:
             if not wrong:
                 continue
             last = next((k for k in mine[1:] if _moves(torch, k)), mine[-1])
-            return torch.node(last if a == mine[0] else a), jax.node((wrong or other[-1:])[0])
+            return torch.node(last if a == mine[0] else a), jax.node(wrong[0])
     return None
 
 

@@ -68,6 +68,8 @@ def explain(runs: PairedRuns, ids: NDArray[Any], name: str) -> Explanation:
         raise ValueError(f"{guest.label} cannot be compared: {error}") from error
     except GuestError as error:
         return Explanation(f"no line was found, because {error}")
+    if report.verdict is Verdict.NOT_COMPARABLE:
+        raise ValueError(f"{guest.label} cannot be compared: {report.reason}")
     if report.verdict is Verdict.EQUAL:
         return Explanation(_of_equal(trace, report.tolerance))
     if report.verdict is Verdict.EQUAL_WITH_CONSTANTS:
