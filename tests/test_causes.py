@@ -61,7 +61,7 @@ def check_line(report, folder, text):
         ),
         (TANH, "nn.functional.gelu(x)", "gelu(x)", "trf_blocks.0.ff.layers.1", "gelu(approximate"),
         (TANH, "nn.functional.silu(x)", "silu(x)", "trf_blocks.0.ff.layers.1", "silu for gelu"),
-        ("diagonal=1", "diagonal=2", "masked_fill", "trf_blocks.0.att.context", "the mask shifted"),
+        ("diagonal=1", "diagonal=2", "masked_fill", "trf_blocks.0.att.context", "our tril at"),
         (
             "scores = queries @ keys.mT\n    scores",
             "scores = keys @ queries.mT\n    scores",
@@ -75,13 +75,6 @@ def check_line(report, folder, text):
             "context.reshape(x.shape)",
             "trf_blocks.0.att.context",
             "before they are merged",
-        ),
-        (
-            "return self.out_head(self.final_norm(x))",
-            "return self.final_norm(x) @ self.tok_emb.weight.T",
-            "self.tok_emb.weight.T",
-            "logits",
-            "params.tok_emb.weight for params.out_head.weight",
         ),
     ],
 )
@@ -116,6 +109,13 @@ def test_a_mistake_with_a_known_change_is_explained(tmp_path, old, new, line, fi
             "return self.layers(x)",
             "trf_blocks.0.ff.layers.0",
             "only PyTorch uses trf_blocks.0.ff.layers.0.weight",
+        ),
+        (
+            "return self.out_head(self.final_norm(x))",
+            "return self.final_norm(x) @ self.tok_emb.weight.T",
+            "self.tok_emb.weight.T",
+            "logits",
+            "tok_emb.weight",
         ),
         (
             "self.out_head(self.final_norm(x))",

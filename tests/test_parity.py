@@ -102,7 +102,7 @@ def test_a_trained_model_is_equal(capsys):
         ("OtherEpsilon", "trf_blocks.0.norm2", "1e-06 instead of 1e-05"),
         ("ExactGelu", "trf_blocks.0.ff.layers.1", "gelu(approximate=False)"),
         ("MissingBias", "trf_blocks.1.ff.layers.2", "our reshape at linear.py:"),
-        ("WrongMask", "trf_blocks.0.att.context", "the mask shifted by one to the right"),
+        ("WrongMask", "trf_blocks.0.att.context", "our tril at attention.py:"),
         ("NoScale", "trf_blocks.0.att.context", "leaving out div"),
         ("WrongHeads", "trf_blocks.0.att.context", "before they are merged"),
         ("UnbiasedVariance", "final_norm", "PyTorch's mul at faults.py:"),
