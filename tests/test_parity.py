@@ -97,11 +97,11 @@ def test_a_trained_model_is_equal(capsys):
 @pytest.mark.parametrize(
     ("name", "where", "why"),
     [
-        ("TransposedMatrix", "trf_blocks.1.att.out_proj", "the other operand transposed"),
+        ("TransposedMatrix", "trf_blocks.1.att.out_proj", "transposed"),
         ("SwappedProjections", "trf_blocks.0.att.context", "the operands in the other order"),
         ("OtherEpsilon", "trf_blocks.0.norm2", "1e-06 instead of 1e-05"),
         ("ExactGelu", "trf_blocks.0.ff.layers.1", "gelu(approximate=False)"),
-        ("MissingBias", "trf_blocks.1.ff.layers.2", "our reshape at linear.py:"),
+        ("MissingBias", "trf_blocks.1.ff.layers.2", "at linear.py:"),
         ("WrongMask", "trf_blocks.0.att.context", "our tril at attention.py:"),
         ("NoScale", "trf_blocks.0.att.context", "leaving out div"),
         ("WrongHeads", "trf_blocks.0.att.context", "before they are merged"),
