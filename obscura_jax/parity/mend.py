@@ -137,9 +137,23 @@ def _everywhere(
     for i in others:
         n = lines.index(i) * len(theirs) // len(lines)
         other = _moved(setting, change, i, anchor.torch, theirs[n])
-        if other is not None:
+        if other is not None and _fits(setting, other):
             moved.append(other)
     return _together(wide, *moved).applied(setting.graph), 1 + len(moved)
+
+
+def _fits(setting: Setting, change: Change) -> bool:
+    """Return True if changed operations accept their operands and keep the shape of results."""
+    for equation in change.equations.values():
+        known = setting.trace.values(equation.inputs)
+        try:
+            results = equation.run([known[i] for i in equation.inputs])
+        except (TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+            return False
+        shapes = [setting.node(i).shape for i in equation.outputs]
+        if [np.shape(result) for result in results] != shapes:
+            return False
+    return True
 
 
 def _moved(
