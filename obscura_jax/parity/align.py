@@ -233,8 +233,8 @@ def first_pairs(
     }
     found.sort(key=lambda p: (p.torch, -p.overlap, *kinds[p], p.jax))
     if not found and (torch_first or jax_first):  # one side may end where the other goes on
-        mine, other = (*torch_first, *torch_outputs), (*jax_first, *jax_outputs)
-        found = [Pair(mine[0], other[0], 0.0)]
+        first = (*torch_first, *torch_outputs)[0], (*jax_first, *jax_outputs)[0]
+        found = [Pair(*first, 0.0)]
     return found
 
 

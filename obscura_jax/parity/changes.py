@@ -15,6 +15,7 @@ from obscura_jax.parity.relation import OUTPUT, apart
 from obscura_jax.parity.trace import Node
 
 _NEXT = 4  # ends to which the region leads
+_NEARBY = 100  # operations near a region
 _DEEP = 3  # operations before the region whose change may be the mend
 
 
@@ -110,16 +111,7 @@ class Setting:
             stack += side.node(i).inputs
         made = setting.position
         setting.region = sorted({made[i] for i in inside if i in made})
-        nearby: set[int] = set()
-        level = edge
-        for _ in range(_DEEP):
-            level = {
-                j
-                for i in level
-                if i in made and not side.node(i).leaf
-                for j in _before(side, i)
-                if made[i] not in nearby and not nearby.add(made[i])  # type: ignore[func-returns-value]
-            }
+        nearby = _computing(setting, edge)
         for i in inside:
             for j in side.node(i).inputs:
                 while side.node(j).layout and side.node(j).inputs and j not in inside:
@@ -273,8 +265,21 @@ class Setting:
         return replace(self.graph.equations[position], inputs=tuple(inputs))
 
 
-def _before(side: Side, index: int) -> list[int]:
-    return list(side.node(index).inputs)
+def _computing(setting: Setting, nodes: Iterable[int]) -> set[int]:
+    """Return the operations that compute some nodes: a few floats, and whole masks and indices."""
+    found: set[int] = set()
+    stack = [(i, _DEEP) for i in nodes]
+    while stack:
+        i, depth = stack.pop()
+        p = setting.position.get(i)
+        if p is None or p in found or len(found) >= _NEARBY:
+            continue
+        found.add(p)
+        for j in setting.node(i).inputs:
+            left = depth - setting.node(j).is_float
+            if left:
+                stack.append((j, left))
+    return found
 
 
 def wrapped(equation: Equation, call: Callable[..., Sequence[Any]], *more: int) -> Equation:

@@ -24,7 +24,7 @@ from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
 from obscura_jax.parity.relation import OUTPUT, apart, arrangements, correlation
-from obscura_jax.parity.trace import Node, Trace
+from obscura_jax.parity.trace import Trace
 
 TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
@@ -256,13 +256,10 @@ def _mended(
     change, anchor = repair.change, repair.anchor
     finding = _described(alignment, pair)
     arranged = finding.kind == "arrangement"
-    theirs = explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor)))
+    node = alignment.torch.node(_torch_place(alignment, pair, anchor))
+    theirs: Place | None = explain.place_of(node)
     place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
-    try:
-        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
-    except (TypeError, ValueError, IndexError, KeyError):  # other layers have other shapes
-        repair = replace(repair, graph=repair.here, occurrences=1)
-        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
     if arranged or change.kind in _LAYOUTS:
         twin = _twin(alignment, change.line)
         theirs = finding.torch if arranged else twin or theirs
@@ -271,7 +268,7 @@ def _mended(
             finding,
             torch=theirs,
             jax=explain.place_of(alignment.jax.node(place)),
-            mend=repair.mend,
+            mend=replace(repair.mend, source=alignment.jax.node(place).source),
             effect=_effect(torch, jax, after),
             occurrences=repair.occurrences,
         ),
@@ -292,10 +289,9 @@ def _twin(alignment: Alignment, index: int) -> Place | None:
 def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
     """Return where PyTorch lacks an operation of JAX: the operation before, or the one after."""
     jax = alignment.jax
-    if anchor.superfluous and anchor.operand is not None:
-        before = jax.node(anchor.operand)
-        if _in_one_function(before, jax.node(anchor.jax)):
-            return anchor.torch
+    before = anchor.operand if anchor.superfluous else None
+    if before is not None and jax.node(before).source == jax.node(anchor.jax).source:
+        return anchor.torch
     return pair.torch
 
 
@@ -307,17 +303,9 @@ def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
     here = torch.node(pair.torch)
     for i in torch.operands(pair.torch):
         same = torch.classes.get(i) == jax.classes.get(anchor.jax)
-        if same and _in_one_function(torch.node(i), here):
+        if same and torch.node(i).source == here.source:
             return jax.origin(anchor.jax)
     return pair.jax
-
-
-def _in_one_function(a: Node, b: Node) -> bool:
-    return (
-        a.source is not None
-        and b.source is not None
-        and (a.source.file, a.source.function) == (b.source.file, b.source.function)
-    )
 
 
 def _injected(

@@ -44,7 +44,6 @@ class Repair:
     Attributes:
         mend: the change, in words.
         graph: the changed program.
-        here: the program that is changed at this place only.
         anchor: where PyTorch's value is met.
         change: the change.
         occurrences: number of places that were changed.
@@ -52,7 +51,6 @@ class Repair:
 
     mend: Mend
     graph: Graph
-    here: Graph
     anchor: Anchor
     change: Change
     occurrences: int
@@ -71,7 +69,7 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
     change, wide, anchor = found
     graph, count = _everywhere(setting, change, wide, anchor)
     mend = Mend(change.kind, setting.node(change.line).source, change.words)
-    return Repair(mend, graph, wide.applied(setting.graph), anchor, change, count)
+    return Repair(mend, graph, anchor, change, count)
 
 
 Met = tuple[Change, Change, Anchor]
