@@ -165,7 +165,8 @@ def _settle(side: Side) -> None:
                 classes = {side.classes[j] for j in node.inputs if j in side.classes}
                 if len(classes) == 1:
                     side.classes[i] = next(iter(classes))
-    strong = {i for i in side.matched - side.weak if not side.node(i).leaf}
+    # Integers may be equal although they are computed from values that are not.
+    strong = {i for i in side.matched - side.weak if not side.node(i).leaf and side.is_strong(i)}
     consumers = side.trace.consumers()
     for i in sorted(side.live, reverse=True):
         if i not in side.settled and any(

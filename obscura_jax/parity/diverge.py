@@ -30,6 +30,7 @@ TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
 _PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
+_EXACT = 1e-11  # tolerance below which no constant is rounded; gradients may show it enlarged
 _ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
 
 
@@ -56,14 +57,14 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
     A recording can neither be mended nor continued, so one place is found at most.
     """
     found = Divergence(align(torch, jax, TOLERANCE), jax)
-    if not differing(torch, jax):
+    if not differing(torch, jax, _EXACT):
         return found
     tolerance = TOLERANCE
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
         found.jax = jax
         found.findings += constants
-    elif any(_float32_twins(found.alignment.torch, found.alignment.jax)):
+    elif differing(torch, jax) and any(_float32_twins(found.alignment.torch, found.alignment.jax)):
         tolerance = _ROUNDED
     for _ in range(limit):
         outputs = differing(torch, jax, tolerance)
