@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 101,
         "hidden_size": 64,
@@ -98,13 +98,14 @@ def sides(size: str, epsilon: float) -> tuple[Any, Any]:
 
     from obscura_jax.parity import jax_program, torch_program
 
-    config = LlamaConfig(
+    settings: dict[str, Any] = {
         **SIZES[size],
-        rms_norm_eps=_EPSILON,
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-        use_cache=False,
-    )
+        "rms_norm_eps": _EPSILON,
+        "tie_word_embeddings": True,
+        "attn_implementation": "eager",
+        "use_cache": False,
+    }
+    config = LlamaConfig(**settings)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     state = {name: jnp.asarray(value.numpy()) for name, value in model.state_dict().items()}

@@ -15,6 +15,7 @@ from obscura_jax.parity.relation import OUTPUT, apart
 from obscura_jax.parity.trace import Node
 
 _NEXT = 4  # ends to which the region leads
+_ENTRIES = 10_000  # entries that take about as long as calling an operation
 _NEARBY = 100  # operations near a region
 _DEEP = 3  # operations before the region whose change may be the mend
 
@@ -65,6 +66,22 @@ class Change:
 
 
 @dataclass
+class Effort:
+    """How much more may be evaluated: a bound on the search that does not depend on the clock.
+
+    Attributes:
+        left: operations on a few numbers; one on many counts as several.
+    """
+
+    left: int
+
+    def spend(self, entries: int) -> bool:
+        """Account for an operation on so many entries; return False if nothing is left."""
+        self.left -= 1 + entries // _ENTRIES
+        return self.left > 0
+
+
+@dataclass
 class Setting:
     """The part of a JAX program around the place where the programs part.
 
@@ -76,6 +93,7 @@ class Setting:
         region: positions of the operations from the matched values to the ends.
         nearby: positions of the operations that compute the operands of the region, masks and
             indices included.
+        effort: how much more may be evaluated here.
     """
 
     alignment: Alignment
@@ -84,6 +102,7 @@ class Setting:
     ends: list[int]
     region: list[int]
     nearby: list[int]
+    effort: Effort
 
     @classmethod
     def around(
@@ -92,10 +111,11 @@ class Setting:
         pair: Pair,
         trace: JaxTrace,
         ends: list[int],
+        effort: Effort,
         toward: Iterable[int] | None = None,
     ) -> "Setting":
         """Return the setting around a pair, up to the values `toward`, by default the next ends."""
-        setting = cls(alignment, pair, trace, ends, [], [])
+        setting = cls(alignment, pair, trace, ends, [], [], effort)
         side = alignment.jax
         inside: set[int] = set()
         edge: set[int] = set()
@@ -129,7 +149,7 @@ class Setting:
     def toward(self, nodes: Iterable[int]) -> "Setting":
         """Return the setting whose region leads to some nodes."""
         nodes = list(nodes)
-        return Setting.around(self.alignment, self.pair, self.trace, self.ends, nodes)
+        return Setting.around(self.alignment, self.pair, self.trace, self.ends, self.effort, nodes)
 
     def twin(self, index: int) -> int | None:
         """Return PyTorch's node with the value of a JAX node, the first that is no layout."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
 from obscura_jax.parity.anchors import Anchor, anchors
-from obscura_jax.parity.changes import Setting
+from obscura_jax.parity.changes import Effort, Setting
 from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
@@ -23,12 +23,13 @@ from obscura_jax.parity.jax_trace import JaxTrace, evaluated
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
-from obscura_jax.parity.relation import OUTPUT, apart, arrangements, correlation
+from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
 from obscura_jax.parity.trace import Trace
 
 TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
+_EFFORT, _ALL_EFFORT = 50_000, 200_000  # of the search for one mend, and for all
 _PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
 _EXACT = 1e-11  # tolerance below which no constant is rounded; gradients may show it enlarged
 _ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
@@ -66,13 +67,14 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
         found.findings += constants
     elif differing(torch, jax) and any(_float32_twins(found.alignment.torch, found.alignment.jax)):
         tolerance = _ROUNDED
+    effort = Effort(_ALL_EFFORT)
     for _ in range(limit):
         outputs = differing(torch, jax, tolerance)
         if not outputs:
             found.complete = tolerance == TOLERANCE
             break
         alignment = align(torch, jax, tolerance)
-        step = _step(alignment, torch, jax, outputs)
+        step = _step(alignment, torch, jax, outputs, effort)
         if step is None:
             found.complete = False
             break
@@ -191,7 +193,7 @@ def _exact_in_float32(x: NDArray[Any]) -> bool:
 
 
 def _step(
-    alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int]
+    alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int], effort: Effort
 ) -> tuple[Finding, Trace | None] | None:
     """Return the first place at which the sides part, and the JAX side that goes on from there."""
     pairs = first_pairs(
@@ -203,11 +205,13 @@ def _step(
         return _described(alignment, pairs[0]), None
     located: tuple[Pair, Setting, tuple[Anchor, ...]] | None = None
     for pair in pairs[:_PAIRS]:
-        setting = Setting.around(alignment, pair, jax, gates(alignment.jax, pair.jax))
+        ends = gates(alignment.jax, pair.jax)
+        setting = Setting.around(alignment, pair, jax, ends, Effort(min(_EFFORT, effort.left)))
         found = tuple(islice(anchors(setting), _ANCHORS))
         if located is not None and _nodes(found) == _nodes(located[2]):
             continue  # the mend would have been found
         repair = find_mend(setting, found)
+        effort.left -= _EFFORT - setting.effort.left
         if repair is not None:
             return _mended(alignment, pair, repair, torch, jax)
         if found and located is None:
@@ -264,6 +268,8 @@ def _mended(
     if arranged or change.kind in _LAYOUTS:
         twin = _twin(alignment, change.line)
         theirs = finding.torch if arranged else twin or theirs
+    elif not alignment.jax.node(place).is_float:
+        theirs = _integers_twin(alignment, pair, after, place) or theirs
     return (
         replace(
             finding,
@@ -287,6 +293,24 @@ def _twin(alignment: Alignment, index: int) -> Place | None:
     return explain.place_of(torch.node(layouts[0])) if layouts else None
 
 
+def _integers_twin(alignment: Alignment, pair: Pair, after: JaxTrace, place: int) -> Place | None:
+    """Return PyTorch's operation that computes the integers or the mask of a mended operation."""
+    torch = alignment.torch
+    found: set[int] = set()
+    stack = list(torch.node(pair.torch).inputs)
+    while stack:
+        i = stack.pop()
+        if i not in found and not torch.node(i).is_float and not torch.node(i).leaf:
+            found.add(i)
+            stack += torch.node(i).inputs
+    ours = after.values([place])[place]
+    for i, x in sorted(torch.trace.values(found).items()):
+        for y in (x, ~x) if x.dtype == bool else (x,):
+            if y.size == ours.size and arrangement(y.astype(float), ours.astype(float)) is not None:
+                return explain.place_of(torch.node(i))
+    return None
+
+
 def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
     """Return where PyTorch lacks an operation of JAX: the operation before, or the one after."""
     jax = alignment.jax
@@ -302,10 +326,10 @@ def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
         return anchor.jax
     torch, jax = alignment.torch, alignment.jax
     here = torch.node(pair.torch)
-    for i in torch.operands(pair.torch):
-        same = torch.classes.get(i) == jax.classes.get(anchor.jax)
-        if same and torch.node(i).source == here.source:
-            return jax.origin(anchor.jax)
+    twins = [i for i in torch.live if torch.classes.get(i) == jax.classes.get(anchor.jax)]
+    near = [i for i in torch.operands(pair.torch) if i in twins]
+    if not near or any(torch.node(i).source == here.source for i in near):
+        return jax.origin(anchor.jax)
     return pair.jax
 
 

@@ -23,7 +23,7 @@ from obscura_jax.parity.anchors import Anchor, at_the_pair
 from obscura_jax.parity.changes import Change, Loaded, Setting
 from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Equation, Graph
-from obscura_jax.parity.parallel import Parallel, same_line
+from obscura_jax.parity.parallel import parallel, same_line
 from obscura_jax.parity.window import Window
 
 _MOST = 2000  # changes that are tried for one place
@@ -158,12 +158,12 @@ def _moved(
     setting: Setting, change: Change, node: int, torch_here: int = 0, torch_there: int | None = None
 ) -> Change | None:
     """Return a change in another layer, where `node` is the one to be changed."""
-    parallel = Parallel(setting.trace, change.node, node)
+    other_layer = parallel(setting.trace, change.node, node)
     equations: dict[int, Equation] = {}
     for p, equation in change.equations.items():
         own = setting.graph.equations[p]
-        result = parallel(own.outputs[0])
-        inputs = [parallel(i) for i in equation.inputs]
+        result = other_layer(own.outputs[0])
+        inputs = [other_layer(i) for i in equation.inputs]
         if result is None or None in inputs or result not in setting.position:
             return None
         q = setting.position[result]
@@ -180,7 +180,7 @@ def _moved(
             equations[q] = replace(equation, inputs=given, outputs=there.outputs)
     leaves: dict[int, Any] = {}
     for leaf, value in change.leaves.items():
-        other = parallel(leaf)
+        other = other_layer(leaf)
         graph = setting.graph
         if other is None or not np.array_equal(graph.leaves[leaf], graph.leaves[other]):
             return None
@@ -195,7 +195,7 @@ def _loaded(
     torch = setting.torch.trace
     if torch_there is None:
         return None
-    source = Parallel(torch, torch_here, torch_there)(loaded.source)
+    source = parallel(torch, torch_here, torch_there)(loaded.source)
     if source is None or torch.nodes[source].shape != torch.nodes[loaded.source].shape:
         return None
     return loaded.build(there, torch.values([source])[source])
