@@ -137,7 +137,7 @@ def _applied(setting: Setting, anchor: Anchor, step: _Step) -> Change | None:
         p = setting.position[index]
         return _of_result(setting, p, step)
     changed, loaded = {}, {}
-    for p in setting.region:
+    for p in anchor.uses:
         equation = graph.equations[p]
         for at in [at for at, i in enumerate(equation.inputs) if i == index]:
             if step.parameter is not None:
