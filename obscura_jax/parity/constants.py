@@ -1,4 +1,4 @@
-"""The number that a constant of low precision stands for.
+"""The number that a constant of low precision means.
 
 A program that writes 1e-6 or sqrt(2 / pi) holds the nearest float32, which is wrong by up to 6e-8
 in float64. Both programs mean the number itself.
@@ -15,7 +15,7 @@ _LARGEST = 1 << 14  # the roots of integers up to this one are recognized
 
 
 def exact_value(x: Any) -> Any:
-    """Return the float64 number that a scalar of low precision stands for.
+    """Return the float64 number that a scalar of low precision means.
 
     It is the root of an integer, its inverse, or another number with a name, if that rounds to the
     scalar in float32 and no short decimal does; else the shortest decimal. Arrays with axes,

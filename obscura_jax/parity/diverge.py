@@ -1,6 +1,6 @@
 """Find one place after another at which two programs part.
 
-After each finding, the JAX program goes on with the values that it should have computed: by a mend
+After each finding, the JAX program continues with the values that it should have computed: by a mend
 if one is known, else with PyTorch's values. So a second difference is not hidden by the first.
 """
 
@@ -192,7 +192,7 @@ def _exact_in_float32(x: NDArray[Any]) -> bool:
 def _step(
     alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int]
 ) -> tuple[Finding, Trace | None] | None:
-    """Return the first place at which the sides part, and the JAX side that goes on from there."""
+    """Return the first place at which the sides part, and the JAX side that continues there."""
     pairs = first_pairs(
         alignment, [torch.outputs[n] for n in outputs], [jax.outputs[n] for n in outputs]
     )

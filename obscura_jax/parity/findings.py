@@ -1,4 +1,4 @@
-"""What a comparison of two programs found: places, findings, notes and the verdict."""
+"""The results of a comparison of two programs: places, findings, notes and the verdict."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

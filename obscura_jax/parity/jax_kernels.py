@@ -1,4 +1,4 @@
-"""What the tracer knows about JAX's primitives."""
+"""Tables of JAX's primitives for the tracer: which move entries, and which draw numbers."""
 
 
 def _words(text: str) -> frozenset[str]:

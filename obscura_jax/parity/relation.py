@@ -1,4 +1,4 @@
-"""How two arrays relate: a factor, an offset, a sign, another order of the axes."""
+"""Relations of two arrays: a factor, an offset, a sign, another order of the axes."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _LARGE = 1 << 20
 
 @dataclass(frozen=True)
 class Relation:
-    """How the values of one array follow from those of another.
+    """A rule by which the values of one array follow from those of another.
 
     Attributes:
         words: a description, such as "equal up to a factor of 0.125".

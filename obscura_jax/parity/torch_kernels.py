@@ -1,4 +1,4 @@
-"""What the tracer knows about PyTorch's operations: which move entries, and what fused ones do.
+"""Tables of PyTorch's operations for the tracer: which move entries, and what fused ones do.
 
 A fused kernel, such as a layer norm, is traced as the elementary operations that it consists of.
 """

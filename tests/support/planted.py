@@ -31,7 +31,7 @@ FAULTS = (*ATTENTION, *OTHER)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison says of a planted fault.
+    """The result of a comparison with a planted fault.
 
     Attributes:
         report: the report.
