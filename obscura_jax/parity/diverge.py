@@ -1,7 +1,7 @@
 """Find one place after another at which two programs part.
 
-After each finding, the JAX program continues with the values that it should have computed: by a mend
-if one is known, else with PyTorch's values. So a second difference is not hidden by the first.
+After each finding, the JAX program continues with the values that it should have computed: by a
+mend if one is known, else with PyTorch's values. So a second difference is not hidden by the first.
 """
 
 from collections.abc import Iterator, Sequence

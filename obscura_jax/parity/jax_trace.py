@@ -26,6 +26,8 @@ _NEEDS_VALUES = (
     jax.errors.NonConcreteBooleanIndexError,
 )
 
+_CHANGES_STATE = "TraceContextError"  # an exception of Flax NNX, which the engine does not import
+
 
 @dataclass
 class JaxTrace(Trace):
@@ -75,10 +77,11 @@ def flattened(program: JaxProgram) -> FlatProgram:
             with_static[place] = value
         args, kwargs = jax.tree_util.tree_unflatten(tree, with_static)
         result = picked(call(*args, **kwargs), program.out, "JAX")
-        found = arrays_in(result, lambda x: hasattr(x, "dtype") and hasattr(x, "shape"))
+        found = arrays_in(result, is_array)
         if not found:
             raise NotComparableError(
-                "the JAX side returns no arrays; return one, or pick one with out="
+                f"the JAX side returns no arrays but {type(result).__name__}; return an array, or "
+                "pick one with out="
             )
         labels[:] = found
         return list(found.values())
@@ -105,6 +108,13 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
             from obscura_jax.parity.jax_eager import record
 
             closed, native = record(flat.call, arrays)
+        except Exception as error:
+            if type(error).__name__ != _CHANGES_STATE:
+                raise
+            raise NotComparableError(
+                "the JAX side changes its own state when it is called, as dropout and batch norms "
+                "in training mode do; call .eval() on the module"
+            ) from error
     captured = captured_names(program.call)
     names = flat.names + [captured.get(id(c), "constant") for c in closed.consts]
     graph = build_graph(closed, arrays, names)
@@ -173,8 +183,13 @@ def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dic
 def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
     """Return the leaves of the inputs, their tree, the places of arrays, and the callable."""
     leaves, tree = jax.tree_util.tree_flatten((program.args, program.kwargs))
-    dynamic = [n for n, x in enumerate(leaves) if hasattr(x, "dtype") and hasattr(x, "shape")]
+    dynamic = [n for n, x in enumerate(leaves) if is_array(x)]
     return leaves, tree, dynamic, program.call
+
+
+def is_array(x: Any) -> bool:
+    """Return True for arrays of JAX and of NumPy, and for what stands for one in a trace."""
+    return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
 def _aval(x: Any) -> Any:

@@ -137,6 +137,8 @@ class _BackwardRun(Run):
         """Run the backward pass."""
         import torch
 
+        for x in results:
+            self.place(self.lift(x), x)  # an input that is returned as it is becomes a leaf here
         ends = [
             (results[n], torch.from_numpy(factor))
             for n, factor in self._cotangents.items()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from obscura_jax.extras import require
 from obscura_jax.parity import torch_kernels
 from obscura_jax.parity.fingerprint import fingerprint
 from obscura_jax.parity.program import NotComparableError, TorchProgram, arrays_in, picked
@@ -30,6 +31,7 @@ def trace_torch(program: TorchProgram) -> Trace:
     Raises:
         NotComparableError: if it returns no tensors, or different ones in two runs.
     """
+    require("torch", "parity", "a comparison with a PyTorch program")
     native = _native(program)
     run = Run(program)
     run()
@@ -57,20 +59,11 @@ def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
     """Return the outputs in the program's own precision, from the first of two runs."""
     import torch
 
-    def run() -> dict[str, NDArray[Any]]:
-        with torch.no_grad(), running("PyTorch"):
-            result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
-        tensors = arrays_in(result, is_tensor)
-        return {name: numpy_of(x).copy() for name, x in tensors.items()}
-
+    _check_devices(program)
     before = torch.get_rng_state()
-    first = run()
+    first = _outputs(program)
     drew = not torch.equal(before, torch.get_rng_state())
-    if not first:
-        raise NotComparableError(
-            "the PyTorch side returns no tensors; return one, or pick with out="
-        )
-    second = run()
+    second = _outputs(program)
     if first.keys() != second.keys() or not all(map(_same, first.values(), second.values())):
         why = (
             "it draws random numbers; call .eval() on the module, or set dropout to 0"
@@ -81,6 +74,35 @@ def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
             f"the PyTorch side returns different results in two runs on the same input: {why}"
         )
     return first
+
+
+def _check_devices(program: TorchProgram) -> None:
+    for module in modules_of(program.call):
+        for name, x in (*module.named_parameters(), *module.named_buffers()):
+            if x.is_meta:
+                raise NotComparableError(
+                    f"the PyTorch side has no values: {name} is on the device meta; build the "
+                    "module on the CPU, and load its weights"
+                )
+
+
+def _outputs(program: TorchProgram) -> dict[str, NDArray[Any]]:
+    import torch
+
+    with torch.no_grad(), running("PyTorch"):
+        result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
+    tensors = arrays_in(result, is_tensor)
+    if not tensors:
+        raise NotComparableError(
+            f"the PyTorch side returns no tensors but {type(result).__name__}; return a tensor, or "
+            "pick one with out="
+        )
+    if any(x.is_meta for x in tensors.values()):
+        raise NotComparableError(
+            "the PyTorch side returns tensors on the device meta, which have no values; give it "
+            "inputs on the CPU"
+        )
+    return {name: numpy_of(x).copy() for name, x in tensors.items()}
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
