@@ -368,7 +368,7 @@ def _given(
     for i, j in zip(torch_nodes, jax_nodes, strict=True):
         if i not in theirs or j in given:
             continue
-        shape = jax.nodes[j].shape
+        shape = jax.values([j])[j].shape  # complex numbers are pairs
         x = theirs[i]
         given[j] = x.transpose(order).reshape(shape) if order else x.reshape(shape)
         changed += 1

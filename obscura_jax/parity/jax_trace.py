@@ -15,7 +15,7 @@ from obscura_jax.parity.jax_graph import Graph, as_numpy, build_graph
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
 from obscura_jax.parity.side_errors import running
-from obscura_jax.parity.trace import Trace
+from obscura_jax.parity.trace import Node, Trace
 
 KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
 _NEEDS_VALUES = (
@@ -136,7 +136,7 @@ def evaluated(
         native: its outputs in its own precision.
         given: values that stand in for those of nodes.
     """
-    given = dict(given or {})
+    given = {i: _as_the_program_has_it(graph.nodes[i], x) for i, x in (given or {}).items()}
     parameters = [
         i
         for i, value in graph.leaves.items()
@@ -175,6 +175,12 @@ def evaluated(
     return trace
 
 
+def _as_the_program_has_it(node: Node, value: Any) -> Any:
+    """Return the value of a node, with complex numbers for pairs of real ones."""
+    pairs = "complex" in node.dtype and np.shape(value) == (*node.shape, 2)
+    return value[..., 0] + 1j * value[..., 1] if pairs else value
+
+
 def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dict[int, Any]:
     found = graph.evaluate(wanted, given)
     return {i: array for i, x in found if (array := as_numpy(x)) is not None}
@@ -188,7 +194,7 @@ def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
 
 
 def is_array(x: Any) -> bool:
-    """Return True for arrays of JAX and of NumPy, and for what stands for one in a trace."""
+    """Return True for arrays of JAX and of NumPy, and for the values of a trace."""
     return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
