@@ -60,8 +60,8 @@ def compare(
         outputs=outputs,
         findings=unusual.added_to(found.findings),
         sides=(
-            side_of(alignment.torch, alignment.jax, _name(torch_side)),
-            side_of(alignment.jax, alignment.torch, _name(jax_side)),
+            side_of(alignment.torch, alignment.jax, _name(torch_side), torch_side),
+            side_of(alignment.jax, alignment.torch, _name(jax_side), jax_side),
         ),
         tolerance=TOLERANCE,
         complete=found.complete,
