@@ -19,8 +19,8 @@ def exact_value(x: Any) -> Any:
     """Return the float64 number that a scalar of low precision means.
 
     It is the root of an integer, its inverse, or another number with a name, if that rounds to the
-    scalar in float32 and no short decimal does; the scalar itself, if it has few binary digits; else
-    the shortest decimal. Arrays with axes, integers and float64 are returned unchanged.
+    scalar in float32 and no short decimal does; the scalar itself, if it has few binary digits;
+    else the shortest decimal. Arrays with axes, integers and float64 are returned unchanged.
     """
     array = np.asarray(x)
     low = array.dtype.name in ("float32", "float16", "bfloat16")
