@@ -50,11 +50,13 @@ def test_an_operation_that_pytorch_lacks_is_superfluous():
 
 
 def test_an_operation_that_jax_lacks_is_lacking():
-    def ours(x):
-        y = jnp.tanh(x)
-        return jnp.exp(jnp.cos(y) + y)
+    def theirs(x):
+        return torch.exp(torch.cos(torch.tanh(x) * 1.5))
 
-    here, all_ = found(ours)
+    def ours(x):
+        return jnp.exp(jnp.cos(jnp.tanh(x)))
+
+    here, all_ = found(ours, theirs)
     lacking = [anchor for anchor in all_ if anchor.lacking]
     assert lacking
     assert ops(here.torch, [lacking[0].torch]) == ["mul"]
@@ -66,11 +68,14 @@ def test_two_differences_have_no_anchor_at_the_first():
 
     def ours(x):
         y = jnp.tanh(x)
-        return jnp.exp(jnp.cos(y * 1.25) * 1.001 + y)
+        return jnp.exp(jnp.cos(y * 1.25) / 1.001 + y)
 
     here, all_ = found(ours)
-    assert all(ops(here.jax, [anchor.jax]) != ["mul"] for anchor in all_[:1])
-    assert [anchor.torch for anchor in at_the_pair(here)] == [here.pair.torch]
+    assert (ops(here.torch, [all_[0].torch]), ops(here.jax, [all_[0].jax])) == (["cos"], ["div"])
+    assert all(here.pair.jax != anchor.jax for anchor in all_)
+    assert {(anchor.torch, anchor.jax) for anchor in at_the_pair(here)} == {
+        (here.pair.torch, here.pair.jax)
+    }
 
 
 def test_huge_entries_count_as_infinite():

@@ -107,3 +107,20 @@ def test_an_overflow_in_one_sides_own_precision_is_noted(factor):
     notes = [note for note in report.notes if "own precision" in note]
     expected = "the output is finite in float64, but not in PyTorch's own precision"
     assert notes == ([expected] if factor > 1 else [])
+
+
+def test_a_gradient_that_is_nan_on_one_side_alone_differs():
+    """The root of a negative number is masked, but the gradient through it is NaN."""
+
+    def careless(x):
+        kind = torch if isinstance(x, torch.Tensor) else jnp
+        return kind.where(x > 0, kind.sqrt(x), 0.0)
+
+    def careful(x):
+        return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+
+    report = compare(side_of("PyTorch", careless), side_of("JAX", careful))
+    assert all(output.equal for output in report.outputs)
+    assert report.verdict is Verdict.DIFFERS
+    assert report.gradients[0].apart == np.inf
+    assert compare(side_of("PyTorch", careless), side_of("JAX", careless)).equal

@@ -22,6 +22,7 @@ class Module(torch.nn.Module):
         self.unused = torch.nn.Parameter(torch.ones(3))
 
     def forward(self, x):
+        self.unused.exp()
         return torch.tanh(x @ self.weight) + self.bias
 
 
@@ -45,7 +46,7 @@ def test_parameters_without_a_twin_are_named():
 
 
 def test_a_part_of_a_parameter_has_a_twin():
-    both = np.concatenate([W, W], 1) + np.arange(2).repeat(7).astype(np.float32)
+    both = np.concatenate([W, W], 1) + 5 * np.arange(2).repeat(7).astype(np.float32)
     torch_side, _ = summaries(lambda x: jnp.tanh(x @ jnp.asarray(both)[:, :7]))
     assert torch_side.unmatched_parameters == ("bias",)
 
