@@ -45,10 +45,10 @@ def compare_guest(name, **options):
         ("LastOnly", "it returned a float64 tensor of shape (1, 1, 17); return logits (1, 11, 17)"),
         ("LossFirst", "it returned a tuple of a float64 tensor of shape (), a float64 tensor of"),
         ("Silent", "it returned None; return logits (1, 11, 17), or a tuple"),
-        ("Noise", "draws random numbers in evaluation mode: two runs on the same input differ by"),
-        ("AlwaysDrops", "draws random numbers in evaluation mode: two runs on the same input "),
-        ("NoisyGradient", "draws random numbers in evaluation mode: two runs on the same input "),
-        ("Drifts", "keeps something from one call to the next: two runs on the same input differ"),
+        ("Noise", "in two runs on the same input: it draws random numbers"),
+        ("AlwaysDrops", "in two runs on the same input: it draws random numbers"),
+        ("NoisyGradient", "in its backward pass: two runs on the same input give different"),
+        ("Drifts", "in two runs on the same input: it keeps state from one call to the next"),
     ],
 )
 def test_a_module_that_cannot_be_compared_is_one_line_and_exit_code_2(native, capsys, name, words):
@@ -152,24 +152,29 @@ def test_logits_are_found_in_the_returned_value(name):
     assert verdict(compare_guest(name)) == "equal up to rounding"
 
 
-def test_draws_without_effect_are_noted():
-    report = compare_guest("DrawsInVain")
-    assert verdict(report) == "equal up to rounding"
-    assert "the module draws random numbers; in two runs they changed nothing" in report.notes
+def test_draws_without_effect_are_equal():
+    assert verdict(compare_guest("DrawsInVain")) == "equal up to rounding"
 
 
 def test_scaling_queries_instead_of_scores_is_equal():
-    report = compare_guest("QueriesScaled")
-    assert verdict(report) == "equal up to rounding"
-    assert any("att.scores, which it scales elsewhere" in note for note in report.notes)
-    assert not any("att.scores" in row.name for row in report.sections[0].findings)
-    assert "first at trf_blocks.0.att.weights" in verdict(compare_guest("WholeWidth"))
+    assert verdict(compare_guest("QueriesScaled")) == "equal up to rounding"
+    sentence = verdict(compare_guest("WholeWidth"))
+    assert "first at trf_blocks.0.att.context" in sentence
+    assert "PyTorch's div at guests.py:" in sentence
+    assert "3.464101615 instead of 2" in sentence
+
+
+@pytest.mark.parametrize("name", ["PerLayer", "PerLayerRoot"])
+def test_a_scale_that_differs_by_layer_is_found_in_the_second(name):
+    sentence = verdict(compare_guest(name))
+    assert "first at trf_blocks.1.att.context" in sentence
+    assert "PyTorch's div at guests.py:" in sentence
 
 
 def test_nan_in_float32_alone_is_different():
     report = compare_guest("NotANumber")
     assert "first at logits, NaN or infinite in theirs, in float32" in verdict(report)
-    assert "the cause is unknown" in verdict(report)
+    assert "with every operation in float64, both are equal" in verdict(report)
 
 
 def test_logits_must_have_the_shape_of_the_ids():

@@ -1,8 +1,11 @@
 """Report files are checked first and survive later errors; the HTML page shows the report."""
 
+import json
 import os
 import re
 import sys
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -11,16 +14,25 @@ import pytest
 
 import obscura_jax.parity.gpt.lab
 from obscura_jax.interop.checkpoint import save_model
+from obscura_jax.parity.findings import Finding as Difference
+from obscura_jax.parity.findings import Mend, Place
 from obscura_jax.parity.gpt.compare import Finding
 from obscura_jax.parity.gpt.page import as_html, chart
-from obscura_jax.parity.gpt.report import as_text
+from obscura_jax.parity.gpt.report import as_json, as_text
 from obscura_jax.parity.gpt.verdict import Report, Section, Tokens
 from obscura_jax.parity.report_files import check_writable, write
+from obscura_jax.parity.trace import Source
 from tests.support import processes
 from tests.support.models import BIASED, model_of
 from tests.test_parity import call
 
 NAN = float("nan")
+THEIRS = Place("add", "", Source("/mine.py", 31), "return x + y <b>", "trf_blocks.0", (3, 5))
+OURS = Place("add", "", Source("/model.py", 90), "return x + 2 * y", "", (3, 5))
+PLACES = (
+    *[Difference("operation", THEIRS, OURS, mend=Mend("literal", OURS.source, "1 for 2"))] * 2,
+    Difference("operation", replace(THEIRS, source=None), OURS, relation="JAX's is larger"),
+)
 FORWARD = Section(
     "forward pass",
     [
@@ -30,6 +42,7 @@ FORWARD = Section(
         Finding("logits", NAN, NAN, NAN, False, "NaN or infinite in theirs", "full context"),
     ],
     cause="the shortcut is missing",
+    places=PLACES,
 )
 TOKENS = [
     Tokens("<|endoftext|> inside", 16),
@@ -202,6 +215,32 @@ def test_the_page_shows_the_report():
         ["random ids", "near-tie", "15", "3", "1.5e-09"],
         ["rare tokens", "differs", "14", "2", "2.5e-01"],
     ]
+
+
+def test_the_page_shows_both_lines_of_each_place():
+    page = as_html(REPORT)
+    shown = re.findall(r"<li>(PyTorch.*)\n", page)
+    assert [unescape(words) for words in shown] == [
+        "PyTorch's add at mine.py:31 and our add at model.py:90 differ in 2 places; PyTorch's "
+        "values are ours with 1 instead of 2",
+        "PyTorch's add and our add at model.py:90 differ; ours is larger",
+    ]
+    assert [unescape(code) for code in re.findall("<pre>(.*)</pre>", page)] == [
+        "mine.py:31  return x + y <b>",
+        *["model.py:90  return x + 2 * y"] * 2,  # the second place has no line in PyTorch
+    ]
+    without = replace(REPORT, sections=[replace(FORWARD, places=())])
+    assert "<pre>" not in as_html(without)
+
+
+def test_the_json_contains_both_lines_of_each_place():
+    (section,) = json.loads(as_json(REPORT))["sections"]
+    first, _, second = section["places"]
+    source = first["torch"]["source"]
+    assert (source["file"], source["line"]) == ("/mine.py", 31)
+    assert first["jax"]["code"] == "return x + 2 * y"
+    assert first["mend"]["words"] == "1 for 2"
+    assert (second["torch"]["source"], second["mend"]) == (None, None)
 
 
 def test_the_page_is_one_file_and_escapes_text():

@@ -144,7 +144,8 @@ META = "the device meta; build the module on the CPU, and load its weights"
         (
             "lambda x: COUNT.append(1) or len(COUNT) * LINEAR(x), T",
             JAX,
-            f"{SEVERAL_RUNS}it keeps state from one call to the next",
+            f"{SEVERAL_RUNS}it keeps state from one call to the next, or draws random numbers "
+            "without PyTorch",
         ),
         (
             "lambda x: torch.manual_seed(1) and LINEAR(x) + torch.rand(3, 5), T",

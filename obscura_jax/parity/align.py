@@ -165,7 +165,8 @@ def _settle(side: Side) -> None:
                 classes = {side.classes[j] for j in node.inputs if j in side.classes}
                 if len(classes) == 1:
                     side.classes[i] = next(iter(classes))
-    strong = {i for i in side.matched - side.weak if not side.node(i).leaf}
+    # Integers may be equal although they are computed from values that are not.
+    strong = {i for i in side.matched - side.weak if not side.node(i).leaf and side.is_strong(i)}
     consumers = side.trace.consumers()
     for i in sorted(side.live, reverse=True):
         if i not in side.settled and any(
@@ -233,8 +234,8 @@ def first_pairs(
     }
     found.sort(key=lambda p: (p.torch, -p.overlap, *kinds[p], p.jax))
     if not found and (torch_first or jax_first):  # one side may end before the other one
-        mine, other = (*torch_first, *torch_outputs), (*jax_first, *jax_outputs)
-        found = [Pair(mine[0], other[0], 0.0)]
+        first = (*torch_first, *torch_outputs)[0], (*jax_first, *jax_outputs)[0]
+        found = [Pair(*first, 0.0)]
     return found
 
 

@@ -18,12 +18,17 @@ from obscura_jax.parity.align import Side
 from obscura_jax.parity.changes import Change, Setting, operand_of, result_of, wrapped
 from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
 from obscura_jax.parity.gates import gates
+from obscura_jax.parity.jax_graph import Equation
 from obscura_jax.parity.relation import arrangement, arrangements, correlation
 from obscura_jax.parity.window import Window
 
 _NEAR = 8  # values after a pair that may be anchors
 _EXTRA = 4  # values after a pair that PyTorch may lack
-_DEPENDENT, _EQUAL = 8, 2  # values after an anchor that are looked at, and that must be equal
+_DEPENDENT = 8  # values after an anchor that are looked at
+# The share of them that must be equal. Each side may have intermediate values of its own. Without
+# a superfluous operation everything is equal, but few values may be so by chance.
+_SHARE, _MORE = 0.5, 0.75
+_LAST = 3  # that both sides compute the same again at the end is enough
 _ORDERS = 3  # orders of the axes that are tried for one pair of values
 _HUGE = 1e30
 
@@ -41,6 +46,7 @@ class Anchor:
         superfluous: whether PyTorch lacks the operations that compute JAX's value from `goal`.
         injection: the change that puts `goal` in the place of JAX's value.
         operand: if `superfluous`, the JAX node whose value is `goal`.
+        uses: if `lacking`, the positions of the operations that use the operand.
     """
 
     torch: int
@@ -51,6 +57,7 @@ class Anchor:
     superfluous: bool
     injection: Change
     operand: int | None = None
+    uses: tuple[int, ...] = ()
 
     def met(self, value: NDArray[Any], tolerance: float) -> bool:
         """Return True if a value of JAX is PyTorch's; huge entries count as infinite."""
@@ -115,11 +122,25 @@ def anchors(setting: Setting) -> Iterator[Anchor]:
     for _, _, i, j in found:
         lacking = j not in setting.ends and j != setting.pair.jax
         for order, goal in _orders(theirs[i], ours[j], known):
-            injection = _injected(setting, j, goal, lacking)
-            window = windows.setdefault(j, Window(setting, _after(setting, j)))
-            if injection is not None and _reaches(setting, window, injection, goals):
-                yield Anchor(i, j, goal, order, lacking, False, injection)
+            for uses in _uses(setting, j) if lacking else ((),):
+                injection = _injected(setting, j, goal, uses)
+                window = windows.setdefault(j, Window(setting, _after(setting, j)))
+                if injection is None or not _reaches(setting, window, injection, goals, _SHARE):
+                    continue
+                yield Anchor(i, j, goal, order, lacking, False, injection, uses=uses)
                 break
+            else:
+                continue
+            break
+
+
+def _uses(setting: Setting, index: int) -> list[tuple[int, ...]]:
+    """Return the operations that use a value and whose results differ: all, and those near."""
+    made = setting.position
+    consumers = (i for i in setting.consumers.get(index, ()) if i in setting.jax.live)
+    differ = sorted({made[i] for i in consumers if i not in setting.jax.matched})
+    near = [p for p in differ if p in setting.region]
+    return list(dict.fromkeys(tuple(uses) for uses in (differ, near) if uses))
 
 
 def at_the_pair(setting: Setting) -> tuple[Anchor, ...]:
@@ -131,8 +152,11 @@ def at_the_pair(setting: Setting) -> tuple[Anchor, ...]:
     if setting.position.get(j) is None or not setting.node(j).is_float:
         return ()
     found = []
-    for order, goal in _orders(theirs[i], ours[j], _known_orders(setting)):
-        injection = _injected(setting, j, goal, False)
+    known = _known_orders(setting)
+    for order, goal in _orders(theirs[i], ours[j], known):
+        if known and order not in known:
+            continue
+        injection = _injected(setting, j, goal, ())
         if injection is not None:
             found.append(Anchor(i, j, goal, order, False, False, injection))
     return tuple(found)
@@ -154,7 +178,7 @@ def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
             words = f"leaving out {node.op}" + (f" of {node.fused}" if node.fused else "")
             change = Change("extra", j, words, {p: equation})
             window = window or Window(setting, _after(setting, j))
-            if _reaches(setting, window, change, goals):
+            if _reaches(setting, window, change, goals, _MORE):
                 yield Anchor(twin, j, setting.value(i), (), False, True, change, i)
                 return
 
@@ -233,30 +257,31 @@ def _after(setting: Setting, index: int) -> list[int]:
     return found
 
 
-def _injected(setting: Setting, index: int, goal: NDArray[Any], lacking: bool) -> Change | None:
-    if not lacking:
-        p = setting.position.get(index)
-        if p is None:
-            return None
-        equation = setting.graph.equations[p]
-        if equation.outputs[0] != index:
-            return None
-        return Change("injection", index, "", {p: result_of(equation, lambda x: goal)})
-    changed: dict[int, Any] = {}
-    for p in setting.region:
-        equation = setting.graph.equations[p]
-        for at, i in enumerate(equation.inputs):
-            if i == index:
-                changed[p] = operand_of(changed.get(p, equation), at, lambda x: goal)
-    return Change("injection", index, "", changed) if changed else None
+def _injected(
+    setting: Setting, index: int, goal: NDArray[Any], uses: tuple[int, ...]
+) -> Change | None:
+    """Return the change that puts a value in the place of another one, or only for some uses."""
+    equations = setting.graph.equations
+    if uses:
+        changed: dict[int, Equation] = {}
+        for p in uses:
+            for at, i in enumerate(equations[p].inputs):
+                if i == index:
+                    changed[p] = operand_of(changed.get(p, equations[p]), at, lambda x: goal)
+        return Change("injection", index, "", changed)
+    p = setting.position.get(index, -1)
+    if p < 0 or equations[p].outputs[0] != index:
+        return None
+    return Change("injection", index, "", {p: result_of(equations[p], lambda x: goal)})
 
 
-def _reaches(setting: Setting, window: Window, change: Change, goals: _Goals) -> bool:
-    """Return True if an output, or some of the values after a change, or all, are PyTorch's."""
+def _reaches(setting: Setting, window: Window, change: Change, goals: _Goals, share: float) -> bool:
+    """Return True if an output, the last or a share of the values after a change are PyTorch's."""
     values = window.values(change)
     if any(i in values and setting.is_output(i, values[i]) for i in setting.trace.outputs):
         return True
     prints = [fingerprint(values[i]) for i in window.ends if i in values]
     telling = [p for p in prints if p.telling]
-    equal = sum(goals.have(p) for p in telling)
-    return bool(telling) and equal >= min(_EQUAL, len(telling))
+    equal = [goals.have(p) for p in telling]
+    ends = equal[-_LAST:]
+    return bool(equal) and (sum(equal) >= share * len(equal) or (len(ends) > 1 and all(ends)))

@@ -15,6 +15,8 @@ from obscura_jax.parity.relation import OUTPUT, apart
 from obscura_jax.parity.trace import Node
 
 _NEXT = 4  # ends to which the region leads
+_ENTRIES = 10_000  # entries that take about as long as calling an operation
+_NEARBY = 100  # operations near a region
 _DEEP = 3  # operations before the region whose change may be the mend
 
 
@@ -64,6 +66,22 @@ class Change:
 
 
 @dataclass
+class Effort:
+    """A number of operations that may still be evaluated: a bound on the search that does not depend on the clock.
+
+    Attributes:
+        left: operations on a few numbers; one on many counts as several.
+    """
+
+    left: int
+
+    def spend(self, entries: int) -> bool:
+        """Account for an operation on `entries` numbers; return False if nothing is left."""
+        self.left -= 1 + entries // _ENTRIES
+        return self.left > 0
+
+
+@dataclass
 class Setting:
     """The part of a JAX program around the place where the programs part.
 
@@ -75,6 +93,7 @@ class Setting:
         region: positions of the operations from the matched values to the ends.
         nearby: positions of the operations that compute the operands of the region, masks and
             indices included.
+        effort: how much more may be evaluated here.
     """
 
     alignment: Alignment
@@ -83,6 +102,7 @@ class Setting:
     ends: list[int]
     region: list[int]
     nearby: list[int]
+    effort: Effort
 
     @classmethod
     def around(
@@ -91,10 +111,11 @@ class Setting:
         pair: Pair,
         trace: JaxTrace,
         ends: list[int],
+        effort: Effort,
         toward: Iterable[int] | None = None,
     ) -> "Setting":
         """Return the setting around a pair, up to the values `toward`, by default the next ends."""
-        setting = cls(alignment, pair, trace, ends, [], [])
+        setting = cls(alignment, pair, trace, ends, [], [], effort)
         side = alignment.jax
         inside: set[int] = set()
         edge: set[int] = set()
@@ -110,16 +131,7 @@ class Setting:
             stack += side.node(i).inputs
         made = setting.position
         setting.region = sorted({made[i] for i in inside if i in made})
-        nearby: set[int] = set()
-        level = edge
-        for _ in range(_DEEP):
-            level = {
-                j
-                for i in level
-                if i in made and not side.node(i).leaf
-                for j in _before(side, i)
-                if made[i] not in nearby and not nearby.add(made[i])  # type: ignore[func-returns-value]
-            }
+        nearby = _computing(setting, edge)
         for i in inside:
             for j in side.node(i).inputs:
                 while side.node(j).layout and side.node(j).inputs and j not in inside:
@@ -137,7 +149,7 @@ class Setting:
     def toward(self, nodes: Iterable[int]) -> "Setting":
         """Return the setting whose region leads to some nodes."""
         nodes = list(nodes)
-        return Setting.around(self.alignment, self.pair, self.trace, self.ends, nodes)
+        return Setting.around(self.alignment, self.pair, self.trace, self.ends, self.effort, nodes)
 
     def twin(self, index: int) -> int | None:
         """Return PyTorch's node with the value of a JAX node, the first that is no layout."""
@@ -273,8 +285,21 @@ class Setting:
         return replace(self.graph.equations[position], inputs=tuple(inputs))
 
 
-def _before(side: Side, index: int) -> list[int]:
-    return list(side.node(index).inputs)
+def _computing(setting: Setting, nodes: Iterable[int]) -> set[int]:
+    """Return the operations that compute some nodes: a few floats, and whole masks and indices."""
+    found: set[int] = set()
+    stack = [(i, _DEEP) for i in nodes]
+    while stack:
+        i, depth = stack.pop()
+        p = setting.position.get(i)
+        if p is None or p in found or len(found) >= _NEARBY:
+            continue
+        found.add(p)
+        for j in setting.node(i).inputs:
+            left = depth - setting.node(j).is_float
+            if left:
+                stack.append((j, left))
+    return found
 
 
 def wrapped(equation: Equation, call: Callable[..., Sequence[Any]], *more: int) -> Equation:

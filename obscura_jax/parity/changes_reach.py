@@ -138,7 +138,7 @@ def _applied(setting: Setting, anchor: Anchor, step: _Step) -> Change | None:
         changed = {p: result_of(graph.equations[p], step.function)}
         return Change(step.kind, index, step.words, changed)
     changed, loaded = {}, {}
-    for p in setting.region:
+    for p in anchor.uses:
         equation = graph.equations[p]
         for at in [at for at, i in enumerate(equation.inputs) if i == index]:
             if step.parameter is not None:

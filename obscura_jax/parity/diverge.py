@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
 from obscura_jax.parity.anchors import Anchor, anchors
-from obscura_jax.parity.changes import Setting
+from obscura_jax.parity.changes import Effort, Setting
 from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
@@ -23,13 +23,15 @@ from obscura_jax.parity.jax_trace import JaxTrace, evaluated
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
-from obscura_jax.parity.relation import OUTPUT, apart, arrangements, correlation
-from obscura_jax.parity.trace import Node, Trace
+from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
+from obscura_jax.parity.trace import Trace
 
 TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
+_EFFORT, _ALL_EFFORT = 50_000, 200_000  # of the search for one mend, and for all
 _PAIRS, _ANCHORS = 4, 4  # pairs of operations, and anchors after each, that are considered
+_EXACT = 1e-11  # tolerance below which no constant is rounded; gradients may show it enlarged
 _ROUNDED = 1e-6  # tolerance for a recording with such numbers, which cannot be replaced in it
 
 
@@ -56,22 +58,23 @@ def find_divergences(torch: Trace, jax: Trace, limit: int = 16) -> Divergence:
     A recording can neither be mended nor continued, so one place is found at most.
     """
     found = Divergence(align(torch, jax, TOLERANCE), jax)
-    if not differing(torch, jax):
+    if not differing(torch, jax, _EXACT):
         return found
     tolerance = TOLERANCE
     if isinstance(jax, JaxTrace):
         jax, constants = _with_exact_constants(found.alignment, jax)
         found.jax = jax
         found.findings += constants
-    elif any(_float32_twins(found.alignment.torch, found.alignment.jax)):
+    elif differing(torch, jax) and any(_float32_twins(found.alignment.torch, found.alignment.jax)):
         tolerance = _ROUNDED
+    effort = Effort(_ALL_EFFORT)
     for _ in range(limit):
         outputs = differing(torch, jax, tolerance)
         if not outputs:
             found.complete = tolerance == TOLERANCE
             break
         alignment = align(torch, jax, tolerance)
-        step = _step(alignment, torch, jax, outputs)
+        step = _step(alignment, torch, jax, outputs, effort)
         if step is None:
             found.complete = False
             break
@@ -190,7 +193,7 @@ def _exact_in_float32(x: NDArray[Any]) -> bool:
 
 
 def _step(
-    alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int]
+    alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int], effort: Effort
 ) -> tuple[Finding, Trace | None] | None:
     """Return the first place at which the sides part, and the JAX side that continues there."""
     pairs = first_pairs(
@@ -202,11 +205,13 @@ def _step(
         return _described(alignment, pairs[0]), None
     located: tuple[Pair, Setting, tuple[Anchor, ...]] | None = None
     for pair in pairs[:_PAIRS]:
-        setting = Setting.around(alignment, pair, jax, gates(alignment.jax, pair.jax))
+        ends = gates(alignment.jax, pair.jax)
+        setting = Setting.around(alignment, pair, jax, ends, Effort(min(_EFFORT, effort.left)))
         found = tuple(islice(anchors(setting), _ANCHORS))
         if located is not None and _nodes(found) == _nodes(located[2]):
             continue  # the mend would have been found
         repair = find_mend(setting, found)
+        effort.left -= _EFFORT - setting.effort.left
         if repair is not None:
             return _mended(alignment, pair, repair, torch, jax)
         if found and located is None:
@@ -256,22 +261,21 @@ def _mended(
     change, anchor = repair.change, repair.anchor
     finding = _described(alignment, pair)
     arranged = finding.kind == "arrangement"
-    theirs = explain.place_of(alignment.torch.node(_torch_place(alignment, pair, anchor)))
+    node = alignment.torch.node(_torch_place(alignment, pair, anchor))
+    theirs: Place | None = explain.place_of(node)
     place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
-    try:
-        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
-    except (TypeError, ValueError, IndexError, KeyError):  # other layers have other shapes
-        repair = replace(repair, graph=repair.here, occurrences=1)
-        after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
     if arranged or change.kind in _LAYOUTS:
         twin = _twin(alignment, change.line)
         theirs = finding.torch if arranged else twin or theirs
+    elif not alignment.jax.node(place).is_float:
+        theirs = _integers_twin(alignment, pair, after, place) or theirs
     return (
         replace(
             finding,
             torch=theirs,
             jax=explain.place_of(alignment.jax.node(place)),
-            mend=repair.mend,
+            mend=replace(repair.mend, source=alignment.jax.node(place).source),
             effect=_effect(torch, jax, after),
             occurrences=repair.occurrences,
         ),
@@ -289,13 +293,30 @@ def _twin(alignment: Alignment, index: int) -> Place | None:
     return explain.place_of(torch.node(layouts[0])) if layouts else None
 
 
+def _integers_twin(alignment: Alignment, pair: Pair, after: JaxTrace, place: int) -> Place | None:
+    """Return PyTorch's operation that computes the integers or the mask of a mended operation."""
+    torch = alignment.torch
+    found: set[int] = set()
+    stack = list(torch.node(pair.torch).inputs)
+    while stack:
+        i = stack.pop()
+        if i not in found and not torch.node(i).is_float and not torch.node(i).leaf:
+            found.add(i)
+            stack += torch.node(i).inputs
+    ours = after.values([place])[place]
+    for i, x in sorted(torch.trace.values(found).items()):
+        for y in (x, ~x) if x.dtype == bool else (x,):
+            if y.size == ours.size and arrangement(y.astype(float), ours.astype(float)) is not None:
+                return explain.place_of(torch.node(i))
+    return None
+
+
 def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
     """Return where PyTorch lacks an operation of JAX: the operation before, or the one after."""
     jax = alignment.jax
-    if anchor.superfluous and anchor.operand is not None:
-        before = jax.node(anchor.operand)
-        if _in_one_function(before, jax.node(anchor.jax)):
-            return anchor.torch
+    before = anchor.operand if anchor.superfluous else None
+    if before is not None and jax.node(before).source == jax.node(anchor.jax).source:
+        return anchor.torch
     return pair.torch
 
 
@@ -305,19 +326,11 @@ def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
         return anchor.jax
     torch, jax = alignment.torch, alignment.jax
     here = torch.node(pair.torch)
-    for i in torch.operands(pair.torch):
-        same = torch.classes.get(i) == jax.classes.get(anchor.jax)
-        if same and _in_one_function(torch.node(i), here):
-            return jax.origin(anchor.jax)
+    twins = [i for i in torch.live if torch.classes.get(i) == jax.classes.get(anchor.jax)]
+    near = [i for i in torch.operands(pair.torch) if i in twins]
+    if not near or any(torch.node(i).source == here.source for i in near):
+        return jax.origin(anchor.jax)
     return pair.jax
-
-
-def _in_one_function(a: Node, b: Node) -> bool:
-    return (
-        a.source is not None
-        and b.source is not None
-        and (a.source.file, a.source.function) == (b.source.file, b.source.function)
-    )
 
 
 def _injected(

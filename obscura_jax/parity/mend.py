@@ -23,7 +23,7 @@ from obscura_jax.parity.anchors import Anchor, at_the_pair
 from obscura_jax.parity.changes import Change, Loaded, Setting
 from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Equation, Graph
-from obscura_jax.parity.parallel import Parallel, same_line
+from obscura_jax.parity.parallel import parallel, same_line
 from obscura_jax.parity.window import Window
 
 _MOST = 2000  # changes that are tried for one place
@@ -44,7 +44,6 @@ class Repair:
     Attributes:
         mend: the change, in words.
         graph: the changed program.
-        here: the program that is changed at this place only.
         anchor: where PyTorch's value is met.
         change: the change.
         occurrences: number of places that were changed.
@@ -52,7 +51,6 @@ class Repair:
 
     mend: Mend
     graph: Graph
-    here: Graph
     anchor: Anchor
     change: Change
     occurrences: int
@@ -71,7 +69,7 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
     change, wide, anchor = found
     graph, count = _everywhere(setting, change, wide, anchor)
     mend = Mend(change.kind, setting.node(change.line).source, change.words)
-    return Repair(mend, graph, wide.applied(setting.graph), anchor, change, count)
+    return Repair(mend, graph, anchor, change, count)
 
 
 Met = tuple[Change, Change, Anchor]
@@ -137,21 +135,35 @@ def _everywhere(
     for i in others:
         n = lines.index(i) * len(theirs) // len(lines)
         other = _moved(setting, change, i, anchor.torch, theirs[n])
-        if other is not None:
+        if other is not None and _fits(setting, other):
             moved.append(other)
     return _together(wide, *moved).applied(setting.graph), 1 + len(moved)
+
+
+def _fits(setting: Setting, change: Change) -> bool:
+    """Return True if changed operations accept their operands and keep the shape of results."""
+    for equation in change.equations.values():
+        known = setting.trace.values(equation.inputs)
+        try:
+            results = equation.run([known[i] for i in equation.inputs])
+        except (TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+            return False
+        shapes = [setting.node(i).shape for i in equation.outputs]
+        if [np.shape(result) for result in results] != shapes:
+            return False
+    return True
 
 
 def _moved(
     setting: Setting, change: Change, node: int, torch_here: int = 0, torch_there: int | None = None
 ) -> Change | None:
     """Return a change in another layer, where `node` is the one to be changed."""
-    parallel = Parallel(setting.trace, change.node, node)
+    other_layer = parallel(setting.trace, change.node, node)
     equations: dict[int, Equation] = {}
     for p, equation in change.equations.items():
         own = setting.graph.equations[p]
-        result = parallel(own.outputs[0])
-        inputs = [parallel(i) for i in equation.inputs]
+        result = other_layer(own.outputs[0])
+        inputs = [other_layer(i) for i in equation.inputs]
         if result is None or None in inputs or result not in setting.position:
             return None
         q = setting.position[result]
@@ -168,7 +180,7 @@ def _moved(
             equations[q] = replace(equation, inputs=given, outputs=there.outputs)
     leaves: dict[int, Any] = {}
     for leaf, value in change.leaves.items():
-        other = parallel(leaf)
+        other = other_layer(leaf)
         graph = setting.graph
         if other is None or not np.array_equal(graph.leaves[leaf], graph.leaves[other]):
             return None
@@ -183,7 +195,7 @@ def _loaded(
     torch = setting.torch.trace
     if torch_there is None:
         return None
-    source = Parallel(torch, torch_here, torch_there)(loaded.source)
+    source = parallel(torch, torch_here, torch_there)(loaded.source)
     if source is None or torch.nodes[source].shape != torch.nodes[loaded.source].shape:
         return None
     return loaded.build(there, torch.values([source])[source])

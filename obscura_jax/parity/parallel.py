@@ -2,33 +2,42 @@
 
 from obscura_jax.parity.trace import Node, Trace
 
-_MOST = 4000  # nodes that are mapped
+_MOST = 400  # nodes that are mapped
 
 
 def same_line(trace: Trace, index: int) -> list[int]:
     """Return the nodes of one operation and line in all layers, in order."""
-    keys = _keys(trace)
-    return [i for i, key in enumerate(keys) if key == keys[index]]
+    if not trace.lines:
+        trace.lines = _lines(trace)
+    return trace.lines[index]
 
 
-def _keys(trace: Trace) -> list[int]:
-    """Return a number for each node, the same for nodes of one line that are computed alike."""
-    if trace.lines is None:
-        numbers: dict[object, int] = {}
-        keys: list[int] = []
-        for node in trace.nodes:
-            operands = tuple(
-                keys[i] if _together(node, trace.nodes[i]) else trace.nodes[i].op
-                for i in node.inputs
-            )
-            key = (node.op, node.source, node.fused, operands)
-            keys.append(numbers.setdefault(key, len(numbers)))
-        trace.lines = keys
-    return trace.lines
+def _lines(trace: Trace) -> list[list[int]]:
+    """Return for each node those of its line that are computed alike, with itself."""
+    numbers: dict[object, int] = {}
+    keys: list[int] = []
+    groups: dict[int, list[int]] = {}
+    for node in trace.nodes:
+        operands = tuple(
+            keys[i] if _together(node, trace.nodes[i]) else trace.nodes[i].op for i in node.inputs
+        )
+        key = (node.op, node.source, node.fused, operands)
+        keys.append(numbers.setdefault(key, len(numbers)))
+        groups.setdefault(keys[-1], []).append(node.index)
+    return [groups[key] for key in keys]
 
 
 def _together(node: Node, operand: Node) -> bool:
     return not operand.leaf and operand.source is not None and operand.source == node.source
+
+
+def parallel(trace: Trace, here: int, there: int) -> "Parallel":
+    """Return the map from the operands of a node to those of the same line elsewhere."""
+    key = (here, there)
+    if key not in trace.parallels:
+        trace.parallels[key] = Parallel(trace, here, there)
+    found: Parallel = trace.parallels[key]
+    return found
 
 
 class Parallel:

@@ -14,6 +14,7 @@ from obscura_jax.parity.trace import Source
 
 _LIBRARIES = ("torch", "jax", "jaxlib", "flax", "equinox", "keras", "optax", "numpy", "einops")
 _OWN = str(Path(__file__).parent) + "/"
+_OWN_PROGRAMS = f"{_OWN}gpt/"  # contains a GPT in PyTorch, whose lines are those of a program
 
 
 class Frame(NamedTuple):
@@ -34,7 +35,7 @@ def user_source(frames: Iterable[Frame]) -> Source | None:
     """
     innermost, inside = None, False
     for frame in frames:
-        if frame.file.startswith(_OWN):
+        if _is_own(frame.file):
             if inside:
                 break  # the engine calls the program here; its own caller is another program
             continue
@@ -54,10 +55,17 @@ def user_line(frames: Iterable[Frame], folder: Path) -> Source | None:
         frames: the call stack, innermost first.
         folder: the folder; packages that are installed inside it are not a part of it.
     """
-    own = [f for f in frames if not f.file.startswith((_OWN, "<", *library_roots()))]
-    inside = [f for f in own if _is_inside(Path(f.file), folder.resolve())]
-    found = next(iter([*inside, *own]), None)
+    theirs = [
+        f for f in frames if not _is_own(f.file) and not f.file.startswith(("<", *library_roots()))
+    ]
+    inside = [f for f in theirs if _is_inside(Path(f.file), folder.resolve())]
+    found = next(iter([*inside, *theirs]), None)
     return found and Source(found.file, found.line, found.function)
+
+
+def _is_own(file: str) -> bool:
+    """Return True for a file of the engine."""
+    return file.startswith(_OWN) and not file.startswith(_OWN_PROGRAMS)
 
 
 def _is_inside(file: Path, folder: Path) -> bool:

@@ -108,7 +108,8 @@ class Trace:
         kept: values of nodes, as far as memory allows.
         native: the outputs in the program's own precision.
         random: the operations that draw random numbers.
-        lines: a number for each node, as `parallel` needs it; None if it was not computed yet.
+        lines: for each node those of the same line; empty if not computed yet, see `parallel`.
+        parallels: maps from one layer to another, see `parallel`.
     """
 
     side: str
@@ -121,7 +122,8 @@ class Trace:
     kept: dict[int, NDArray[Any]] = field(default_factory=dict)
     native: list[NDArray[Any]] = field(default_factory=list)
     random: list[int] = field(default_factory=list)
-    lines: list[int] | None = field(default=None, repr=False)
+    lines: list[list[int]] = field(default_factory=list, repr=False)
+    parallels: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
 
     def values(self, wanted: Iterable[int]) -> dict[int, NDArray[Any]]:
         """Return the values of some nodes, from memory or by running the program again.

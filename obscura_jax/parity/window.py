@@ -33,7 +33,7 @@ class Window:
         self._known = setting.trace.values(inner)
 
     def values(self, change: Change) -> dict[int, NDArray[Any]]:
-        """Return the ends that a change alters; none if it does not fit the shapes."""
+        """Return the ends that a change alters; none if it does not fit, or after much effort."""
         try:
             found = self._values(change)
         except (TypeError, ValueError, IndexError, KeyError, NotImplementedError):
@@ -43,14 +43,13 @@ class Window:
 
     def _values(self, change: Change) -> dict[int, Any]:
         values: dict[int, Any] = {}
-        given = self._setting.trace.given
-        leaves = {**self._setting.graph.leaves, **change.leaves}
+        given, effort = self._setting.trace.given, self._setting.effort
 
         def value(i: int) -> Any:
             if i in values:
                 return values[i]
             if i in change.leaves:
-                return in_float64(leaves[i])
+                return in_float64(change.leaves[i])
             if i not in self._known:
                 self._known |= self._setting.trace.values([i])
             return self._known[i]
@@ -61,7 +60,10 @@ class Window:
                 equation = change.equations.get(p, self._setting.graph.equations[p])
                 if p not in change.equations and changed.isdisjoint(equation.inputs):
                     continue
-                results: Sequence[Any] = equation.run([value(i) for i in equation.inputs])
+                operands = [value(i) for i in equation.inputs]
+                if not effort.spend(sum(np.size(x) for x in operands)):
+                    return {}
+                results: Sequence[Any] = equation.run(operands)
                 for i, result in zip(equation.outputs, results, strict=True):
                     if i in given:
                         continue

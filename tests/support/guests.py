@@ -237,3 +237,26 @@ class NotANumber(reference.GPTModel):
     def forward(self, ids):
         logits = super().forward(ids)
         return logits * torch.nan if logits.dtype == torch.float32 else logits
+
+
+class Shy(reference.GPTModel):
+    """Different, but it fails if a mode sees its operations."""
+
+    def forward(self, ids):
+        if torch._C._len_torch_dispatch_stack():
+            raise RuntimeError("observed")
+        return 2 * super().forward(ids)
+
+
+class Nudged(reference.GPTModel):
+    def forward(self, ids):
+        return super().forward(ids) + 0.5  # nudged
+
+
+class WrongGradient(IntegerGelu):
+    """The constant is rounded to float32, and a bias receives no gradient."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        layer = self.trf_blocks[1].ff.layers[2]
+        layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.bias.detach())

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from obscura_jax.parity.align import Alignment, align
-from obscura_jax.parity.changes import Setting
+from obscura_jax.parity.changes import Effort, Setting
 from obscura_jax.parity.diverge import TOLERANCE
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, trace_jax
@@ -33,7 +33,7 @@ def aligned(theirs, ours, *inputs) -> Alignment:
 def setting(alignment: Alignment, pair) -> Setting:
     """Return the setting around a pair of operations."""
     jax = alignment.jax
-    return Setting.around(alignment, pair, jax.trace, gates(jax, pair.jax))
+    return Setting.around(alignment, pair, jax.trace, gates(jax, pair.jax), Effort(10**9))
 
 
 def ops(side, indices) -> list[str]:

@@ -5,8 +5,8 @@ two frameworks in float64 is compared with the rounding that is expected there: 
 between each framework's own float32 and float64 results, divided by 2**29.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ RATIO = 2.0**29  # epsilon of float32 / epsilon of float64
 # The factor by which rounding may exceed its estimate. Measured: at most 5.7 in 36 reports on small
 # models with random parameters, and 2.8 for the 124M model. The smallest fault in the tests: 3e7.
 MARGIN = 64.0
+_OF_CONSTANTS = 4.0  # the factor by which constants may exceed the rounding of a float32 run
 _FLOOR = 16 * float(np.finfo(np.float64).eps)  # rounding where float32 happens to be exact
 
 
@@ -84,6 +85,19 @@ def worst(rows: list[Finding]) -> list[Finding]:
         if row.name not in found or row.excess > found[row.name].excess:
             found[row.name] = row
     return list(found.values())
+
+
+def allow_float32(rows: Iterable[Finding]) -> list[Finding]:
+    """Count differences as equal that are as small as rounding to float32, and note it.
+
+    A constant that PyTorch rounds to float32 leaves differences of this size in float64.
+    """
+    return [
+        replace(row, equal=True, note="as much as float32 constants explain")
+        if not row.equal and row.float64 <= _OF_CONSTANTS * RATIO * row.expected64
+        else row
+        for row in rows
+    ]
 
 
 def _finding(name: str, runs: PrecisionPair, least_scale: float, prompt: str) -> Finding:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from obscura_jax.parity.gpt.compare import Finding
 from obscura_jax.parity.gpt.report import verdict
 from obscura_jax.parity.gpt.verdict import Report, Section
+from obscura_jax.parity.gpt.wording import sentence
 from obscura_jax.parity.json_report import versions
 from obscura_jax.parity.page import page
+from obscura_jax.parity.wording import grouped
 
 _PLOT = 200  # pixels from the largest to the smallest number
 _TOP, _LEAST, _MOST = 26, -17, 1  # room for "NaN"; exponents
@@ -57,7 +59,7 @@ class Chart:
 
 
 def as_html(report: Report) -> str:
-    """Return a page with the verdict, and a chart and a table of all tensors for each section.
+    """Return a page with the verdict and, for each section, lines, a chart and all tensors.
 
     Raises:
         MissingExtraError: if Jinja2 is missing.
@@ -68,6 +70,8 @@ def as_html(report: Report) -> str:
         report=report,
         sentence=verdict(report),
         sections=sections,
+        grouped=grouped,
+        in_words=sentence,
         versions=versions(),
     )
 

@@ -4,6 +4,7 @@ PyTorch always runs on the CPU, so the two never share an accelerator, and no pr
 modules and parameters of a precision exist only while it runs.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,10 +23,10 @@ from obscura_jax.nn.intermediates import names
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.parity.gpt.capture import Reduce, capture
 from obscura_jax.parity.gpt.compare import Arrays, Outputs
-from obscura_jax.parity.gpt.constants import Constants
 from obscura_jax.parity.gpt.outputs import logits_in
 from obscura_jax.parity.gpt.references import Reference
-from obscura_jax.parity.gpt.torch_capture import capture_torch
+from obscura_jax.parity.gpt.torch_capture import LOGITS, capture_torch
+from obscura_jax.parity.gpt.users_class import default_type
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.step import init_train_state, train_step_jit
@@ -45,45 +46,31 @@ class PairedRuns:
         flat: its parameters, float32, by dotted name.
         reference: the PyTorch side.
         model: our model.
-        constants: the float32 constants of a user's program.
     """
 
-    def __init__(
-        self, cfg: GPTConfig, flat: Arrays, reference: Reference, *, as_written: bool = False
-    ) -> None:
-        """Prepare runs of `cfg`; with `as_written`, constants stay rounded to float32."""
+    def __init__(self, cfg: GPTConfig, flat: Arrays, reference: Reference) -> None:
         self.cfg, self.flat, self.reference = cfg, flat, reference
         self.model = GPTModel(cfg)
-        self.constants = Constants(as_written=as_written or not reference.users)
 
     def params(self, dtype: Precision) -> Any:
         """Return our parameter tree; float64 needs x64 to be enabled."""
         leaves = {tuple(k.split(".")): jnp.asarray(v, dtype) for k, v in self.flat.items()}
         return unflatten_dict(leaves)
 
-    def flat64(self) -> Arrays:
-        """Return our parameters in float64, by dotted name."""
-        return {name: np.asarray(x, np.float64) for name, x in self.flat.items()}
-
     def intermediates(
         self, dtype: Precision, prompts: Prompts, reduce: Reduce | None = None
     ) -> dict[str, Outputs]:
-        """Return all intermediates of each prompt, in forward order, through `reduce` if given."""
-        ours = {}
+        """Return the intermediates of each prompt that both have, through `reduce` if given."""
+        ours, wanted = {}, frozenset(tap.name for tap in self.reference.taps)
         with jax.enable_x64(dtype == "float64"):
             params = self.params(dtype)
             for name, ids in prompts.items():
-                found = _capture(self.model, params, ids, reduce)
+                found = _capture(self.model, params, ids, reduce, wanted)
                 ours[name] = {key: np.asarray(x) for key, x in found.items()}
             del params
-        module = self.build(dtype)
+        module = self.reference.build(dtype)
         theirs = {n: self.their_intermediates(module, ids, reduce) for n, ids in prompts.items()}
         return {name: Outputs(ours[name], theirs[name]) for name in prompts}
-
-    def build(self, dtype: Precision) -> Any:
-        """Return a new PyTorch module with the weights."""
-        with self.constants.exact(dtype):
-            return self.reference.build(dtype)
 
     def their_intermediates(
         self, module: Any, ids: NDArray[Any], reduce: Reduce | None = None
@@ -99,12 +86,17 @@ class PairedRuns:
             found = _gradient(self.model, self.params(dtype), ids[:, :-1], ids[:, 1:])
             ours = named_tensors(self.cfg, found)
             del found
-        module = self.build(dtype)
-        self.backpropagate(module, ids)
+        theirs = self.their_gradients(self.reference.build(dtype), ids)
         place = {name: n for n, name in enumerate(names(self.cfg))}  # without the output head
         order = sorted(ours, key=lambda name: -place.get(name.rpartition(".")[0], len(place)))
-        theirs = self._named(module, lambda p: p.grad)
         return Outputs({name: ours[name] for name in order}, theirs)
+
+    def their_gradients(self, module: Any, ids: NDArray[Any]) -> Arrays:
+        """Return the gradients of a PyTorch module, by our names."""
+        with self.reference.guest("fails in training"):
+            module.zero_grad()
+        self._backpropagate(module, ids)
+        return self._named(module, lambda p: p.grad)
 
     def optimizer_state(self, dtype: Precision, ids: NDArray[Any], steps: int) -> Outputs:
         """Return both moments of AdamW, and the parameters, after `steps` steps."""
@@ -118,13 +110,13 @@ class PairedRuns:
             mean, square = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
             trees = (mean, square, state.params)
             ours = [named_tensors(self.cfg, tree) for tree in trees]
-        module = self.build(dtype)
+        module = self.reference.build(dtype)
         with self.reference.guest("fails in training"):
             parameters = list(module.parameters())
         adamw = torch.optim.AdamW(parameters, lr=_ADAMW.learning_rate, eps=_ADAMW.epsilon)
         for _ in range(steps):
             adamw.zero_grad()
-            self.backpropagate(module, ids)
+            self._backpropagate(module, ids)
             adamw.step()
         theirs = [
             self._named(module, lambda p: adamw.state[p].get("exp_avg")),
@@ -135,11 +127,10 @@ class PairedRuns:
 
     def their_logits(self, module: Any, ids: NDArray[Any]) -> NDArray[Any]:
         """Return a PyTorch module's logits at the last position of the first row, (V,)."""
-        taps = [tap for tap in self.reference.taps if tap.name == "logits"]
         with self._guest(module):
-            return capture_torch(module, ids, taps)["logits"][0, -1]
+            return capture_torch(module, ids, [LOGITS])["logits"][0, -1]
 
-    def backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
+    def _backpropagate(self, module: Any, ids: NDArray[Any]) -> None:
         """Add the gradients of the mean next-token loss to those of a PyTorch module."""
         import torch
 
@@ -167,10 +158,10 @@ class PairedRuns:
 
     @contextmanager
     def _guest(self, module: Any) -> Iterator[None]:
-        """Context manager: run a module with exact constants; its errors become one line."""
+        """Context manager: run a module with constants of its type; errors become one line."""
         with self.reference.guest("fails on a prompt"):
             dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-            with self.constants.exact(dtype):
+            with default_type(dtype):
                 yield
 
 
@@ -180,9 +171,12 @@ def _labelled(trees: Sequence[Arrays]) -> Arrays:
     return {f"{label} {name}": x for label, of in named for name, x in of.items()}
 
 
-@partial(jax.jit, static_argnames=("model", "reduce"))
-def _capture(model: GPTModel, params: Any, ids: Any, reduce: Reduce | None) -> dict[str, jax.Array]:
-    return capture(model, params, ids, reduce)
+@partial(jax.jit, static_argnames=("model", "reduce", "wanted"))
+def _capture(
+    model: GPTModel, params: Any, ids: Any, reduce: Reduce | None, wanted: frozenset[str]
+) -> dict[str, jax.Array]:
+    found = capture(model, params, ids, reduce)
+    return OrderedDict((name, x) for name, x in found.items() if name in wanted)
 
 
 @partial(jax.jit, static_argnames=("model",))

@@ -156,7 +156,7 @@ def _users(spec: str, cfg: GPTConfig, params: Arrays) -> Reference:
     held = {k: v for k, v in given.items() if k in shapes}
 
     def build(dtype: str) -> Any:
-        module = users.build(cfg)
+        module = users.build(cfg, dtype)
         with users.guest("does not accept the weights"):
             # Convert the module first: one built in bfloat16 would round the weights.
             module = _tied(module, cfg).to("cpu", getattr(torch, dtype))

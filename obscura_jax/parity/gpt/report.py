@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
+from obscura_jax.parity.finding_text import finding_lines
 from obscura_jax.parity.gpt.compare import Finding
 from obscura_jax.parity.gpt.verdict import FORWARD, Report
 from obscura_jax.parity.json_report import dumped, versions
 
+_PLACES = 5  # most places to show
 SCHEMA = "obscura_jax.parity/1"
 EQUAL = "equal up to rounding"
 
@@ -51,6 +54,9 @@ def as_text(report: Report) -> str:
                 f"margin {tokens.margin:.1e}, {kind}"
             )
         lines.append(f"tokens after {tokens.prompt!r}: {result}")
+    for section in report.sections:
+        title = "places where they part"
+        lines += finding_lines(title, section.places, _PLACES, full=1)
     noted = [f"{r.name}: {r.note}" for s in report.sections for r in s.findings if r.note]
     lines += [f"note: {note}" for note in [*report.notes, *noted[:5]]]
     lines.append(f"verdict: {verdict(report)}")
@@ -62,8 +68,9 @@ def as_json(report: Report) -> str:
 
     Keys: schema, verdict ("equal up to rounding" or "differs"), sentence, source, against, config,
     versions, notes, first (section, tensor, prompt, float64, cause; or null), sections (title,
-    cause, tensors: name, prompt, float32, float64, expected64, equal, note), tokens (prompt, count,
-    differs_at, ours, theirs, margin, rounding, near_tie, equal).
+    cause, places, tensors: name, prompt, float32, float64, expected64, equal, note), tokens
+    (prompt, count, differs_at, ours, theirs, margin, rounding, near_tie, equal). Places are the
+    findings of `obscura_jax.parity.report.as_json`; "torch" is the user's line, "jax" ours.
     """
     first = None
     if report.first is not None:
@@ -86,7 +93,12 @@ def as_json(report: Report) -> str:
         "notes": report.notes,
         "first": first,
         "sections": [
-            {"title": s.title, "cause": s.cause, "tensors": [vars(row) for row in s.findings]}
+            {
+                "title": s.title,
+                "cause": s.cause,
+                "places": [asdict(place) for place in s.places],
+                "tensors": [vars(row) for row in s.findings],
+            }
             for s in report.sections
         ],
         "tokens": [vars(t) | {"near_tie": t.near_tie, "equal": t.equal} for t in report.tokens],

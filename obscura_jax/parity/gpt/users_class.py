@@ -1,12 +1,14 @@
 """Load the class that `--against FILE.py:CLASS` names, and build modules from it."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.interop import name_tables
 from obscura_jax.parity.guest import Guest
+from obscura_jax.parity.torch_lift import in_float64
 from obscura_jax.parity.user_file import import_file
 
 
@@ -30,8 +32,12 @@ class UsersClass:
         self._make = _attribute(path, name, self.guest)
         self.guest.label, self._name = spec, name
 
-    def build(self, cfg: GPTConfig) -> Any:
+    def build(self, cfg: GPTConfig, dtype: str = "float32") -> Any:
         """Return a new module, built from the dictionary of `cfg`.
+
+        Args:
+            cfg: the model.
+            dtype: type of the tensors that the class creates without a type.
 
         Raises:
             ValueError: if it does not build, or is not a torch.nn.Module.
@@ -39,7 +45,7 @@ class UsersClass:
         import torch
 
         call = f"does not build as {self._name}(cfg) from the course's dictionary"
-        with self.guest("does not build" if self._takes_one() else call):
+        with self.guest("does not build" if self._takes_one() else call), default_type(dtype):
             module = self._make(cfg.to_dict())
         if not isinstance(module, torch.nn.Module):
             raise ValueError(
@@ -54,6 +60,15 @@ class UsersClass:
         except (TypeError, ValueError) as error:
             return not isinstance(error, TypeError)
         return True
+
+
+def default_type(dtype: str) -> AbstractContextManager[None]:
+    """Return a context in which PyTorch creates tensors in the type `dtype` by default.
+
+    A constant such as `torch.tensor(2 / torch.pi)` then has all the digits of float64. In a float64
+    model it is rounded to float32 otherwise, which looks like a mistake.
+    """
+    return in_float64([]) if dtype == "float64" else nullcontext()
 
 
 def _attribute(path: Path, name: str, guest: Guest) -> Any:

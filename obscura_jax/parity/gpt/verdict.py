@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from obscura_jax.config import GPTConfig
+from obscura_jax.parity.findings import Finding as Place
 from obscura_jax.parity.gpt.compare import Finding
 
 FORWARD = "forward pass"
@@ -15,14 +16,14 @@ class Section:
     Attributes:
         title: the kind of tensors, such as "gradients".
         findings: one per tensor, in the order of the computation.
-        cause: the mistake that explains the first difference, or None.
-        note: a remark, or "".
+        cause: the reason for the first difference, or None.
+        places: the lines at which the programs part, in order, if they were looked for.
     """
 
     title: str
     findings: list[Finding]
     cause: str | None = None
-    note: str = ""
+    places: tuple[Place, ...] = ()
 
     @property
     def first(self) -> Finding | None:
