@@ -67,7 +67,7 @@ class Change:
 
 @dataclass
 class Effort:
-    """A number of operations that may still be evaluated: a bound on the search that does not depend on the clock.
+    """A bound on the operations of a search, which does not depend on the clock.
 
     Attributes:
         left: operations on a few numbers; one on many counts as several.
