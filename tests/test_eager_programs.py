@@ -148,7 +148,10 @@ def swish(x):
     return x * SCALE * jax.nn.sigmoid(x)
 
 
-swish.defvjp(lambda x: (swish(x), x), lambda x, g: (g,))
+swish.defvjp(
+    lambda x: (swish(x), x),
+    lambda x, g: (g * SCALE * jax.nn.sigmoid(x) * (1 + x * (1 - jax.nn.sigmoid(x))),),
+)
 
 
 @jax.custom_jvp
@@ -156,7 +159,7 @@ def squared(x):
     return x * SCALE * x
 
 
-squared.defjvp(lambda x, dx: (squared(*x), dx[0]))
+squared.defjvp(lambda x, dx: (squared(*x), 2 * SCALE * x[0] * dx[0]))
 
 
 def torch_rows(x):

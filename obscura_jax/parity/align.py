@@ -233,7 +233,7 @@ def first_pairs(
         for pair in found
     }
     found.sort(key=lambda p: (p.torch, -p.overlap, *kinds[p], p.jax))
-    if not found and (torch_first or jax_first):  # one side may end where the other goes on
+    if not found and (torch_first or jax_first):  # one side may end before the other one
         first = (*torch_first, *torch_outputs)[0], (*jax_first, *jax_outputs)[0]
         found = [Pair(*first, 0.0)]
     return found

@@ -67,7 +67,7 @@ class Change:
 
 @dataclass
 class Effort:
-    """How much more may be evaluated: a bound on the search that does not depend on the clock.
+    """A bound on the operations of a search, which does not depend on the clock.
 
     Attributes:
         left: operations on a few numbers; one on many counts as several.
@@ -76,7 +76,7 @@ class Effort:
     left: int
 
     def spend(self, entries: int) -> bool:
-        """Account for an operation on so many entries; return False if nothing is left."""
+        """Account for an operation on `entries` numbers; return False if nothing is left."""
         self.left -= 1 + entries // _ENTRIES
         return self.left > 0
 

@@ -4,11 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.parity.align import Side
-from obscura_jax.parity.fingerprint import close, fingerprint
+from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.program import NotComparableError
 from obscura_jax.parity.relation import arrangement
 from obscura_jax.parity.trace import Node, Trace
@@ -38,8 +36,8 @@ def _check_not_random(trace: Trace) -> None:
             "call .eval() on the module" if trace.side == "PyTorch" else "make it deterministic"
         )
         raise NotComparableError(
-            f"the {trace.side} side draws random numbers{where} ({node.op}); {remedy}, or set "
-            "dropout to 0"
+            f"the {trace.side} side draws random numbers{where} ({node.op}); {remedy}, set dropout "
+            "to 0, or give both sides the same numbers as an input"
         )
 
 
@@ -55,6 +53,17 @@ def _check_outputs(torch: Trace, jax: Trace) -> None:
                 f"{_output(torch, n)} has shape {mine} in PyTorch and {other} in JAX; "
                 f"{_remedy(torch, jax, a, b)}"
             )
+        _check_complex(torch, jax, n)
+
+
+def _check_complex(torch: Trace, jax: Trace, n: int) -> None:
+    kinds = [trace.nodes[trace.outputs[n]].dtype for trace in (torch, jax)]
+    if ("complex" in kinds[0]) != ("complex" in kinds[1]):
+        words = ["complex" if "complex" in kind else "real" for kind in kinds]
+        raise NotComparableError(
+            f"{_output(torch, n)} is {words[0]} in PyTorch and {words[1]} in JAX; return complex "
+            "numbers from both, or their real parts"
+        )
 
 
 def _arrays(trace: Trace) -> str:
@@ -66,7 +75,9 @@ def _arrays(trace: Trace) -> str:
 
 def _output(trace: Trace, n: int) -> str:
     label = trace.labels[n]
-    return label if label.startswith("output") or not label else f"output {label}"
+    if not label:
+        return "the output"
+    return label if label.startswith("output") else f"output {label}"
 
 
 def _remedy(torch: Trace, jax: Trace, a: int, b: int) -> str:
@@ -82,6 +93,13 @@ def _remedy(torch: Trace, jax: Trace, a: int, b: int) -> str:
         return "return it with the axes in the same order"
     if math.prod(mine) == math.prod(other):
         return f"return it from JAX as .reshape{mine}"
+    if len(torch.inputs) == len(jax.inputs) == 1:
+        theirs_in, ours_in = torch.nodes[torch.inputs[0]], jax.nodes[jax.inputs[0]]
+        if theirs_in.size != ours_in.size:
+            return (
+                f"give both the same input: PyTorch's {theirs_in.name} has shape "
+                f"{theirs_in.shape}, and JAX's {ours_in.name} {ours_in.shape}"
+            )
     return "return the same part of the result, and give both the same inputs"
 
 
@@ -124,21 +142,3 @@ def _known(node: Node, candidates: Sequence[Node]) -> bool:
     if node.print is None or not node.print.telling:
         return True
     return any(n.print is not None and close(node.print, n.print, _TOLERANCE) for n in candidates)
-
-
-def first_not_finite(side: Side) -> Node | None:
-    """Return the first operation that makes NaN from operands without it, or None."""
-    for i in sorted(side.live):
-        node = side.node(i)
-        if node.print is None or not node.print.nan:
-            continue
-        operands = [side.node(j).print for j in node.inputs]
-        if not any(p is not None and p.nan for p in operands):
-            return node
-    return None
-
-
-def has_nan(trace: Trace) -> bool:
-    """Return True if an output contains NaN."""
-    values = trace.values(trace.outputs)
-    return any(bool(fingerprint(np.asarray(x)).nan) for x in values.values())

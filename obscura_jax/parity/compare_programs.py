@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment
-from obscura_jax.parity.comparable import check_comparable, first_not_finite, has_nan
+from obscura_jax.parity.comparable import check_comparable
 from obscura_jax.parity.diverge import TOLERANCE, Divergence, differing, find_divergences
-from obscura_jax.parity.findings import Finding, Operation, Output, Report, Verdict
+from obscura_jax.parity.findings import Operation, Output, Report, Verdict
 from obscura_jax.parity.gradients import gradients_if_possible
 from obscura_jax.parity.jax_trace import trace_jax
+from obscura_jax.parity.not_finite import not_finite
+from obscura_jax.parity.output_order import in_order_of
 from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
 from obscura_jax.parity.recording_checks import check_recordings, recording_notes
 from obscura_jax.parity.relation import apart
@@ -47,26 +48,26 @@ def compare(
         torch = trace_torch(torch_side) if isinstance(torch_side, TorchProgram) else torch_side
         jax = trace_jax(jax_side) if isinstance(jax_side, JaxProgram) else jax_side
         check_recordings(torch, jax)
+        jax_side, jax = in_order_of(torch.labels, jax_side, jax)
         check_comparable(torch, jax)
     except NotComparableError as error:
         return Report(Verdict.NOT_COMPARABLE, str(error), tolerance=TOLERANCE)
+    unusual = not_finite(torch, jax)
     found = find_divergences(torch, jax)
     alignment, outputs = found.alignment, _outputs(torch, jax)
     report = Report(
         Verdict.EQUAL,
         outputs=outputs,
-        findings=tuple(found.findings),
+        findings=unusual.added_to(found.findings),
         sides=(
-            side_of(alignment.torch, alignment.jax, _name(torch_side)),
-            side_of(alignment.jax, alignment.torch, _name(jax_side)),
+            side_of(alignment.torch, alignment.jax, _name(torch_side), torch_side),
+            side_of(alignment.jax, alignment.torch, _name(jax_side), jax_side),
         ),
         tolerance=TOLERANCE,
         complete=found.complete,
-        notes=(*_notes(torch, jax), *recording_notes(torch, jax, outputs)),
+        notes=(*unusual.notes, *recording_notes(torch, jax, outputs)),
         operations=_operations(alignment) if operations else (),
     )
-    if differing(torch, jax):
-        report = _with_nan(report, alignment)
     report = replace(report, verdict=_verdict(report, bool(differing(torch, jax))))
     return _with_gradients(report, torch_side, jax_side, torch, found) if gradients else report
 
@@ -130,28 +131,6 @@ def _outputs(torch: Trace, jax: Trace) -> tuple[Output, ...]:
         )
         for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
     )
-
-
-def _notes(torch: Trace, jax: Trace) -> list[str]:
-    if has_nan(torch) and has_nan(jax):
-        return ["the outputs of both sides contain NaN, which count as equal where both have them"]
-    return []
-
-
-def _with_nan(report: Report, alignment: Alignment) -> Report:
-    """Add the first operation that makes NaN, if only one side's outputs contain it."""
-    for side, other in ((alignment.torch, alignment.jax), (alignment.jax, alignment.torch)):
-        node = first_not_finite(side)
-        if node is None or not has_nan(side.trace) or has_nan(other.trace):
-            continue
-        where = f" at {node.source}" if node.source else ""
-        name = side.trace.side
-        note = f"only {name}'s outputs contain NaN, which first appear{where} ({node.op})"
-        place = explain.place_of(node)
-        torch, jax = (place, None) if name == "PyTorch" else (None, place)
-        findings = report.findings or (Finding("operation", torch, jax, relation=note),)
-        return replace(report, findings=findings, notes=(*report.notes, note))
-    return report
 
 
 def _operations(alignment: Alignment) -> tuple[Operation, ...]:

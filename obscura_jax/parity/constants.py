@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 _LONG = 7  # significant digits: a shorter decimal was written by a person
+_DYADIC = 1 << 12  # a number with so few binary digits, such as 1 / 32768, is exact already
 _LARGEST = 1 << 14  # the roots of integers up to this one are recognized
 
 
@@ -18,8 +19,8 @@ def exact_value(x: Any) -> Any:
     """Return the float64 number that a scalar of low precision means.
 
     It is the root of an integer, its inverse, or another number with a name, if that rounds to the
-    scalar in float32 and no short decimal does; else the shortest decimal. Arrays with axes,
-    integers and float64 are returned unchanged.
+    scalar in float32 and no short decimal does; the scalar itself, if it has few binary digits;
+    else the shortest decimal. Arrays with axes, integers and float64 are returned unchanged.
     """
     array = np.asarray(x)
     low = array.dtype.name in ("float32", "float16", "bfloat16")
@@ -33,6 +34,8 @@ def exact_value(x: Any) -> Any:
                 break
     if digits >= _LONG and (known := _known().get(abs(scalar))) is not None:
         return np.float64(math.copysign(known, scalar))
+    if digits >= _LONG and (math.frexp(scalar)[0] * _DYADIC).is_integer():
+        return np.float64(scalar)
     return np.float64(decimal)
 
 

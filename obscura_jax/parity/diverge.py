@@ -1,7 +1,7 @@
 """Find one place after another at which two programs part.
 
-After each finding, the JAX program goes on with the values that it should have computed: by a mend
-if one is known, else with PyTorch's values. So a second difference is not hidden by the first.
+After each finding, the JAX program continues with the values that it should have computed: by a
+mend if one is known, else with PyTorch's values. So a second difference is not hidden by the first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -195,7 +195,7 @@ def _exact_in_float32(x: NDArray[Any]) -> bool:
 def _step(
     alignment: Alignment, torch: Trace, jax: Trace, outputs: Sequence[int], effort: Effort
 ) -> tuple[Finding, Trace | None] | None:
-    """Return the first place at which the sides part, and the JAX side that goes on from there."""
+    """Return the first place at which the sides part, and the JAX side that continues there."""
     pairs = first_pairs(
         alignment, [torch.outputs[n] for n in outputs], [jax.outputs[n] for n in outputs]
     )
@@ -381,7 +381,7 @@ def _given(
     for i, j in zip(torch_nodes, jax_nodes, strict=True):
         if i not in theirs or j in given:
             continue
-        shape = jax.nodes[j].shape
+        shape = jax.values([j])[j].shape  # complex numbers are pairs
         x = theirs[i]
         given[j] = x.transpose(order).reshape(shape) if order else x.reshape(shape)
         changed += 1

@@ -223,7 +223,7 @@ def _judged(
     rows, different = [], []
     for row in compared:
         scale = max(row.rms, least) or 1.0
-        distance = float(np.abs(row.theirs - row.ours).max(initial=0.0)) / scale
+        distance = _distance(row.theirs, row.ours) / scale
         equal = distance <= _SAME * TOLERANCE
         names = _names(torch, row.twins.torch), _names(jax, row.twins.jax)
         rows.append(Gradient(*names, distance, equal))
@@ -237,4 +237,13 @@ def _names(trace: Trace, leaves: Iterable[int]) -> str:
 
 
 def _rms(x: NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0
+    finite = x[np.isfinite(x)]
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+
+
+def _distance(x: NDArray[Any], y: NDArray[Any]) -> float:
+    """Return the largest difference; NaN and infinite entries are equal to those like them."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+        return float("inf")
+    return float(np.abs(x[finite] - y[finite]).max(initial=0.0))

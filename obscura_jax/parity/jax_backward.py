@@ -59,12 +59,13 @@ def jax_backward(
             whole = _differentiated(numbered, places, leaves, list(cotangents))
             given = [*flat.shapes(), *closed.consts, *_types(closed, cotangents)]
             backward = jax.make_jaxpr(whole)(*given)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, IndexError, NotImplementedError) as error:
             why = " ".join(str(error).split()).split(". ")[0]
             raise NoGradientsError(f"JAX cannot differentiate its side: {why}") from error
     values = [*flat.arrays, *closed.consts, *cotangents.values()]
     names = [forward.nodes[i].name for i in places]
     names += [f"{FACTORS} {n + 1}" for n in cotangents]
+    names += ["constant"] * len(backward.consts)
     graph = build_graph(backward, values, names)
     of = _forward_results(graph)
     stops = frozenset(n.index for n in graph.nodes if n.op == "stop_gradient" and _STOP in n.path)

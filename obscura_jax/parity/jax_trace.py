@@ -15,7 +15,7 @@ from obscura_jax.parity.jax_graph import Graph, as_numpy, build_graph
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
 from obscura_jax.parity.side_errors import running
-from obscura_jax.parity.trace import Trace
+from obscura_jax.parity.trace import Node, Trace
 
 KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
 _NEEDS_VALUES = (
@@ -25,6 +25,8 @@ _NEEDS_VALUES = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+
+_CHANGES_STATE = "TraceContextError"  # an exception of Flax NNX, which the engine does not import
 
 
 @dataclass
@@ -75,10 +77,11 @@ def flattened(program: JaxProgram) -> FlatProgram:
             with_static[place] = value
         args, kwargs = jax.tree_util.tree_unflatten(tree, with_static)
         result = picked(call(*args, **kwargs), program.out, "JAX")
-        found = arrays_in(result, lambda x: hasattr(x, "dtype") and hasattr(x, "shape"))
+        found = arrays_in(result, is_array)
         if not found:
             raise NotComparableError(
-                "the JAX side returns no arrays; return one, or pick one with out="
+                f"the JAX side returns no arrays but {type(result).__name__}; return an array, or "
+                "pick one with out="
             )
         labels[:] = found
         return list(found.values())
@@ -105,6 +108,13 @@ def trace_jax(program: JaxProgram) -> JaxTrace:
             from obscura_jax.parity.jax_eager import record
 
             closed, native = record(flat.call, arrays)
+        except Exception as error:
+            if type(error).__name__ != _CHANGES_STATE:
+                raise
+            raise NotComparableError(
+                "the JAX side changes its own state when it is called, as dropout and batch norms "
+                "in training mode do; call .eval() on the module"
+            ) from error
     captured = captured_names(program.call)
     names = flat.names + [captured.get(id(c), "constant") for c in closed.consts]
     graph = build_graph(closed, arrays, names)
@@ -126,7 +136,7 @@ def evaluated(
         native: its outputs in its own precision.
         given: values that stand in for those of nodes.
     """
-    given = dict(given or {})
+    given = {i: _as_the_program_has_it(graph.nodes[i], x) for i, x in (given or {}).items()}
     parameters = [
         i
         for i, value in graph.leaves.items()
@@ -165,6 +175,12 @@ def evaluated(
     return trace
 
 
+def _as_the_program_has_it(node: Node, value: Any) -> Any:
+    """Return the value of a node, with complex numbers for pairs of real ones."""
+    pairs = "complex" in node.dtype and np.shape(value) == (*node.shape, 2)
+    return value[..., 0] + 1j * value[..., 1] if pairs else value
+
+
 def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dict[int, Any]:
     found = graph.evaluate(wanted, given)
     return {i: array for i, x in found if (array := as_numpy(x)) is not None}
@@ -173,8 +189,13 @@ def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dic
 def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
     """Return the leaves of the inputs, their tree, the places of arrays, and the callable."""
     leaves, tree = jax.tree_util.tree_flatten((program.args, program.kwargs))
-    dynamic = [n for n, x in enumerate(leaves) if hasattr(x, "dtype") and hasattr(x, "shape")]
+    dynamic = [n for n, x in enumerate(leaves) if is_array(x)]
     return leaves, tree, dynamic, program.call
+
+
+def is_array(x: Any) -> bool:
+    """Return True for arrays of JAX and of NumPy, and for the values of a trace."""
+    return hasattr(x, "dtype") and hasattr(x, "shape")
 
 
 def _aval(x: Any) -> Any:

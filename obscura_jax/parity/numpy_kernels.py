@@ -218,7 +218,6 @@ _TABLE: dict[str, Callable[..., Array]] = {
     "reshape": _layout(lambda p, x: x.reshape(p["new_sizes"])),
     "transpose": _layout(lambda p, x: x.transpose(p["permutation"])),
     "squeeze": _layout(lambda p, x: np.squeeze(x, tuple(p["dimensions"]))),
-    "expand_dims": _layout(lambda p, x: np.expand_dims(x, tuple(p["dimensions"]))),
     "rev": _layout(lambda p, x: np.flip(x, tuple(p["dimensions"]))),
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,

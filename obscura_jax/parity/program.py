@@ -103,7 +103,7 @@ def _parts_of(result: Any) -> list[str]:
     if is_dataclass(result):
         return [f.name for f in fields(result)]
     if isinstance(result, Sequence):
-        return [f"{len(result)} items"]
+        return [f"{len(result)} item{'s' * (len(result) != 1)}"]
     return []
 
 

@@ -20,6 +20,8 @@ __all__ = ["SCHEMA", "as_json", "as_list", "as_text", "verdict_line"]
 
 SCHEMA = "obscura_jax.parity.programs/1"
 _OUTPUTS, _FINDINGS, _BACKWARD, _GRADIENTS, _NAMES, _NOTES = 4, 8, 3, 5, 5, 3  # most to show
+_LOWERED = 3  # most lines of lower precision to show
+_UNREAD = "parameters that {}'s outputs do not depend on"
 _CELL = 47  # columns of an operation
 
 
@@ -120,14 +122,14 @@ def _gradients(gradients: Sequence[Gradient]) -> Iterator[str]:
 def _parameters(sides: Iterable[Side]) -> Iterator[str]:
     """Yield the parameters that only one side reads, and the lines of lower precision."""
     for side in sides:
-        for words, names in (
-            (without_twins(side), side.unmatched_parameters),
-            (f"parameters that {side.name}'s outputs do not depend on", side.unread_parameters),
-            (f"{side.name} rounds to lower precision at", side.lowered),
+        for words, names, most, columns in (
+            (without_twins(side), side.unmatched_parameters, _NAMES, 40),
+            (_UNREAD.format(side.name), side.unread_parameters, _NAMES, 40),
+            (f"{side.name} rounds to lower precision at", side.lowered, _LOWERED, 80),
         ):
             if names:
-                short = [fitted(name, 40) for name in names]
-                yield from wrapped(f"{words}: {some(short, _NAMES)}", "  ")
+                short = [fitted(name, columns) for name in names]
+                yield from wrapped(f"{words}: {some(short, most)}", "  ")
 
 
 def _cell(operation: Operation | None, other: Operation | None) -> str:

@@ -4,15 +4,17 @@ from obscura_jax.parity import explain
 from obscura_jax.parity.align import Side
 from obscura_jax.parity.findings import Operation
 from obscura_jax.parity.findings import Side as Summary
+from obscura_jax.parity.precision import Program, lowered_lines
 
 
-def side_of(side: Side, other: Side, program: str) -> Summary:
+def side_of(side: Side, other: Side, name: str, program: Program | None = None) -> Summary:
     """Return the summary of a side.
 
     Args:
         side: the side.
         other: the other side.
-        program: the name of its callable.
+        name: the name of its callable.
+        program: the program itself, with which the cost of lower precision is measured.
     """
     trace = side.trace
     operations = [i for i in side.live if not side.node(i).leaf]
@@ -21,29 +23,18 @@ def side_of(side: Side, other: Side, program: str) -> Summary:
     unread = [i for i in trace.parameters if i not in side.live]
     return Summary(
         trace.side,
-        program,
+        name,
         len(operations),
         sum(i in side.matched or i in side.settled for i in operations),
         _names(side, unmatched),
         _names(side, unread),
-        _lowered(side),
+        lowered_lines(side, program),
     )
 
 
 def _names(side: Side, indices: list[int]) -> tuple[str, ...]:
     names = (side.node(i).name for i in sorted(indices))
     return tuple(dict.fromkeys(name for name in names if name not in ("constant", "literal")))
-
-
-def _lowered(side: Side) -> tuple[str, ...]:
-    """Return the lines that round to a lower precision, with the type."""
-    found: dict[str, int] = {}
-    for i in sorted(side.live):
-        node = side.node(i)
-        if node.lowered:
-            words = f"{node.lowered} at {node.source or node.op}"
-            found[words] = found.get(words, 0) + 1
-    return tuple(f"{words} ({n} times)" if n > 1 else words for words, n in found.items())
 
 
 def operations_of(side: Side, other: Side) -> tuple[Operation, ...]:

@@ -5,6 +5,7 @@ whose sequence number leads to the operation of the program that created it.
 """
 
 import functools
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -120,6 +121,9 @@ class _BackwardRun(Run):
         stack.callback(_restore, before)
         for parameter, _ in before:
             parameter.requires_grad_(True)
+        # The program itself may read numbers from tensors, whose gradients only we ask for.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True")
         stack.enter_context(elementary_attention(self))
         stack.enter_context(torch.enable_grad())
         self._last = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
@@ -137,6 +141,8 @@ class _BackwardRun(Run):
         """Run the backward pass."""
         import torch
 
+        for x in results:
+            self.place(self.lift(x), x)  # an input that is returned as it is becomes a leaf here
         ends = [
             (results[n], torch.from_numpy(factor))
             for n, factor in self._cotangents.items()

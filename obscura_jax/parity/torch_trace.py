@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from obscura_jax.extras import require
 from obscura_jax.parity import torch_kernels
 from obscura_jax.parity.fingerprint import fingerprint
-from obscura_jax.parity.program import NotComparableError, TorchProgram, arrays_in, picked
+from obscura_jax.parity.program import TorchProgram, arrays_in, picked
 from obscura_jax.parity.side_errors import running
 from obscura_jax.parity.sources import current_source
+from obscura_jax.parity.torch_digits import OwnDigits, tensors_of
 from obscura_jax.parity.torch_lift import in_float64, is_low, lifted, modules_of, tensor_names
+from obscura_jax.parity.torch_native import is_tensor, native_outputs, numpy_of
 from obscura_jax.parity.trace import Node, Source, Trace
 
 KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
@@ -30,7 +32,8 @@ def trace_torch(program: TorchProgram) -> Trace:
     Raises:
         NotComparableError: if it returns no tensors, or different ones in two runs.
     """
-    native = _native(program)
+    require("torch", "parity", "a comparison with a PyTorch program")
+    native = native_outputs(program)
     run = Run(program)
     run()
     return Trace(
@@ -51,64 +54,6 @@ def _fetch(program: TorchProgram, wanted: Iterable[int]) -> dict[int, NDArray[An
     run = Run(program, frozenset(wanted))
     run()
     return run.kept
-
-
-def _native(program: TorchProgram) -> dict[str, NDArray[Any]]:
-    """Return the outputs in the program's own precision, from the first of two runs."""
-    import torch
-
-    precise = True
-
-    def run() -> dict[str, NDArray[Any]]:
-        nonlocal precise
-        with torch.no_grad(), running("PyTorch"):
-            result = picked(program.call(*program.args, **program.kwargs), program.out, "PyTorch")
-        tensors = arrays_in(result, is_tensor)
-        precise = not any(is_low(x.dtype) for x in tensors.values())
-        return {name: numpy_of(x).copy() for name, x in tensors.items()}
-
-    before = torch.get_rng_state()
-    first = run()
-    drew = not torch.equal(before, torch.get_rng_state())
-    if not first:
-        raise NotComparableError(
-            "the PyTorch side returns no tensors; return one, or pick with out="
-        )
-    second = run()
-    threads = 1e-12 if precise else 1e-5  # threads may sum in another order
-    if first.keys() != second.keys() or not all(
-        _same(x, second[name], threads) for name, x in first.items()
-    ):
-        why = (
-            "it draws random numbers; call .eval() on the module, or set dropout to 0"
-            if drew
-            else "it keeps state from one call to the next, or draws random numbers without PyTorch"
-        )
-        raise NotComparableError(
-            f"the PyTorch side returns different results in two runs on the same input: {why}"
-        )
-    return first
-
-
-def _same(a: NDArray[Any], b: NDArray[Any], tolerance: float) -> bool:
-    if a.shape != b.shape:
-        return False
-    if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-        return True
-    scale = float(np.abs(a).max(initial=0.0)) or 1.0
-    return bool(np.abs(a - b).max(initial=0.0) <= tolerance * scale)
-
-
-def numpy_of(tensor: Any) -> NDArray[Any]:
-    """Return a tensor as an array; complex numbers become pairs, low precision float64."""
-    import torch
-
-    tensor = tensor.detach().cpu()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    if tensor.is_floating_point():
-        tensor = tensor.double()
-    return tensor.resolve_neg().numpy()
 
 
 class Run:
@@ -136,6 +81,7 @@ class Run:
         self.random: list[int] = []
         self.tensors: dict[int, Any] = {}
         self._room = KEPT_BYTES
+        self._digits = OwnDigits()
         self._place: Any = WeakTensorKeyDictionary()  # tensor -> (node, version)
         self._twins: Any = WeakTensorKeyDictionary()  # tensor of low precision -> float64
         self._written: dict[int, int] = {}  # address of a storage -> the last write in place
@@ -153,11 +99,14 @@ class Run:
 
         program = self.program
         modules = modules_of(program.call)
+        types = [tensor.dtype for tensor in tensors_of(modules)]
         with ExitStack() as stack:
             stack.enter_context(in_float64(modules))
+            for tensor, dtype in zip(tensors_of(modules), types, strict=True):
+                self._digits.given(tensor, dtype)
             self._names, self._parameter_ids = tensor_names(modules)
             args, kwargs = tree_map(
-                lambda x: self.given(x) if isinstance(x, torch.Tensor) else x,
+                lambda x: self._noted(x) if isinstance(x, torch.Tensor) else x,
                 (program.args, program.kwargs),
             )
             for name, x in arrays_in((args, kwargs), is_tensor).items():
@@ -180,6 +129,11 @@ class Run:
     def given(self, tensor: Any) -> Any:
         """Return an input of the program in float64."""
         return self.lift(tensor)
+
+    def _noted(self, tensor: Any) -> Any:
+        given = self.given(tensor)
+        self._digits.given(given, tensor.dtype)
+        return given
 
     def finish(self, results: list[Any]) -> None:
         """Note the outputs after the call of the program."""
@@ -220,6 +174,7 @@ class Run:
         if known is None:
             name = self._names.get(id(original), "")
             node = self.add("leaf", (), tensor, name=name or "constant")
+            self._digits.add_leaf(node, original)
             if id(original) in self._input_ids:
                 self.inputs.append(node.index)
                 self.tensors[node.index] = original
@@ -231,7 +186,9 @@ class Run:
         if known[1] != version:  # written in place, perhaps through another view
             write = self._written.get(_address(tensor), index)
             inputs = (index,) if write == index else (index, write)
-            return self.add("written", inputs, tensor, layout=True).index
+            node = self.add("written", inputs, tensor, layout=True)
+            self._digits.add(node, self.nodes)
+            return node.index
         return index
 
     def add(self, op: str, inputs: tuple[int, ...], tensor: Any, **more: Any) -> Node:
@@ -285,12 +242,16 @@ class Run:
             args, kwargs = tree_map(
                 lambda x: self.lift(x) if isinstance(x, torch.Tensor) else x, (args, kwargs)
             )
-            out = func(*args, **kwargs)
+            out = self.computed(func(*args, **kwargs), lowered)
             self._record(name, inputs, out, original, lowered)
             return out
         finally:
             if outermost:
                 self._creating = None
+
+    def computed(self, result: Any, lowered: str) -> Any:
+        """Return the result of the operation whose first result is the next node."""
+        return result
 
     @contextmanager
     def inside(self, fused: str, source: Source | None) -> Iterator[None]:
@@ -331,6 +292,7 @@ class Run:
         from torch.utils._pytree import tree_flatten
 
         numbers = tuple(x for x in given if isinstance(x, float))
+        asked = next((x for x in given if isinstance(x, torch.dtype)), None)
         in_place = name.endswith("_") and not name.endswith("__")
         plain = name.rstrip("_") if in_place else name
         for x in tree_flatten(out)[0]:
@@ -347,20 +309,14 @@ class Run:
                 permutes=name in torch_kernels.PERMUTES,
                 fused=self._fused,
                 numbers=numbers,
-                lowered=lowered,
             )
+            if self._digits.add(node, self.nodes, asked):
+                node.lowered = lowered
             if in_place:
                 self._place[x] = (node.index, _version(x) + 1)  # it is raised after the operation
                 self._written[_address(x)] = node.index
             if name in torch_kernels.RANDOM:
                 self.random.append(node.index)
-
-
-def is_tensor(x: Any) -> bool:
-    """Return True for a tensor."""
-    import torch
-
-    return isinstance(x, torch.Tensor)
 
 
 def _version(tensor: Any) -> int:

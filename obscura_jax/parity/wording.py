@@ -41,7 +41,7 @@ def _first_difference(report: Report) -> str:
             return f", {how} at {places_of(first)}: {reason_of(first)}"
     outputs = [output for output in report.outputs if not output.equal]
     if outputs:
-        names = some([output.name for output in outputs], 1, "output")
+        names = some([output.name or "the output" for output in outputs], 1, "output")
         return f" in {names}, by {number(outputs[0].float64)} in float64; no line was found"
     gradients = [gradient.name for gradient in report.gradients if not gradient.equal]
     if gradients:
