@@ -108,6 +108,8 @@ def test_exit_codes_and_files(pair, engine, capsys, verdict):
         ),
         (["pair.py", "--seed", 0], "pair.py is a pair of programs, not a model; leave out --seed"),
         (["pair.py", "--tokens", 1], "pair.py is a pair of programs, not a model; leave out --new"),
+        (["pair"], "there is no model pair; name the file pair.py"),
+        (["pair2"], "no model at 'pair2'; give a folder, "),
         (["tiny", "--list"], "tiny is a model, not a pair of programs; leave out --list"),
         (["tiny", "--no-gradients"], "tiny is a model, not a pair of programs; leave out --no-gra"),
         (["tiny", "--record", "x"], "tiny is a model, not a pair of programs; leave out --record"),

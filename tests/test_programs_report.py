@@ -2,13 +2,16 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
 from obscura_jax.parity.findings import Mend, Report, Verdict
 from obscura_jax.parity.operation_rows import rows_of
 from obscura_jax.parity.report import SCHEMA, as_json, as_list, as_text, verdict_line
+from obscura_jax.parity.trace import Source
 from tests.support.program_reports import (
     CONSTANT,
     CONSTANTS,
@@ -36,7 +39,7 @@ from tests.support.program_reports import (
         (
             DIFFERENT,
             "differs, first at audio_torch.py:31 (PyTorch) and audio_jax.py:46 (JAX): "
-            "audio_jax.py:40: eps: 1e-06 -> 1e-05 makes both equal",
+            "audio_jax.py:40: eps: 1e-06 -> 1e-05 makes both equal here",
         ),
         (
             replace(DIFFERENT, findings=(GATE, EPSILON)),
@@ -47,6 +50,11 @@ from tests.support.program_reports import (
             replace(DIFFERENT, findings=(replace(EPSILON, mend=None, relation="", torch=None),)),
             "differs, first at audio_jax.py:46 (JAX): only PyTorch uses the literal 1e-05; "
             "only JAX uses the literal 1e-06",
+        ),
+        (
+            replace(DIFFERENT, findings=(replace(GATE, relation="", shared=()),)),
+            "differs, first at audio_torch.py:36 (PyTorch) and audio_jax.py:63 (JAX): "
+            "the operations differ: mul in PyTorch and mul in JAX",
         ),
         (
             replace(DIFFERENT, findings=(CONSTANT,)),
@@ -75,7 +83,7 @@ def test_a_mend_at_the_finding_does_not_repeat_its_line():
     line = EPSILON.jax.source
     mend = Mend("literal", replace(line, function="another"), "1e-06 -> 1e-05")
     report = replace(DIFFERENT, findings=(replace(EPSILON, mend=mend),))
-    assert verdict_line(report).endswith("(JAX): 1e-06 -> 1e-05 makes both equal")
+    assert verdict_line(report).endswith("(JAX): 1e-06 -> 1e-05 makes both equal here")
 
 
 def test_the_text_contains_what_was_found():
@@ -91,7 +99,7 @@ def test_the_text_contains_what_was_found():
         "audio_jax.py:46 normed = (grouped - mean) / jnp.sqrt(var + self.eps) add, part of norm,",
         "both use var at audio_jax.py:48; only PyTorch uses the literal 1e-05; only JAX uses the",
         "relation results: close: at most 1.2e-05 of their size apart",
-        "mend audio_jax.py:40: eps: 1e-06 -> 1e-05 makes both equal",
+        "mend audio_jax.py:40: eps: 1e-06 -> 1e-05 makes both equal here",
         "gradients: 8 of 9 differ: layers.1.norm.weight by 2.0e-03,",
         "layers.5.norm.weight by 1.0e-02 and 3 more",
         "parameters of PyTorch whose values JAX does not use: mix.bias",
@@ -125,6 +133,38 @@ def test_the_text_does_not_grow_with_the_model():
     assert "they part (PyTorch, then JAX): 100" in text
     assert sum(bool(re.match(r"  \d\. ", line)) for line in body) == 8 + 3
     assert "  and 92 more" in body
+
+
+def test_outputs_that_only_constants_change_are_marked():
+    output = replace(EQUAL.outputs[0], float64=3e-8, equal=False)
+    report = replace(CONSTANTS, outputs=(output,))
+    assert "3.0e-08   4.1e-07  equal but for constants\n" in as_text(report)
+    for other in (
+        replace(report, findings=(CONSTANT, GATE)),
+        replace(report, complete=False),
+        replace(report, findings=()),
+    ):
+        assert "3.0e-08   4.1e-07  DIFFERS\n" in as_text(other)
+
+
+def test_a_place_without_a_line_is_one_line():
+    """Its name would otherwise be printed twice."""
+    constant = replace(CONSTANT.jax, op="constant", source=None, code="")
+    text = as_text(replace(CONSTANTS, findings=(replace(CONSTANT, jax=constant),)))
+    assert "\n     JAX       constant, shape (3, 37, 24)\n" in text
+    assert text.count("constant, shape") == 1
+    text = as_text(CONSTANTS)
+    assert "\n     JAX       audio_jax.py:67  return total * HALF_POWER, skip\n" in text
+
+
+def test_a_line_in_a_notebook_is_named_by_its_cell(monkeypatch):
+    names = {"/tmp/ipykernel_1/3141592.py": ("Cell", "In[4]")}
+    shell = SimpleNamespace(compile=SimpleNamespace(format_code_name=names.get))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "In[4]:7"
+    assert str(Source("/tmp/port.py", 7)) == "port.py:7"
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "3141592.py:7"
 
 
 def test_findings_at_the_same_lines_are_one():

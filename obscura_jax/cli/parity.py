@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
             "`obscura parity --new pair.py` writes an example"
         )
     elif not args.source.endswith(".py") or Path(args.source).is_dir():
+        if Path(f"{args.source}.py").is_file() and not Path(args.source).exists():
+            raise ValueError(f"there is no model {args.source}; name the file {args.source}.py")
         reason = f"{args.source} is a model, not a pair of programs"
         _refuse(args, (*_OF_PAIRS, *_OF_RECORDINGS), reason)
         _compare_implementations(args)

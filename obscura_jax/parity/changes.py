@@ -307,14 +307,15 @@ def wrapped(equation: Equation, call: Callable[..., Sequence[Any]], *more: int) 
     return replace(equation, call=call, inputs=(*equation.inputs, *more))
 
 
-def result_of(equation: Equation, change: Callable[[Any], Any]) -> Equation:
-    """Return an operation whose first result is changed."""
+def result_of(equation: Equation, change: Callable[..., Any], *more: int) -> Equation:
+    """Return an operation whose first result is changed, perhaps by further operands."""
+    count = len(equation.inputs)
 
     def call(*operands: Any) -> Sequence[Any]:
-        first, *rest = equation.run(operands)
-        return [change(first), *rest]
+        first, *rest = equation.run(operands[:count])
+        return [change(first, *operands[count:]), *rest]
 
-    return replace(equation, call=call)
+    return wrapped(equation, call, *more)
 
 
 def operand_of(equation: Equation, at: int, change: Callable[..., Any], *more: int) -> Equation:

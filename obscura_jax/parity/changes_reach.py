@@ -135,8 +135,7 @@ def _applied(setting: Setting, anchor: Anchor, step: _Step) -> Change | None:
     index, graph = anchor.jax, setting.graph
     if not anchor.lacking:
         p = setting.position[index]
-        changed = {p: result_of(graph.equations[p], step.function)}
-        return Change(step.kind, index, step.words, changed)
+        return _of_result(setting, p, step)
     changed, loaded = {}, {}
     for p in anchor.uses:
         equation = graph.equations[p]
@@ -160,3 +159,25 @@ def _applied(setting: Setting, anchor: Anchor, step: _Step) -> Change | None:
 def _builder(at: int, function: Callable[..., Any]) -> Callable[[Equation, NDArray[Any]], Equation]:
     """Return how an operation is changed by a function of an operand and a parameter."""
     return lambda there, value: operand_of(there, at, lambda x: function(x, value))
+
+
+def _of_result(setting: Setting, position: int, step: _Step) -> Change | None:
+    """Return the change of an operation's first result, by a further operand if there is one."""
+    equation, function = setting.graph.equations[position], step.function
+    loaded: dict[int, Loaded] = {}
+    if step.parameter is not None:
+
+        def build(there: Equation, value: NDArray[Any]) -> Equation:
+            return result_of(there, lambda v: function(v, value))
+
+        loaded[position] = Loaded(step.parameter, build)
+        value = setting.torch.trace.values([step.parameter])[step.parameter]
+        changed = build(equation, value)
+    elif step.operand is None:
+        changed = result_of(equation, function)
+    elif setting.available(step.operand, position):
+        changed = result_of(equation, function, step.operand)
+    else:
+        return None
+    changes = {position: changed}
+    return Change(step.kind, equation.outputs[0], step.words, changes, loaded=loaded)

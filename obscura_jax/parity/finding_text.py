@@ -66,9 +66,11 @@ def _full(n: int, finding: Finding) -> Iterator[str]:
 
 
 def _place(side: str, place: Place) -> Iterator[str]:
-    """Yield the line of code, and the operation."""
-    yield fitted(f"     {side:<10}{where(place)}  {place.code}".rstrip(), COLUMNS)
-    yield fitted(f"{'':<15}{operation_of(place)}", COLUMNS)
+    """Yield the line of code, if it is known, and the operation."""
+    if place.source is not None:
+        yield fitted(f"     {side:<10}{where(place)}  {place.code}".rstrip(), COLUMNS)
+        side = ""
+    yield fitted(f"     {side:<10}{operation_of(place)}", COLUMNS)
 
 
 def _short(n: int, finding: Finding) -> Iterator[str]:
@@ -77,7 +79,7 @@ def _short(n: int, finding: Finding) -> Iterator[str]:
     if finding.torch and finding.jax:
         places = f"{where(finding.torch)}, {where(finding.jax)}"
     times = f", in {finding.occurrences} places" if finding.occurrences > 1 else ""
-    reason = reason_of(finding).removesuffix(" makes both equal")
+    reason = reason_of(finding).removesuffix(" makes both equal here")
     words = f"  {n}. {places}{times}: {'mend ' if finding.mend else ''}{reason}"
     yield from wrapped(words, "     ", 2 if n <= _TWO_LINES else 1)
 

@@ -52,7 +52,7 @@ class Mend:
 
     def __str__(self) -> str:
         where = f"{self.source}: " if self.source else ""
-        return f"{where}{self.words} makes both equal"
+        return f"{where}{self.words} makes both equal here"
 
 
 @dataclass(frozen=True)

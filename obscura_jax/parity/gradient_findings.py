@@ -62,11 +62,13 @@ class _Found:
         position: the position of its value in the PyTorch program.
         finding: the finding.
         lost: the place at which one program loses a gradient, if it does.
+        node: the position of that place in its program.
     """
 
     position: int
     finding: Finding
     lost: tuple[Place, ...] = ()
+    node: int = -1
 
 
 def _origins(side: Side, gradients: Iterable[int]) -> list[int]:
@@ -81,13 +83,13 @@ def _lost(
         if (lost := lost_gradient(torch, jax, i)) is not None:
             finding = _lost_finding(torch, jax, lost.here, lost.there, lost.words)
             place = explain.place_of(jax.side.node(lost.there))
-            yield _Found(lost.value, finding, (place,))
+            yield _Found(lost.value, finding, (place,), lost.there)
     for j in jax_first:
         if (lost := lost_gradient(jax, torch, j)) is not None:
             position = max(torch.of_class(jax.side.classes[lost.value]), default=0)
             finding = _lost_finding(torch, jax, lost.there, lost.here, lost.words)
             place = explain.place_of(torch.side.node(lost.there))
-            yield _Found(position, finding, (place,))
+            yield _Found(position, finding, (place,), lost.there)
 
 
 def _lost_finding(
@@ -178,16 +180,18 @@ def _described(alignment: Alignment, pair: Pair) -> Finding:
 def _distinct(found: Sequence[_Found]) -> list[Finding]:
     """Return the first findings, one for each pair of lines and for each lost gradient."""
     distinct: dict[object, Finding] = {}
+    seen: set[object] = set()
     lost = {_lines(one.finding) for one in found if one.lost}
     for one in found:
         finding = one.finding
         if not one.lost and _lines(finding) in lost:
             continue
         key = (one.lost[0].source or one.lost) if one.lost else _lines(finding)
-        first = distinct.get(key)
-        if first is not None:
-            finding = replace(first, occurrences=first.occurrences + 1)
-        distinct[key] = finding
+        first = distinct.setdefault(key, finding)
+        place = (key, one.node)
+        if first is not finding and not (one.lost and place in seen):
+            distinct[key] = replace(first, occurrences=first.occurrences + 1)
+        seen.add(place)
     return list(distinct.values())[:_MOST]
 
 

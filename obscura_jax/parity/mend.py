@@ -67,7 +67,7 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
     if found is None:
         return None
     change, wide, anchor = found
-    graph, count = _everywhere(setting, change, wide, anchor)
+    graph, count = _everywhere(setting, change, wide)
     mend = Mend(change.kind, setting.node(change.line).source, change.words)
     return Repair(mend, graph, anchor, change, count)
 
@@ -123,18 +123,14 @@ def _together(change: Change, *others: Change) -> Change:
     return replace(change, equations=equations, leaves=leaves)
 
 
-def _everywhere(
-    setting: Setting, change: Change, wide: Change, anchor: Anchor
-) -> tuple[Graph, int]:
+def _everywhere(setting: Setting, change: Change, wide: Change) -> tuple[Graph, int]:
     """Make a change in all layers, unless an earlier layer is equal without it."""
     lines, others = same_line(setting.trace, change.node), _elsewhere(setting, change)
     if any(i < change.node for i in others):
         return wide.applied(setting.graph), 1
-    theirs = same_line(setting.torch.trace, anchor.torch)
     moved = []
     for i in others:
-        n = lines.index(i) * len(theirs) // len(lines)
-        other = _moved(setting, change, i, anchor.torch, theirs[n])
+        other = _moved(setting, change, i, (lines.index(i), len(lines)))
         if other is not None and _fits(setting, other):
             moved.append(other)
     return _together(wide, *moved).applied(setting.graph), 1 + len(moved)
@@ -155,9 +151,16 @@ def _fits(setting: Setting, change: Change) -> bool:
 
 
 def _moved(
-    setting: Setting, change: Change, node: int, torch_here: int = 0, torch_there: int | None = None
+    setting: Setting, change: Change, node: int, layer: tuple[int, int] | None = None
 ) -> Change | None:
-    """Return a change in another layer, where `node` is the one to be changed."""
+    """Return a change in another layer, where `node` is the one to be changed.
+
+    Args:
+        setting: the setting.
+        change: the change.
+        node: the node of the same line in the other layer.
+        layer: which of how many nodes of that line it is; needed for PyTorch's parameters.
+    """
     other_layer = parallel(setting.trace, change.node, node)
     equations: dict[int, Equation] = {}
     for p, equation in change.equations.items():
@@ -171,7 +174,7 @@ def _moved(
         if there.op != own.op or len(there.outputs) != len(own.outputs) or q in equations:
             return None
         if p in change.loaded:
-            changed = _loaded(setting, change.loaded[p], there, torch_here, torch_there)
+            changed = _loaded(setting, change.loaded[p], there, layer)
             if changed is None:
                 return None
             equations[q] = changed
@@ -189,13 +192,17 @@ def _moved(
 
 
 def _loaded(
-    setting: Setting, loaded: Loaded, there: Equation, torch_here: int, torch_there: int | None
+    setting: Setting, loaded: Loaded, there: Equation, layer: tuple[int, int] | None
 ) -> Equation | None:
     """Return an operation that uses the PyTorch parameter of another layer."""
     torch = setting.torch.trace
-    if torch_there is None:
+    users = [i for i in setting.torch_region if loaded.source in setting.torch.operands(i)]
+    if layer is None or not users:
         return None
-    source = parallel(torch, torch_here, torch_there)(loaded.source)
+    place, count = layer
+    lines = same_line(torch, users[0])
+    elsewhere = lines[place * len(lines) // count]
+    source = parallel(torch, users[0], elsewhere)(loaded.source)
     if source is None or torch.nodes[source].shape != torch.nodes[loaded.source].shape:
         return None
     return loaded.build(there, torch.values([source])[source])

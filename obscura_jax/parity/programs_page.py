@@ -9,6 +9,7 @@ from obscura_jax.parity.json_report import versions
 from obscura_jax.parity.operation_rows import rows_of
 from obscura_jax.parity.page import page
 from obscura_jax.parity.wording import (
+    constants_alone,
     effect_of,
     grouped,
     heading,
@@ -94,6 +95,7 @@ def as_html(report: Report) -> str:
         different=sum(not gradient.equal for gradient in report.gradients),
         rows=list(rows_of(report.operations)),
         number=number,
+        constants_alone=constants_alone,
         without_twins=without_twins,
         versions=versions(),
     )

@@ -8,7 +8,13 @@ from obscura_jax.parity.finding_text import finding_lines, fitted, wrapped
 from obscura_jax.parity.findings import Gradient, Operation, Output, Report, Side
 from obscura_jax.parity.json_report import dumped, versions
 from obscura_jax.parity.operation_rows import rows_of
-from obscura_jax.parity.wording import number, some, verdict_line, without_twins
+from obscura_jax.parity.wording import (
+    constants_alone,
+    number,
+    some,
+    verdict_line,
+    without_twins,
+)
 
 __all__ = ["SCHEMA", "as_json", "as_list", "as_text", "verdict_line"]
 
@@ -23,7 +29,9 @@ def as_text(report: Report) -> str:
     """Return the report in about 30 lines of at most 100 columns; the last one is the verdict."""
     lines = [
         *(_side(side) for side in report.sides),
-        *_outputs(report.outputs),
+        *_outputs(
+            report.outputs, "equal but for constants" if constants_alone(report) else "DIFFERS"
+        ),
         *finding_lines("places where they part", report.findings, _FINDINGS, full=2),
         *_gradients(report.gradients),
         *finding_lines("places where gradients part", report.gradient_findings, _BACKWARD, full=0),
@@ -86,17 +94,17 @@ def _side(side: Side) -> str:
     return f"{side.name:<8} {fitted(side.program, 60)}: {count}"
 
 
-def _outputs(outputs: Sequence[Output]) -> Iterator[str]:
-    """Yield a table of the outputs, those that differ first."""
+def _outputs(outputs: Sequence[Output], different: str) -> Iterator[str]:
+    """Yield a table of the outputs; those that are not equal are first, marked `different`."""
     if outputs:
         yield f"{'output':<32} {'shape':<22} {'float64':>9} {'native':>9}"
     for row in sorted(outputs, key=lambda row: row.equal)[:_OUTPUTS]:
-        result = "equal" if row.equal else "DIFFERS"
+        result = "equal" if row.equal else different
         numbers = f"{number(row.float64):>9} {number(row.native):>9}"
         yield f"{fitted(row.name or 'output', 32):<32} {row.shape!s:<22} {numbers}  {result}"
     if len(outputs) > _OUTPUTS:
-        different = sum(not row.equal for row in outputs)
-        which = f"{different} of all {len(outputs)} differ" if different else "all are equal"
+        count = sum(not row.equal for row in outputs)
+        which = f"{count} of all {len(outputs)} differ" if count else "all are equal"
         yield f"  and {len(outputs) - _OUTPUTS} more; {which}"
 
 

@@ -1,5 +1,6 @@
 """A traced program: every operation with its source line, its operands and a fingerprint."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,15 @@ class Source:
     text: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line}"
+        return f"{_short_name(self.file)}:{self.line}"
+
+
+def _short_name(file: str) -> str:
+    """Return the last part of a path, or the number of a notebook's cell, such as "In[4]"."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    cell = shell.compile.format_code_name(file) if shell else None
+    return str(cell[1]) if cell else Path(file).name
 
 
 @dataclass

@@ -64,9 +64,13 @@ def where(place: Place) -> str:
 
 def operation_of(place: Place) -> str:
     """Return the operation, such as "mul, part of gelu", with its shape and its path."""
-    fused = f", part of {place.fused}" if place.fused and place.fused != place.op else ""
     path = f", in {place.path}" if place.path else ""
-    return f"{place.op}{fused}, shape {place.shape}{path}"
+    return f"{_name_of(place)}, shape {place.shape}{path}"
+
+
+def _name_of(place: Place) -> str:
+    fused = f", part of {place.fused}" if place.fused and place.fused != place.op else ""
+    return f"{place.op}{fused}"
 
 
 def heading(finding: Finding) -> str:
@@ -87,15 +91,27 @@ def mend_of(finding: Finding) -> str:
 
 
 def reason_of(finding: Finding) -> str:
-    """Return the mend, or how the results relate, or the operands that one side alone uses."""
+    """Return the mend, or how the results relate, the operands of one side alone, or both names."""
     operands = "; ".join(
         f"only {side} uses {some(names, 3)}"
         for side, names in (("PyTorch", finding.torch_only), ("JAX", finding.jax_only))
         if names
     )
-    return (
-        mend_of(finding) or finding.relation or operands or heading(replace(finding, occurrences=1))
-    )
+    return mend_of(finding) or finding.relation or operands or _both_names(finding)
+
+
+def _both_names(finding: Finding) -> str:
+    """Return what differs, with the operation of each side, such as "erf, part of gelu"."""
+    kind = heading(replace(finding, occurrences=1))
+    sides = (("PyTorch", finding.torch), ("JAX", finding.jax))
+    names = [f"{_name_of(place)} in {side}" for side, place in sides if place]
+    return f"{kind}: {' and '.join(names)}" if names else kind
+
+
+def constants_alone(report: Report) -> bool:
+    """Return True if constants that one side rounds to float32 explain every differing output."""
+    found = {finding.kind for finding in report.findings}
+    return found == {"constant"} and report.complete
 
 
 def effect_of(finding: Finding) -> str:

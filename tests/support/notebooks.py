@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 ORDER = (
     *("ch01_setup", "ch02_text", "ch03_attention", "ch04_model", "ch04_generation"),
-    *("ch05_training", "parity", "functional_jax"),
+    *("ch05_training", "parity", "port_and_prove", "functional_jax"),
 )
 LARGEST = 400_000  # bytes per notebook, outputs included
 _METADATA = {

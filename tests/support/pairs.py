@@ -56,7 +56,7 @@ def engine(monkeypatch):
         name: lambda one, name=name: f"{name}: {one.verdict}" for name in ("as_text", "as_list")
     }
     modules = {
-        "compare_programs": SimpleNamespace(compare=made.compare),
+        "compare_programs": SimpleNamespace(compare=made.compare, assert_parity=None),
         "recording": SimpleNamespace(record=made.record, read=made.read),
         "report": SimpleNamespace(**prints, as_json=lambda one: f"json: {one.verdict}"),
         "programs_page": SimpleNamespace(as_html=lambda one: f"html: {one.verdict}"),
