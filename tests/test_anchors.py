@@ -64,14 +64,14 @@ def test_an_operation_that_jax_lacks_is_lacking():
 
 
 def test_two_differences_have_no_anchor_at_the_first():
-    """With PyTorch's product, the results still differ by the second literal."""
+    """With PyTorch's product, the next value is still a sine instead of a cosine."""
 
     def ours(x):
         y = jnp.tanh(x)
-        return jnp.exp(jnp.cos(y * 1.25) / 1.001 + y)
+        return jnp.exp(jnp.sin(y * 1.25) + y)
 
     here, all_ = found(ours)
-    assert (ops(here.torch, [all_[0].torch]), ops(here.jax, [all_[0].jax])) == (["cos"], ["div"])
+    assert (ops(here.torch, [all_[0].torch]), ops(here.jax, [all_[0].jax])) == (["cos"], ["sin"])
     assert all(here.pair.jax != anchor.jax for anchor in all_)
     assert {(anchor.torch, anchor.jax) for anchor in at_the_pair(here)} == {
         (here.pair.torch, here.pair.jax)

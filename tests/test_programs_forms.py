@@ -181,3 +181,28 @@ def test_outputs_with_other_labels_are_matched_by_position():
     theirs = torch_program(lambda x: {"b": x * 3, "a": x * 2}, T)
     assert compare(theirs, jax_program(lambda x: {"c": x * 3, "d": x * 2}, X)).equal
     assert not compare(theirs, jax_program(lambda x: {"c": x * 2, "d": x * 3}, X)).equal
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_program_without_gradients_is_compared_without_them(context):
+    def all_of_it(x):
+        with context():
+            return torch.tanh(LINEAR(x))
+
+    def a_part(x):
+        with context():
+            y = LINEAR(x)
+        return torch.tanh(y.clone() + x[:, :5])
+
+    report = compare(torch_program(all_of_it, T), jax_program(lambda x: jnp.tanh(ours(x)), X))
+    assert report.verdict is Verdict.EQUAL
+    assert report.gradients == ()
+    assert report.notes == (
+        "gradients were not compared: all of the PyTorch side runs under torch.no_grad or "
+        "torch.inference_mode; leave that out to compare them",
+    )
+    other = jax_program(lambda x: jnp.tanh(ours(x) + x[:, :5]), X)
+    report = compare(torch_program(a_part, T), other)
+    assert report.verdict is Verdict.DIFFERS
+    assert not report.findings
+    assert report.gradients

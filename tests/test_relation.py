@@ -37,6 +37,8 @@ def test_unrelated_arrays_have_no_relation():
     assert relation(X, X**2) is None
     assert relation(X, X[1:]) is None
     assert relation(X, np.zeros(X.shape)) is None
+    assert relation(X, X * 1e200) is None  # its square overflows
+    assert relation(X, X * 1e100).factor == pytest.approx(1e100, rel=1e-12)
 
 
 def test_numbers_of_a_relation():
@@ -69,6 +71,13 @@ def test_the_distance_is_relative_to_the_root_mean_square():
     assert apart(X, X) == 0
     assert apart(np.zeros(3), np.full(3, 0.5)) == 1
     assert apart(np.zeros((0, 3)), np.zeros((0, 3))) == 0
+
+
+def test_the_distance_of_numbers_whose_squares_overflow():
+    y = X.copy()
+    y[1, 2, 3] += 0.5
+    assert apart(1e200 * X, 1e200 * y) == pytest.approx(apart(X, y))
+    assert apart(1e200 * X, 1e200 * X) == 0
 
 
 def test_nan_and_infinity_are_equal_to_themselves_only():

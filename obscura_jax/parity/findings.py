@@ -131,7 +131,7 @@ class Side:
         matched: how many of them the other side has too.
         unmatched_parameters: parameters whose values are nowhere on the other side.
         unread_parameters: parameters that the outputs do not depend on.
-        lowered: lines at which it computes in less precision than its inputs have.
+        lowered: lines that round to lower precision, with their effect on the outputs.
     """
 
     name: str

@@ -37,9 +37,10 @@ def relation(theirs: Array, ours: Array) -> Relation | None:
     x, y = x[np.isfinite(x)], y[np.isfinite(y)]
     if x.size != y.size or x.size < 2:
         return None
-    size = math.sqrt(float(np.mean(x * x)))
-    other = math.sqrt(float(np.mean(y * y)))
-    if not size or not other:
+    with np.errstate(over="ignore"):
+        size = math.sqrt(float(np.mean(x * x)))
+        other = math.sqrt(float(np.mean(y * y)))
+    if not size or not other or not math.isfinite(size + other):
         return None
     for sign, z in ((1, y), (-1, -y[::-1])):
         if np.abs(x - z).max() <= _EXACT * size:
@@ -109,8 +110,14 @@ def apart(theirs: Array, ours: Array) -> float:
     if not finite.any():
         return 0.0
     x, y = x[finite], y[finite]
-    scale = math.sqrt(float(np.mean(x * x))) or math.sqrt(float(np.mean(y * y))) or 1.0
-    return float(np.abs(x - y).max()) / scale
+    with np.errstate(over="ignore"):
+        return float(np.abs(x - y).max()) / (_size(x) or _size(y) or 1.0)
+
+
+def _size(x: Array) -> float:
+    """Return the root mean square, also of numbers whose squares overflow."""
+    largest = float(np.abs(x).max())
+    return largest * math.sqrt(float(np.mean(np.square(x / largest)))) if largest else 0.0
 
 
 def correlation(x: Array, y: Array) -> float:

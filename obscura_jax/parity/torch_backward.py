@@ -138,7 +138,11 @@ class _BackwardRun(Run):
         return known
 
     def finish(self, results: list[Any]) -> None:
-        """Run the backward pass."""
+        """Run the backward pass.
+
+        Raises:
+            NoGradientsError: if the program switches gradients off.
+        """
         import torch
 
         for x in results:
@@ -148,6 +152,11 @@ class _BackwardRun(Run):
             for n, factor in self._cotangents.items()
             if results[n].requires_grad
         ]
+        if not ends and self._outside.issuperset(n.index for n in self.nodes if not n.leaf):
+            raise NoGradientsError(
+                "all of the PyTorch side runs under torch.no_grad or torch.inference_mode; leave "
+                "that out to compare them"
+            )
         for n, (_, factor) in enumerate(ends):
             self._names[id(factor)] = f"{FACTORS} {n + 1}"
         chosen = _numbered(self, self.tensors)
