@@ -19,7 +19,7 @@ from obscura_jax.parity.changes import Effort, Setting
 from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
-from obscura_jax.parity.jax_trace import JaxTrace, evaluated
+from obscura_jax.parity.jax_trace import JaxTrace, changed
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
@@ -156,7 +156,7 @@ def _with_exact_constants(alignment: Alignment, jax: JaxTrace) -> tuple[JaxTrace
         )
     if not findings:
         return jax, []
-    after = evaluated(jax.graph, jax.labels, jax.native, given)
+    after = changed(jax, given=given)
     effect = _effect(torch_side.trace, jax, after)
     return after, [replace(finding, effect=effect) for finding in findings]
 
@@ -264,7 +264,7 @@ def _mended(
     node = alignment.torch.node(_torch_place(alignment, pair, anchor))
     theirs: Place | None = explain.place_of(node)
     place = change.line if change.line != anchor.jax else _jax_place(alignment, pair, anchor)
-    after = evaluated(repair.graph, jax.labels, jax.native, jax.given)
+    after = changed(jax, repair.graph)
     if arranged or change.kind in _LAYOUTS:
         twin = _twin(alignment, change.line)
         theirs = finding.torch if arranged else twin or theirs
@@ -349,7 +349,7 @@ def _injected(
             jax=explain.place_of(alignment.jax.node(_jax_place(alignment, pair, anchor))),
         )
         graph = anchor.injection.applied(jax.graph)
-        after = evaluated(graph, jax.labels, jax.native, jax.given)
+        after = changed(jax, graph)
         count = 1
     else:
         after, count = _given(alignment, jax, anchor.torch, anchor.jax, anchor.order)
@@ -377,15 +377,15 @@ def _given(
         torch_nodes, jax_nodes = [a], [b]
     given = dict(jax.given)
     theirs = alignment.torch.trace.values(torch_nodes)
-    changed = 0
+    count = 0
     for i, j in zip(torch_nodes, jax_nodes, strict=True):
         if i not in theirs or j in given:
             continue
         shape = jax.values([j])[j].shape  # complex numbers are pairs
         x = theirs[i]
         given[j] = x.transpose(order).reshape(shape) if order else x.reshape(shape)
-        changed += 1
-    return evaluated(jax.graph, jax.labels, jax.native, given), changed
+        count += 1
+    return changed(jax, given=given), count
 
 
 def _meeting(alignment: Alignment, pair: Pair) -> tuple[int, int, tuple[int, ...]] | None:
@@ -430,4 +430,4 @@ def _output_layout(
     if not isinstance(jax, JaxTrace):
         return finding, None
     given = {**jax.given, b: torch.values([a])[a]}
-    return finding, evaluated(jax.graph, jax.labels, jax.native, given)
+    return finding, changed(jax, given=given)

@@ -27,7 +27,7 @@ _SAME = 3  # gradients are equal up to this multiple of the tolerance, as single
 # A gradient far below the others, such as that of the bias of an attention's keys, is 0 but for
 # rounding. Its differences are relative to this share of the median gradient.
 _SMALL = 1e-4
-_LARGEST = 200_000_000  # parameters of a model whose gradients are compared
+_LARGEST = 50_000_000  # parameters of a model whose gradients are compared
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -157,22 +157,74 @@ def evaluated(
         given=given,
     )
     trace.fetch = functools.partial(_fetch, graph, given)
-    for i, value in graph.leaves.items():
-        array = as_numpy(given.get(i, value))
-        if array is not None:
-            graph.nodes[i].print = fingerprint(array)
-    room = KEPT_BYTES
-    for i, value in graph.evaluate((node.index for node in graph.nodes if not node.leaf), given):
+    _fill(trace, [node.index for node in graph.nodes], given)
+    return trace
+
+
+def changed(
+    before: JaxTrace, graph: Graph | None = None, given: Mapping[int, Any] | None = None
+) -> JaxTrace:
+    """Return the trace of a changed program, with only what the change alters evaluated again.
+
+    Args:
+        before: the trace of the program without the change.
+        graph: the program with other operations; by default the same.
+        given: values that stand in for those of nodes; by default the same.
+    """
+    graph = before.graph if graph is None else graph
+    given = before.given if given is None else given
+    given = {i: _as_the_program_has_it(graph.nodes[i], x) for i, x in given.items()}
+    altered = _altered(before, graph, given)
+    nodes = list(before.nodes)
+    for i in altered:
+        nodes[i] = replace(nodes[i])
+    graph = replace(graph, nodes=nodes)
+    trace = replace(
+        before,
+        nodes=nodes,
+        graph=graph,
+        given=given,
+        kept={i: x for i, x in before.kept.items() if i not in altered},
+        fetch=functools.partial(_fetch, graph, given),
+        lines=[],
+        parallels={},
+    )
+    known = {
+        i: _as_the_program_has_it(nodes[i], trace.kept[i])
+        for equation in graph.equations
+        if not altered.isdisjoint(equation.outputs)
+        for i in equation.inputs
+        if i in trace.kept
+    }
+    _fill(trace, altered, {**known, **given})
+    return trace
+
+
+def _altered(before: JaxTrace, graph: Graph, given: Mapping[int, Any]) -> set[int]:
+    """Return the nodes whose values may differ after a change of a program."""
+    old = before.graph
+    found = {i for i in {*given, *before.given} if given.get(i) is not before.given.get(i)}
+    found |= {i for i, value in graph.leaves.items() if value is not old.leaves.get(i)}
+    for equation, earlier in zip(graph.equations, old.equations, strict=True):
+        if equation is not earlier or not found.isdisjoint(equation.inputs):
+            found.update(i for i in equation.outputs if i not in given)
+    return found
+
+
+def _fill(trace: JaxTrace, wanted: Iterable[int], given: Mapping[int, Any]) -> None:
+    """Evaluate nodes, and keep their fingerprints and, as far as memory allows, their values."""
+    room = KEPT_BYTES - sum(x.nbytes for x in trace.kept.values())
+    nodes = trace.nodes
+    for i, value in trace.graph.evaluate(wanted, given):
         array = as_numpy(value)
         if array is None:
             continue
-        node = graph.nodes[i]
+        node = nodes[i]
         moved = node.permutes and i not in given and array.dtype.kind == "f"
-        node.print = graph.nodes[node.inputs[0]].print if moved else fingerprint(array)
-        if array.nbytes <= room:
+        node.print = nodes[node.inputs[0]].print if moved else fingerprint(array)
+        if not node.leaf and array.nbytes <= room:
             trace.kept[i] = array
             room -= array.nbytes
-    return trace
 
 
 def _as_the_program_has_it(node: Node, value: Any) -> Any:
