@@ -24,7 +24,7 @@ from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
 from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
-from obscura_jax.parity.trace import Trace
+from obscura_jax.parity.trace import Node, Trace
 
 TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
@@ -270,6 +270,8 @@ def _mended(
         theirs = finding.torch if arranged else twin or theirs
     elif not alignment.jax.node(place).is_float:
         theirs = _integers_twin(alignment, pair, after, place) or theirs
+    elif change.place is None and not anchor.lacking and not anchor.superfluous:
+        theirs = _values_twin(alignment, after, place) or theirs
     return (
         replace(
             finding,
@@ -304,11 +306,28 @@ def _integers_twin(alignment: Alignment, pair: Pair, after: JaxTrace, place: int
             found.add(i)
             stack += torch.node(i).inputs
     ours = after.values([place])[place]
-    for i, x in sorted(torch.trace.values(found).items()):
-        for y in (x, ~x) if x.dtype == bool else (x,):
-            if y.size == ours.size and arrangement(y.astype(float), ours.astype(float)) is not None:
-                return explain.place_of(torch.node(i))
+    theirs = sorted(torch.trace.values(found).items())
+    inverted = [(i, ~x) for i, x in theirs if x.dtype == bool]
+    for i, x in (*theirs, *inverted):
+        if x.size == ours.size and arrangement(x.astype(float), ours.astype(float)) is not None:
+            return explain.place_of(torch.node(i))
     return None
+
+
+def _values_twin(alignment: Alignment, after: JaxTrace, place: int) -> Place | None:
+    """Return PyTorch's operation with the values of a mended one."""
+    torch, ours = alignment.torch, after.nodes[place].print
+    if ours is None or not ours.telling:
+        return None
+    twins = [
+        i
+        for i in sorted(torch.live)
+        if not torch.node(i).leaf
+        and (p := torch.node(i).print) is not None
+        and close(p, ours, alignment.tolerance)
+    ]
+    computed = [i for i in twins if not torch.node(i).layout]
+    return next((explain.place_of(torch.node(i)) for i in (*computed, *twins)), None)
 
 
 def _torch_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
@@ -328,9 +347,23 @@ def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
     here = torch.node(pair.torch)
     twins = [i for i in torch.live if torch.classes.get(i) == jax.classes.get(anchor.jax)]
     near = [i for i in torch.operands(pair.torch) if i in twins]
-    if not near or any(torch.node(i).source == here.source for i in near):
-        return jax.origin(anchor.jax)
-    return pair.jax
+    following = torch.trace.consumers().get(pair.torch, ())
+    goes_on = any(_in_one_function(torch.node(i), here) for i in following)
+    if goes_on and near and all(torch.node(i).source != here.source for i in near):
+        return pair.jax
+    node = jax.node(anchor.jax)
+    while node.permutes and node.inputs:
+        node = jax.node(node.inputs[0])
+    return node.index
+
+
+def _in_one_function(a: Node, b: Node) -> bool:
+    first, second = a.source, b.source
+    return (
+        first is not None
+        and second is not None
+        and ((first.file, first.function) == (second.file, second.function))
+    )
 
 
 def _injected(

@@ -81,7 +81,8 @@ def _met(setting: Setting, anchors: Sequence[Anchor]) -> Iterator[Met]:
         if anchor.superfluous:
             yield anchor.injection, anchor.injection, anchor
         if anchor.lacking:
-            yield from ((c, c, anchor) for c in changes_reach.changes(setting, anchor))
+            simple = (c for c in changes_reach.changes(setting, anchor) if c.kind != "norm")
+            yield from ((change, change, anchor) for change in simple)
     tolerance = setting.alignment.tolerance
     after = [anchor for anchor in anchors if not anchor.lacking]
     if after:

@@ -89,7 +89,15 @@ def _torch_place(fault: Fault, finding: Finding) -> bool:
         return fault.torch_line in " ".join((*finding.torch_only, *finding.shared))
     lines = (fault.torch_line,) if isinstance(fault.torch_line, str) else fault.torch_line
     source = finding.torch.source if finding.torch else None
-    return source is not None and any(line in line_of(source) for line in lines)
+    return source is not None and any(_holds(source, line) for line in lines)
+
+
+def _holds(source, line: str) -> bool:
+    """Return True if a source has a line, which may begin with the name of its file."""
+    file, separator, text = line.partition(".py: ")
+    if separator:
+        return source.file.endswith(f"{file}.py") and text in line_of(source)
+    return line in line_of(source)
 
 
 @contextmanager
