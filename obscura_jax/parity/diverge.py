@@ -291,8 +291,9 @@ def _twin(alignment: Alignment, index: int) -> Place | None:
     if not jax.node(index).layout or not jax.is_strong(index):
         return None
     twins = [i for i in sorted(torch.live) if torch.classes.get(i) == jax.classes[index]]
-    layouts = [i for i in twins if torch.node(i).layout and not torch.node(i).leaf]
-    return explain.place_of(torch.node(layouts[0])) if layouts else None
+    layouts = [torch.node(i) for i in twins if torch.node(i).layout and not torch.node(i).leaf]
+    alike = [node for node in layouts if node.shape == jax.node(index).shape]
+    return next((explain.place_of(node) for node in (*alike, *layouts)), None)
 
 
 def _integers_twin(alignment: Alignment, pair: Pair, after: JaxTrace, place: int) -> Place | None:

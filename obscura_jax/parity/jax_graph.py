@@ -46,6 +46,11 @@ class Equation:
     primitive: Any = None
     call: Callable[..., Sequence[Any]] | None = None
 
+    @property
+    def changed(self) -> bool:
+        """True if another function than the primitive computes the results."""
+        return self.call is not None and self.primitive is not None
+
     def run(self, operands: Sequence[Any]) -> Sequence[Any]:
         """Return the results, in float64 where they are floats: arrays of NumPy, or random keys."""
         if self.call is not None:

@@ -215,12 +215,13 @@ def _fill(trace: JaxTrace, wanted: Iterable[int], given: Mapping[int, Any]) -> N
     """Evaluate nodes, and keep their fingerprints and, as far as memory allows, their values."""
     room = KEPT_BYTES - sum(x.nbytes for x in trace.kept.values())
     nodes = trace.nodes
+    replaced = {i for e in trace.graph.equations if e.changed for i in e.outputs}
     for i, value in trace.graph.evaluate(wanted, given):
         array = as_numpy(value)
         if array is None:
             continue
         node = nodes[i]
-        moved = node.permutes and i not in given and array.dtype.kind == "f"
+        moved = node.permutes and i not in given and i not in replaced and array.dtype.kind == "f"
         node.print = nodes[node.inputs[0]].print if moved else fingerprint(array)
         if not node.leaf and array.nbytes <= room:
             trace.kept[i] = array

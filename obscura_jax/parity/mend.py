@@ -63,7 +63,7 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
         setting = setting.toward(anchor.jax for anchor in several)
         found = found or next(_met(setting, several), None)
     if found is None:  # other operations may be wrong too, so that nothing after it is equal
-        found = next(_met(setting, at_the_pair(setting)), None)
+        found = next(_met(setting, at_the_pair(setting), reach=False), None)
     if found is None:
         return None
     change, wide, anchor = found
@@ -75,8 +75,14 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
 Met = tuple[Change, Change, Anchor]
 
 
-def _met(setting: Setting, anchors: Sequence[Anchor]) -> Iterator[Met]:
-    """Yield changes, also at all nodes of their line, with the anchor that they reach."""
+def _met(setting: Setting, anchors: Sequence[Anchor], reach: bool = True) -> Iterator[Met]:
+    """Yield changes, also at all nodes of their line, with the anchor that they reach.
+
+    Args:
+        setting: the setting.
+        anchors: the anchors.
+        reach: whether a change may be made up of how the values at an anchor relate.
+    """
     for anchor in anchors[:1]:
         if anchor.superfluous:
             yield anchor.injection, anchor.injection, anchor
@@ -94,7 +100,7 @@ def _met(setting: Setting, anchors: Sequence[Anchor]) -> Iterator[Met]:
                 for anchor in after:
                     if anchor.jax in values and anchor.met(values[anchor.jax], tolerance):
                         yield change, wide, anchor
-    for anchor in anchors:
+    for anchor in anchors if reach else ():
         yield from ((c, c, anchor) for c in changes_reach.changes(setting, anchor))
 
 
