@@ -5,11 +5,11 @@ entries are equal in some order. From the outputs that differ, unmatched values 
 to the first operations all of whose operands are matched: there the programs part.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from obscura_jax.parity.fingerprint import LEAST, Fingerprint, close
+from obscura_jax.parity.fingerprint import LEAST, Fingerprint, Fingerprints, close
 from obscura_jax.parity.trace import Node, Trace
 
 
@@ -39,6 +39,14 @@ class Side:
         """Return a node."""
         return self.trace.nodes[index]
 
+    @cached_property
+    def by_class(self) -> dict[int, list[int]]:
+        """The nodes of each class that the outputs depend on, in order; known after `align`."""
+        found: dict[int, list[int]] = {}
+        for i in sorted(self.live & self.classes.keys()):
+            found.setdefault(self.classes[i], []).append(i)
+        return found
+
     def operands(self, index: int) -> list[int]:
         """Return the operands of a node, without the layout operations before them."""
         return [self.origin(i) for i in self.node(index).inputs]
@@ -47,6 +55,13 @@ class Side:
         """Return the value that layout operations made this one from."""
         node = self.node(index)
         while node.layout and node.inputs:
+            node = self.node(node.inputs[0])
+        return node.index
+
+    def unmoved(self, index: int) -> int:
+        """Return the value of which another one is a mere rearrangement."""
+        node = self.node(index)
+        while node.permutes and node.inputs:
             node = self.node(node.inputs[0])
         return node.index
 
@@ -104,30 +119,20 @@ def align(torch: Trace, jax: Trace, tolerance: float) -> Alignment:
 
 
 class _Classes:
-    """Classes of equal values, found by their root mean square."""
+    """Classes of equal values."""
 
     def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
-        self._by_size: list[tuple[float, int]] = []
-        self._prints: list[Fingerprint] = []
+        self._prints = Fingerprints(tolerance)
         self._sides: list[set[int]] = []
 
     def of(self, print_: Fingerprint, side: int) -> int:
         """Return the class of a value, a new one if none fits."""
-        known = self._by_size
-        reach = 4 * self._tolerance * print_.rms
-        at = bisect_left(known, (print_.rms - reach, -1))
-        while at < len(known) and known[at][0] <= print_.rms + reach:
-            index = known[at][1]
-            if close(self._prints[index], print_, self._tolerance):
-                self._sides[index].add(side)
-                return index
-            at += 1
-        index = len(self._prints)
-        self._prints.append(print_)
-        self._sides.append({side})
-        known.insert(bisect_left(known, (print_.rms, index)), (print_.rms, index))
-        return index
+        known = self._prints.find(print_)
+        if known is None:
+            known = self._prints.add(print_)
+            self._sides.append(set())
+        self._sides[known].add(side)
+        return known
 
     def shared(self, index: int) -> bool:
         """Return True if both sides have values of the class."""

@@ -5,8 +5,7 @@ anchor is a pair of such values: with PyTorch's in the place of JAX's, what come
 An anchor shows where the programs part, even if one of them lacks an operation there.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Side
 from obscura_jax.parity.changes import Change, Setting, operand_of, result_of, wrapped
-from obscura_jax.parity.fingerprint import Fingerprint, close, fingerprint
+from obscura_jax.parity.fingerprint import Fingerprints, fingerprint
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_graph import Equation
-from obscura_jax.parity.relation import arrangement, arrangements, correlation
+from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
 from obscura_jax.parity.window import Window
 
 _NEAR = 8  # values after a pair that may be anchors
@@ -66,46 +65,26 @@ class Anchor:
         huge = np.abs(self.goal) >= _HUGE
         if not np.array_equal(huge, np.abs(value) >= _HUGE):
             return False
-        x, y = self.goal[~huge], value[~huge]
-        nan = np.isnan(x)
-        if not np.array_equal(nan, np.isnan(y)):
-            return False
-        x, y = x[~nan], y[~nan]
-        if not x.size:
-            return True
-        size = float(np.sqrt(np.mean(np.square(x)))) or 1.0
-        return bool(np.abs(x - y).max() <= 3 * tolerance * size)
+        return apart(self.goal[~huge], value[~huge]) <= OUTPUT * tolerance
 
 
-class _Goals:
-    """The values that PyTorch computes after a pair, and that JAX has nowhere."""
-
-    def __init__(self, torch: Side, start: int, tolerance: float) -> None:
-        self._tolerance = tolerance
-        after = {start}
-        found = []
-        for i in sorted(torch.live):
-            node = torch.node(i)
-            if i != start and after.isdisjoint(node.inputs):
-                continue
-            after.add(i)
-            if node.print is not None and node.print.telling and i not in torch.matched:
-                found.append(node.print)
-        self._prints = sorted(found, key=lambda p: p.rms)
-        self._sizes = [p.rms for p in self._prints]
-
-    def have(self, value: Fingerprint) -> bool:
-        """Return True if a value is one of PyTorch's."""
-        reach = 4 * self._tolerance * value.rms
-        first = bisect_left(self._sizes, value.rms - reach)
-        last = bisect_right(self._sizes, value.rms + reach)
-        return any(close(p, value, self._tolerance) for p in self._prints[first:last])
+def _goals(torch: Side, start: int, tolerance: float) -> Fingerprints:
+    """Return the values that PyTorch computes after a pair, and that JAX has nowhere."""
+    after, found = {start}, Fingerprints(tolerance)
+    for i in sorted(torch.live):
+        node = torch.node(i)
+        if i != start and after.isdisjoint(node.inputs):
+            continue
+        after.add(i)
+        if node.print is not None and node.print.telling and i not in torch.matched:
+            found.add(node.print)
+    return found
 
 
 def anchors(setting: Setting) -> Iterator[Anchor]:
     """Yield the anchors after the pair of a setting, the nearest first."""
     torch = setting.torch
-    goals = _Goals(torch, setting.pair.torch, setting.alignment.tolerance)
+    goals = _goals(torch, setting.pair.torch, setting.alignment.tolerance)
     mine = gates(torch, setting.pair.torch, _NEAR)
     theirs = torch.trace.values(mine)
     places = _places(setting)
@@ -120,18 +99,22 @@ def anchors(setting: Setting) -> Iterator[Anchor]:
     windows: dict[int, Window] = {}
     known = _known_orders(setting)
     for _, _, i, j in found:
-        lacking = j not in setting.ends and j != setting.pair.jax
-        for order, goal in _orders(theirs[i], ours[j], known):
-            for uses in _uses(setting, j) if lacking else ((),):
-                injection = _injected(setting, j, goal, uses)
-                window = windows.setdefault(j, Window(setting, _after(setting, j)))
-                if injection is None or not _reaches(setting, window, injection, goals, _SHARE):
-                    continue
-                yield Anchor(i, j, goal, order, lacking, False, injection, uses=uses)
+        window = windows.get(j) or windows.setdefault(j, Window(setting, _after(setting, j)))
+        for order, goal, uses in _injections(setting, j, _orders(theirs[i], ours[j], known)):
+            injection = _injected(setting, j, goal, uses)
+            if injection is not None and _reaches(setting, window, injection, goals, _SHARE):
+                yield Anchor(i, j, goal, order, bool(uses), False, injection, uses=uses)
                 break
-            else:
-                continue
-            break
+
+
+def _injections(
+    setting: Setting, index: int, orders: Iterable[tuple[tuple[int, ...], NDArray[Any]]]
+) -> Iterator[tuple[tuple[int, ...], NDArray[Any], tuple[int, ...]]]:
+    """Yield each arrangement with the operations that are to use it; none for all of them."""
+    lacking = index not in setting.ends and index != setting.pair.jax
+    for order, goal in orders:
+        for uses in _uses(setting, index) if lacking else ((),):
+            yield order, goal, uses
 
 
 def _uses(setting: Setting, index: int) -> list[tuple[int, ...]]:
@@ -149,7 +132,7 @@ def at_the_pair(setting: Setting) -> tuple[Anchor, ...]:
     theirs, ours = setting.torch.trace.values([i]), setting.trace.values([j])
     if i not in theirs or j not in ours or theirs[i].size != ours[j].size:
         return ()
-    if setting.position.get(j) is None or not setting.node(j).is_float:
+    if not setting.node(j).is_float:
         return ()
     found = []
     known = _known_orders(setting)
@@ -162,7 +145,7 @@ def at_the_pair(setting: Setting) -> tuple[Anchor, ...]:
     return tuple(found)
 
 
-def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
+def _superfluous(setting: Setting, goals: Fingerprints) -> Iterator[Anchor]:
     """Yield an anchor if the programs are equal without some operations of JAX."""
     for j in dict.fromkeys([setting.pair.jax, *setting.ends[:_EXTRA]]):
         node = setting.node(j)
@@ -185,13 +168,11 @@ def _superfluous(setting: Setting, goals: _Goals) -> Iterator[Anchor]:
 
 def _operands(setting: Setting) -> list[int]:
     """Return the matched values that the region uses, those nearest to the pair first."""
-    region = set(setting.region)
-    made = {i for p in region for i in setting.graph.equations[p].outputs}
     operands = {
         i: None
         for _, equation in setting.equations(setting.region)
         for i in equation.inputs
-        if i not in made and setting.node(i).is_float and setting.node(i).size > 1
+        if i not in setting.made and setting.node(i).is_float and setting.node(i).size > 1
     }
     return [i for i in operands if not setting.node(i).leaf]
 
@@ -275,13 +256,15 @@ def _injected(
     return Change("injection", index, "", {p: result_of(equations[p], lambda x: goal)})
 
 
-def _reaches(setting: Setting, window: Window, change: Change, goals: _Goals, share: float) -> bool:
+def _reaches(
+    setting: Setting, window: Window, change: Change, goals: Fingerprints, share: float
+) -> bool:
     """Return True if an output, the last or a share of the values after a change are PyTorch's."""
     values = window.values(change)
     if any(i in values and setting.is_output(i, values[i]) for i in setting.trace.outputs):
         return True
     prints = [fingerprint(values[i]) for i in window.ends if i in values]
     telling = [p for p in prints if p.telling]
-    equal = [goals.have(p) for p in telling]
+    equal = [goals.find(p) is not None for p in telling]
     ends = equal[-_LAST:]
     return bool(equal) and (sum(equal) >= share * len(equal) or (len(ends) > 1 and all(ends)))

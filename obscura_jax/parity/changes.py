@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Alignment, Pair, Side
+from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.jax_trace import JaxTrace
 from obscura_jax.parity.relation import OUTPUT, apart
@@ -141,10 +142,14 @@ class Setting:
         return setting
 
     @cached_property
+    def made(self) -> set[int]:
+        """The nodes that the region computes."""
+        return {i for p in self.region for i in self.graph.equations[p].outputs}
+
+    @cached_property
     def inside(self) -> set[int]:
         """The nodes that the region and the operations near it compute."""
-        equations = self.graph.equations
-        return {i for p in (*self.region, *self.nearby) for i in equations[p].outputs}
+        return self.made.union(*(self.graph.equations[p].outputs for p in self.nearby))
 
     def toward(self, nodes: Iterable[int]) -> "Setting":
         """Return the setting whose region leads to some nodes."""
@@ -156,7 +161,7 @@ class Setting:
         known = self.jax.classes.get(index)
         if known is None or not self.jax.is_strong(index):
             return None
-        twins = [i for i in sorted(self.torch.live) if self.torch.classes.get(i) == known]
+        twins = self.torch.by_class.get(known, [])
         computed = [i for i in twins if not self.torch.node(i).layout]
         return next(iter([*computed, *twins]), None)
 
@@ -202,8 +207,6 @@ class Setting:
     @cached_property
     def torch_region(self) -> list[int]:
         """The PyTorch nodes from the matched values to the place where the programs part."""
-        from obscura_jax.parity.gates import gates
-
         side = self.torch
         inside: set[int] = set()
         stack = [*gates(side, self.pair.torch)[:4], self.pair.torch]
@@ -267,6 +270,13 @@ class Setting:
                     shapes.add(self.node(i).shape)
                     found[i] = None
         return list(found)
+
+    def origins(self, index: int) -> list[int]:
+        """Return a JAX node, and what layout operations made it from, one after the other."""
+        found = [index]
+        while (node := self.node(found[-1])).layout and node.inputs:
+            found.append(node.inputs[0])
+        return found
 
     def is_output(self, index: int, value: NDArray[Any]) -> bool:
         """Return True if a value of an output of JAX is PyTorch's."""

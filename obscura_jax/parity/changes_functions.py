@@ -1,15 +1,15 @@
 """Changes of functions: another activation, softmax axis, kind of norm or reduction."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
-from jax import lax
 from scipy import special
 
+from obscura_jax.parity import numpy_windows
 from obscura_jax.parity.changes import Change, Setting, wrapped
 from obscura_jax.parity.relation import apart
 
@@ -61,6 +61,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": np.max,
     "min": np.min,
 }
+_DEPTH = 40  # operations between a result and what it is a function of
 _NEAR = 4  # operations between a value and another one that it is a function of
 _WINDOWS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
 
@@ -122,22 +123,14 @@ def _reductions(setting: Setting, position: int, equation: Any) -> Iterator[Chan
 def _windows(position: int, equation: Any) -> Iterator[Change]:
     """Pool by a mean for a maximum, or the other way round."""
     params = equation.params
-    window, strides = params.get("window_dimensions"), params.get("window_strides")
-    padding = params.get("padding")
-    if window is None:
+    if params.get("window_dimensions") is None:
         return
-
-    def largest(x: Any) -> Any:
-        with jax.enable_x64(True):
-            return np.asarray(lax.reduce_window(x, -np.inf, lax.max, window, strides, padding))
-
-    def total(x: Any) -> Any:
-        with jax.enable_x64(True):
-            return np.asarray(lax.reduce_window(x, 0.0, lax.add, window, strides, padding))
-
+    entries = math.prod(params["window_dimensions"])
+    largest = functools.partial(numpy_windows.window(np.max, -np.inf), params)
+    total = functools.partial(numpy_windows.window(np.sum, 0.0), params)
     for name, function in (
         ("max pooling", largest),
-        ("mean pooling", lambda x: total(x) / math.prod(window)),
+        ("mean pooling", lambda x: total(x) / entries),
         ("sum pooling", total),
     ):
 
@@ -158,9 +151,8 @@ def _of_one_value(setting: Setting) -> Iterator[Change]:
         for u, parameters in _arguments(setting, equation.outputs[0]):
             if not setting.available(u, p):
                 continue
-            functions = dict(_elementwise()) if not parameters else {}
             old = _current(setting, u, equation.outputs[0], parameters)
-            for name, function in functions.items():
+            for name, function in ACTIVATIONS.items() if not parameters else ():
                 if name != old:
                     yield _applied(setting, p, u, (), function, "activation", name, old)
             for kind, name, normalized in normalizations(
@@ -168,10 +160,6 @@ def _of_one_value(setting: Setting) -> Iterator[Change]:
             ):
                 if name != old:
                     yield _applied(setting, p, u, parameters, normalized, kind, name, old)
-
-
-def _elementwise() -> dict[str, Function]:
-    return ACTIVATIONS
 
 
 def _applied(
@@ -198,38 +186,33 @@ def _applied(
 def _arguments(setting: Setting, result: int) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield a value of the same shape, and parameters, that a result is a function of."""
     shape = setting.node(result).shape
-    for depth_limit in (40,):
-        values: dict[int, None] = {}
-        parameters: dict[int, None] = {}
-        stack, seen = [(result, 0)], set()
-        while stack:
-            i, depth = stack.pop()
-            if i in seen:
-                continue
-            seen.add(i)
-            node = setting.node(i)
-            if not node.is_float or node.size < 2:
-                if i != result and not node.leaf and depth < depth_limit:
-                    stack += [(j, depth + 1) for j in node.inputs]
-                continue
-            if node.leaf:
-                if node.name != "literal" and node.print is not None:
-                    parameters[i] = None
-            elif (
-                i != result
-                and i in setting.jax.matched - setting.jax.weak
-                and (node.shape == shape)
-            ):
-                values[i] = None
-            elif depth < depth_limit:
+    values: dict[int, None] = {}
+    parameters: dict[int, None] = {}
+    stack, seen = [(result, 0)], set()
+    while stack:
+        i, depth = stack.pop()
+        if i in seen:
+            continue
+        seen.add(i)
+        node = setting.node(i)
+        if not node.is_float or node.size < 2:
+            if i != result and not node.leaf and depth < _DEPTH:
                 stack += [(j, depth + 1) for j in node.inputs]
-            else:
-                return
-        for value in list(values):  # a square of another value is no second argument
-            if not values.keys().isdisjoint(_before(setting, value)):
-                del values[value]
-        if len(values) == 1 and len(parameters) <= 2:
-            yield next(iter(values)), tuple(parameters)
+            continue
+        if node.leaf:
+            if node.name != "literal" and node.print is not None:
+                parameters[i] = None
+        elif i != result and i in setting.jax.matched - setting.jax.weak and (node.shape == shape):
+            values[i] = None
+        elif depth < _DEPTH:
+            stack += [(j, depth + 1) for j in node.inputs]
+        else:
+            return
+    for value in list(values):  # a square of another value is no second argument
+        if not values.keys().isdisjoint(_before(setting, value)):
+            del values[value]
+    if len(values) == 1 and len(parameters) <= 2:
+        yield next(iter(values)), tuple(parameters)
 
 
 def _before(setting: Setting, index: int) -> set[int]:

@@ -55,8 +55,6 @@ def changes(setting: Setting) -> Iterator[Change]:
             case "rev":
                 changed = {p: replace(equation, call=lambda x: [x])}
                 yield Change("direction", equation.outputs[0], "leaving out the reversal", changed)
-            case "top_k":
-                continue
     yield from _rotary(setting)
     yield from _directions(setting)
 
@@ -144,9 +142,7 @@ def _inverted(setting: Setting, position: int, equation: Any) -> Iterator[Change
 
 def _mask_place(setting: Setting, equation: Any) -> int:
     """Return the operation that computes a mask, or the one that uses it if it is a leaf."""
-    i = equation.inputs[0]
-    while setting.node(i).layout and setting.node(i).inputs:
-        i = setting.node(i).inputs[0]
+    i = setting.jax.origin(equation.inputs[0])
     return int(equation.outputs[0]) if setting.node(i).leaf else i
 
 
@@ -418,17 +414,11 @@ def _scans(position: int, equation: Any) -> Iterator[Change]:
 
 def _rotary(setting: Setting) -> Iterator[Change]:
     """Pair the entries of the last axis by halves for neighbors, or the other way round."""
-    region = set(setting.region)
-    made = {i for p in region for i in setting.graph.equations[p].outputs}
-    values = {
-        i: None
-        for p in setting.region
-        for i in setting.graph.equations[p].inputs
-        if i not in made and setting.node(i).is_float and not setting.node(i).leaf
-    }
-    results = [
-        p for p in setting.region if not setting.node(setting.graph.equations[p].outputs[0]).leaf
-    ]
+    values: dict[int, None] = {}
+    for p in setting.region:
+        for i in setting.graph.equations[p].inputs:
+            if i not in setting.made and setting.node(i).is_float and not setting.node(i).leaf:
+                values |= dict.fromkeys(setting.origins(i))
 
     def halves(x: Any) -> Any:
         return np.concatenate([x[..., 0::2], x[..., 1::2]], -1)
@@ -436,8 +426,7 @@ def _rotary(setting: Setting) -> Iterator[Change]:
     def neighbors(x: Any) -> Any:
         return np.stack(np.split(x, 2, -1), -1).reshape(x.shape)
 
-    origins = _sources(setting, values)
-    for value in origins:
+    for value in values:
         shape = setting.node(value).shape
         if len(shape) < 2 or shape[-1] % 2:
             continue
@@ -452,7 +441,7 @@ def _rotary(setting: Setting) -> Iterator[Change]:
                         uses[p] = operand_of(equation, at, before)
             node = setting.graph.equations[min(uses)].outputs[0]
             yield Change("rotary", node, words, dict(uses))
-            for p in reversed(results):
+            for p in reversed(setting.region):
                 equation = setting.graph.equations[p]
                 if setting.node(equation.outputs[0]).shape != shape or p in uses:
                     continue
@@ -461,24 +450,12 @@ def _rotary(setting: Setting) -> Iterator[Change]:
                 break
 
 
-def _sources(setting: Setting, values: dict[int, None]) -> list[int]:
-    """Return values with what their slices are taken from."""
-    found: dict[int, None] = {}
-    for i in values:
-        found[i] = None
-        while setting.node(i).layout and setting.node(i).inputs:
-            i = setting.node(i).inputs[0]
-            found[i] = None
-    return list(found)
-
-
 def _directions(setting: Setting) -> Iterator[Change]:
     """Reverse a value along an axis."""
-    made = {i for p in setting.region for i in setting.graph.equations[p].outputs}
     for p, equation in setting.equations(setting.region):
         for at, i in enumerate(equation.inputs):
             node = setting.node(i)
-            if i in made or not node.is_float or node.size < 2:
+            if i in setting.made or not node.is_float or node.size < 2:
                 continue
             for axis in range(len(node.shape)):
                 if node.shape[axis] > 1:

@@ -35,15 +35,7 @@ def changes(setting: Setting) -> Iterator[Change]:
 
 def name_of(setting: Setting, index: int) -> str:
     """Return a value in a few words, without the operations that only move its entries."""
-    return described(setting.jax, _unmoved(setting, index))
-
-
-def _unmoved(setting: Setting, index: int) -> int:
-    """Return the value of which another one is a mere rearrangement."""
-    node = setting.node(index)
-    while node.permutes and node.inputs:
-        node = setting.node(node.inputs[0])
-    return node.index
+    return described(setting.jax, setting.jax.unmoved(index))
 
 
 def _wrong(setting: Setting) -> Iterator[Change]:
@@ -105,7 +97,7 @@ def _exchanged_at(setting: Setting, a: int, b: int, positions: list[int]) -> Ite
         setting.available(i, p) for p, e in changed.items() for i in (a, b) if i in e.inputs
     ):
         return
-    a, b = _unmoved(setting, a), _unmoved(setting, b)
+    a, b = setting.jax.unmoved(a), setting.jax.unmoved(b)
     split = _are_parts(setting, a, b)
     node = setting.graph.equations[min(changed)].outputs[0]
     words = f"exchanging {name_of(setting, a)} and {name_of(setting, b)}"
@@ -115,17 +107,13 @@ def _exchanged_at(setting: Setting, a: int, b: int, positions: list[int]) -> Ite
 
 def _exchangeable(setting: Setting) -> list[int]:
     """Return the values that the region uses, with what layout operations made them from."""
-    made = {i for p in setting.region for i in setting.graph.equations[p].outputs}
     found: dict[int, None] = {}
     for _, equation in setting.equations(setting.region):
         for i in equation.inputs:
             node = setting.node(i)
-            if i in made or not node.is_float or node.size < 2:
+            if i in setting.made or not node.is_float or node.size < 2:
                 continue
-            found[i] = None
-            while setting.node(i).layout and setting.node(i).inputs:
-                i = setting.node(i).inputs[0]
-                found[i] = None
+            found |= dict.fromkeys(setting.origins(i))
     return list(found)
 
 

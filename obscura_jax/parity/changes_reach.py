@@ -12,9 +12,8 @@ from obscura_jax.parity.changes import Change, Loaded, Setting, number, operand_
 from obscura_jax.parity.changes_functions import ACTIVATIONS, UNARY, normalizations
 from obscura_jax.parity.changes_operands import name_of
 from obscura_jax.parity.jax_graph import Equation
-from obscura_jax.parity.relation import apart, relation
+from obscura_jax.parity.relation import OUTPUT, TOLERANCE, apart, relation
 
-_SAME = 3e-9
 _OPERANDS = 12
 _OPERATIONS: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
     ("adding", np.add),
@@ -104,7 +103,7 @@ def _operations(
 
 
 def _is(value: NDArray[Any], goal: NDArray[Any]) -> bool:
-    return value.shape == goal.shape and apart(goal, value) <= _SAME
+    return value.shape == goal.shape and apart(goal, value) <= OUTPUT * TOLERANCE
 
 
 def _operands(setting: Setting, anchor: Anchor) -> list[int]:

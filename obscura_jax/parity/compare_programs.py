@@ -4,15 +4,15 @@ from dataclasses import replace
 
 from obscura_jax.parity.align import Alignment
 from obscura_jax.parity.comparable import check_comparable
-from obscura_jax.parity.diverge import TOLERANCE, Divergence, differing, find_divergences
+from obscura_jax.parity.diverge import Divergence, find_divergences
 from obscura_jax.parity.findings import Operation, Output, Report, Verdict
 from obscura_jax.parity.gradients import gradients_if_possible
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.not_finite import not_finite
 from obscura_jax.parity.output_order import in_order_of
-from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram
+from obscura_jax.parity.program import JaxProgram, NotComparableError, TorchProgram, name_of
 from obscura_jax.parity.recording_checks import check_recordings, recording_notes
-from obscura_jax.parity.relation import apart
+from obscura_jax.parity.relation import OUTPUT, TOLERANCE, apart
 from obscura_jax.parity.summary import operations_of, side_of
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.trace import Trace
@@ -68,7 +68,7 @@ def compare(
         notes=(*unusual.notes, *recording_notes(torch, jax, outputs)),
         operations=_operations(alignment) if operations else (),
     )
-    report = replace(report, verdict=_verdict(report, bool(differing(torch, jax))))
+    report = replace(report, verdict=_verdict(report))
     return _with_gradients(report, torch_side, jax_side, torch, found) if gradients else report
 
 
@@ -85,7 +85,8 @@ def assert_parity(torch_side: Torch, jax_side: Jax, *, gradients: bool = True) -
         raise AssertionError(str(report))
 
 
-def _verdict(report: Report, different: bool) -> Verdict:
+def _verdict(report: Report) -> Verdict:
+    different = not all(output.equal for output in report.outputs)
     constants = all(finding.kind == "constant" for finding in report.findings)
     if different and not (report.findings and constants and report.complete):
         return Verdict.DIFFERS
@@ -109,28 +110,17 @@ def _with_gradients(
 
 
 def _name(side: Torch | Jax) -> str:
-    """Return the name of a program's callable."""
-    call = getattr(side, "call", None)
-    while call is not None and not hasattr(call, "__qualname__") and hasattr(call, "func"):
-        call = call.func  # functools.partial
-    if call is None:
-        return "a recording"
-    return str(getattr(call, "__qualname__", None) or type(call).__name__)
+    return "a recording" if isinstance(side, Trace) else name_of(side.call)
 
 
 def _outputs(torch: Trace, jax: Trace) -> tuple[Output, ...]:
     theirs, ours = torch.values(torch.outputs), jax.values(jax.outputs)
-    different = set(differing(torch, jax))
-    return tuple(
-        Output(
-            torch.labels[n],
-            torch.nodes[a].shape,
-            apart(theirs[a], ours[b]),
-            apart(torch.native[n], jax.native[n]),
-            n not in different,
-        )
-        for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True))
-    )
+    rows = []
+    for n, (a, b) in enumerate(zip(torch.outputs, jax.outputs, strict=True)):
+        difference, native = apart(theirs[a], ours[b]), apart(torch.native[n], jax.native[n])
+        equal = difference <= OUTPUT * TOLERANCE
+        rows.append(Output(torch.labels[n], torch.nodes[a].shape, difference, native, equal))
+    return tuple(rows)
 
 
 def _operations(alignment: Alignment) -> tuple[Operation, ...]:

@@ -16,17 +16,23 @@ from obscura_jax.parity import explain
 from obscura_jax.parity.align import Alignment, Pair, Side, align, first_pairs
 from obscura_jax.parity.anchors import Anchor, anchors
 from obscura_jax.parity.changes import Effort, Setting
-from obscura_jax.parity.findings import Finding, Place
+from obscura_jax.parity.findings import Finding, Mend, Place
 from obscura_jax.parity.fingerprint import close
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, changed
 from obscura_jax.parity.layouts import blamed_layout
 from obscura_jax.parity.mend import Repair, find_mend
 from obscura_jax.parity.parallel import same_line
-from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
+from obscura_jax.parity.relation import (
+    OUTPUT,
+    TOLERANCE,
+    apart,
+    arrangement,
+    arrangements,
+    correlation,
+)
 from obscura_jax.parity.trace import Node, Trace
 
-TOLERANCE = 1e-9
 _LAYOUTS = ("concat", "heads", "split", "position", "direction")
 _FLOAT32 = 2e-7  # the largest relative error of a number that was rounded to float32
 _EFFORT, _ALL_EFFORT = 50_000, 200_000  # of the search for one mend, and for all
@@ -233,25 +239,16 @@ def _nodes(found: tuple[Anchor, ...]) -> list[tuple[int, int]]:
 
 
 def _described(alignment: Alignment, pair: Pair) -> Finding:
-    shared, mine, other = explain.operand_differences(alignment, pair)
-    places = (alignment.torch.node(pair.torch), alignment.jax.node(pair.jax))
+    finding = explain.finding_at(alignment, pair)
     found = blamed_layout(alignment, pair)
-    if shared and found is not None:
-        return Finding(
-            "arrangement",
-            explain.place_of(found[0]),
-            explain.place_of(found[1]),
-            shared,
-            relation="the same values in another arrangement",
-        )
+    if not finding.shared or found is None:
+        return finding
     return Finding(
-        "operation",
-        explain.place_of(places[0]),
-        explain.place_of(places[1]),
-        shared,
-        mine,
-        other,
-        explain.relation_words(alignment, pair),
+        "arrangement",
+        explain.place_of(found[0]),
+        explain.place_of(found[1]),
+        finding.shared,
+        relation="the same values in another arrangement",
     )
 
 
@@ -277,7 +274,7 @@ def _mended(
             finding,
             torch=theirs,
             jax=explain.place_of(alignment.jax.node(place)),
-            mend=replace(repair.mend, source=alignment.jax.node(place).source),
+            mend=Mend(change.kind, alignment.jax.node(place).source, change.words),
             effect=_effect(torch, jax, after),
             occurrences=repair.occurrences,
         ),
@@ -290,8 +287,8 @@ def _twin(alignment: Alignment, index: int) -> Place | None:
     torch, jax = alignment.torch, alignment.jax
     if not jax.node(index).layout or not jax.is_strong(index):
         return None
-    twins = [i for i in sorted(torch.live) if torch.classes.get(i) == jax.classes[index]]
-    layouts = [torch.node(i) for i in twins if torch.node(i).layout and not torch.node(i).leaf]
+    twins = [torch.node(i) for i in torch.by_class.get(jax.classes[index], ())]
+    layouts = [node for node in twins if node.layout and not node.leaf]
     alike = [node for node in layouts if node.shape == jax.node(index).shape]
     return next((explain.place_of(node) for node in (*alike, *layouts)), None)
 
@@ -346,16 +343,13 @@ def _jax_place(alignment: Alignment, pair: Pair, anchor: Anchor) -> int:
         return anchor.jax
     torch, jax = alignment.torch, alignment.jax
     here = torch.node(pair.torch)
-    twins = [i for i in torch.live if torch.classes.get(i) == jax.classes.get(anchor.jax)]
-    near = [i for i in torch.operands(pair.torch) if i in twins]
+    known = jax.classes.get(anchor.jax)
+    near = [i for i in torch.operands(pair.torch) if torch.classes.get(i) == known]
     following = torch.trace.consumers().get(pair.torch, ())
     goes_on = any(_in_one_function(torch.node(i), here) for i in following)
     if goes_on and near and all(torch.node(i).source != here.source for i in near):
         return pair.jax
-    node = jax.node(anchor.jax)
-    while node.permutes and node.inputs:
-        node = jax.node(node.inputs[0])
-    return node.index
+    return jax.unmoved(anchor.jax)
 
 
 def _in_one_function(a: Node, b: Node) -> bool:

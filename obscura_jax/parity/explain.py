@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Alignment, Pair, Side
-from obscura_jax.parity.findings import Place
+from obscura_jax.parity.findings import Finding, Place
 from obscura_jax.parity.fingerprint import LEAST
-from obscura_jax.parity.relation import relation
+from obscura_jax.parity.relation import relation, share
 from obscura_jax.parity.sources import line_of
 from obscura_jax.parity.trace import Node
 
@@ -75,6 +75,17 @@ def relation_words(alignment: Alignment, pair: Pair) -> str:
     return ""
 
 
+def finding_at(alignment: Alignment, pair: Pair) -> Finding:
+    """Return the finding that two operations differ."""
+    return Finding(
+        "operation",
+        place_of(alignment.torch.node(pair.torch)),
+        place_of(alignment.jax.node(pair.jax)),
+        *operand_differences(alignment, pair),
+        relation_words(alignment, pair),
+    )
+
+
 def _settled(side: Side, index: int) -> bool:
     node = side.node(index)
     return index in side.settled or node.leaf or not node.is_float or node.size < LEAST
@@ -105,11 +116,6 @@ def unmatched_leaves(side: Side, other: Side) -> list[int]:
     for i, x in side.trace.values(candidates).items():
         sample = x.reshape(-1)[:64].astype(np.float64)
         sample = sample[sample != 0]
-        at = np.clip(np.searchsorted(pool, sample), 1, len(pool) - 1) if len(pool) > 1 else None
-        if at is None:
-            found.append(i)
-            continue
-        near = np.minimum(np.abs(pool[at] - sample), np.abs(pool[at - 1] - sample))
-        if np.mean(near <= 1e-7 * np.abs(sample)) < 0.9:
+        if share(sample, pool) < 0.9:
             found.append(i)
     return found

@@ -6,6 +6,7 @@ tolerance. Exact zeros, infinities and numbers beyond 1e30 are left out, because
 differ between programs that compute the same result.
 """
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +127,32 @@ def close(a: Fingerprint, b: Fingerprint, tolerance: float) -> bool:
     scale = 1 + np.maximum(np.abs(a.moments), np.abs(b.moments))
     differ = np.abs(a.moments - b.moments) > tolerance * _SLOPES * scale
     return not differ.any()  # NaN, which large arrays have for some moments, differs from nothing
+
+
+class Fingerprints:
+    """Fingerprints among which those of equal arrays are found by their root mean square."""
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._by_size: list[tuple[float, int]] = []
+        self._prints: list[Fingerprint] = []
+
+    def add(self, print_: Fingerprint) -> int:
+        """Add a fingerprint, and return its number."""
+        insort(self._by_size, (print_.rms, len(self._prints)))
+        self._prints.append(print_)
+        return len(self._prints) - 1
+
+    def find(self, print_: Fingerprint) -> int | None:
+        """Return the number of a fingerprint that is close to another one, or None."""
+        reach = 4 * self._tolerance * print_.rms
+        at = bisect_left(self._by_size, (print_.rms - reach, -1))
+        while at < len(self._by_size) and self._by_size[at][0] <= print_.rms + reach:
+            number = self._by_size[at][1]
+            if close(self._prints[number], print_, self._tolerance):
+                return number
+            at += 1
+        return None
 
 
 def _regular(x: NDArray[Any]) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def find_gradient_divergences(
         lambda: _additional(alignment, torch, jax, *first),
         lambda: _parted(alignment, torch, jax, *first, surely=False),
         lambda: (
-            _Found(0, _described(alignment, pair))
+            _Found(0, explain.finding_at(alignment, pair))
             for pair in first_pairs(alignment, *gradients)[:1]
         ),
     )
@@ -126,7 +126,7 @@ def _parted(
         if pairs:
             best = max(pairs, key=lambda pair: (pair.overlap, -pair.jax))
             position = max(torch.backward.forward.get(i, (0,)), default=0)
-            finding = _described(alignment, best)
+            finding = explain.finding_at(alignment, best)
             yield _Found(
                 position,
                 finding
@@ -149,7 +149,7 @@ def _additional(
     ]
     for i, j in pairs:
         if i in torch.side.settled or j in jax.side.settled:
-            finding = _described(alignment, Pair(i, j, 0.0))
+            finding = explain.finding_at(alignment, Pair(i, j, 0.0))
             yield _Found(max(torch.backward.forward.get(i, (0,)), default=0), finding)
 
 
@@ -165,16 +165,6 @@ def _relation_of_ends(torch: BackwardSide, jax: BackwardSide, pair: Pair) -> str
     theirs, ours = torch.side.trace.values([a]), jax.side.trace.values([b])
     found = relation(theirs[a], ours[b])
     return f"gradients: {found.words}" if found is not None else ""
-
-
-def _described(alignment: Alignment, pair: Pair) -> Finding:
-    return Finding(
-        "operation",
-        explain.place_of(alignment.torch.node(pair.torch)),
-        explain.place_of(alignment.jax.node(pair.jax)),
-        *explain.operand_differences(alignment, pair),
-        relation=explain.relation_words(alignment, pair),
-    )
 
 
 def _distinct(found: Sequence[_Found]) -> list[Finding]:

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from obscura_jax.parity.relation import arrangement
+
 Array = NDArray[Any]
 _CLOSE = 1e-6  # relative difference of values that are the same but for rounding to float32
 _FEW_AXES = 6
-_SAMPLE = 64
 
 
 def in_one_order(
@@ -43,27 +43,10 @@ def _arranged(values: Array, gradient: Array, reference: Array) -> Array | None:
     """Return a gradient with its axes in the order that turns its values into a reference."""
     if values.size != reference.size:
         return None
-    axes = order_of_axes(values, reference)
+    axes = arrangement(values, reference, _CLOSE, few=_FEW_AXES, large=None)
     if axes is None:
         return None
     return gradient.transpose(axes).reshape(reference.shape)
-
-
-def order_of_axes(theirs: Array, ours: Array) -> tuple[int, ...] | None:
-    """Return the order of axes that turns one array into another, or None."""
-    if theirs.size != ours.size or theirs.ndim > _FEW_AXES:
-        return None
-    scale = float(np.abs(ours).max(initial=0.0))
-    places = np.linspace(0, ours.size - 1, min(_SAMPLE, ours.size)).astype(np.int64)
-    sample = ours.reshape(-1)[places]
-    for axes in permutations(range(theirs.ndim)):
-        turned = theirs.transpose(axes)
-        entries = turned[np.unravel_index(places, turned.shape)] if theirs.ndim else theirs
-        if np.abs(entries - sample).max(initial=0.0) > _CLOSE * scale:
-            continue
-        if np.abs(turned.reshape(ours.shape) - ours).max(initial=0.0) <= _CLOSE * scale:
-            return axes
-    return None
 
 
 def _sorted(

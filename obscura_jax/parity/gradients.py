@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Alignment, align
 from obscura_jax.parity.backward import Backward, NoGradientsError, cotangent
-from obscura_jax.parity.diverge import TOLERANCE, Divergence
+from obscura_jax.parity.diverge import Divergence
 from obscura_jax.parity.findings import Finding, Gradient
 from obscura_jax.parity.gradient_findings import find_gradient_divergences
 from obscura_jax.parity.gradient_layout import in_one_order
@@ -20,10 +20,10 @@ from obscura_jax.parity.jax_backward import jax_backward
 from obscura_jax.parity.jax_trace import JaxTrace
 from obscura_jax.parity.parameter_twins import Twins, match_parameters
 from obscura_jax.parity.program import JaxProgram, TorchProgram
+from obscura_jax.parity.relation import OUTPUT, TOLERANCE
 from obscura_jax.parity.torch_backward import torch_backward
 from obscura_jax.parity.trace import Trace
 
-_SAME = 3  # gradients are equal up to this multiple of the tolerance, as single entries are
 # A gradient far below the others, such as that of the bias of an attention's keys, is 0 but for
 # rounding. Its differences are relative to this share of the median gradient.
 _SMALL = 1e-4
@@ -88,7 +88,7 @@ def gradients_if_possible(
     if size > _LARGEST:
         note = f"gradients were not compared: the model has more than {_LARGEST:.0e} parameters"
         return GradientResult(notes=(note,))
-    if not isinstance(found.jax, JaxTrace) or found.alignment is None:
+    if not isinstance(found.jax, JaxTrace):
         return GradientResult()
     return compare_gradients(torch, jax, torch_trace, found.jax, found.alignment)
 
@@ -224,7 +224,7 @@ def _judged(
     for row in compared:
         scale = max(row.rms, least) or 1.0
         distance = _distance(row.theirs, row.ours) / scale
-        equal = distance <= _SAME * TOLERANCE
+        equal = distance <= OUTPUT * TOLERANCE
         names = _names(torch, row.twins.torch), _names(jax, row.twins.jax)
         rows.append(Gradient(*names, distance, equal))
         if not equal:

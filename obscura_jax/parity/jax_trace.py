@@ -15,9 +15,8 @@ from obscura_jax.parity.jax_graph import Graph, as_numpy, build_graph
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
 from obscura_jax.parity.side_errors import running
-from obscura_jax.parity.trace import Node, Trace
+from obscura_jax.parity.trace import KEPT_BYTES, Node, Trace
 
-KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
 _NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -68,7 +67,8 @@ def flattened(program: JaxProgram) -> FlatProgram:
 
     The function raises a NotComparableError if the program returns no arrays.
     """
-    leaves, tree, dynamic, call = _parts(program)
+    leaves, tree = jax.tree_util.tree_flatten((program.args, program.kwargs))
+    dynamic = [n for n, x in enumerate(leaves) if is_array(x)]
     labels: list[str] = []
 
     def flat(*given: Any) -> list[Any]:
@@ -76,7 +76,7 @@ def flattened(program: JaxProgram) -> FlatProgram:
         for place, value in zip(dynamic, given, strict=True):
             with_static[place] = value
         args, kwargs = jax.tree_util.tree_unflatten(tree, with_static)
-        result = picked(call(*args, **kwargs), program.out, "JAX")
+        result = picked(program.call(*args, **kwargs), program.out, "JAX")
         found = arrays_in(result, is_array)
         if not found:
             raise NotComparableError(
@@ -237,13 +237,6 @@ def _as_the_program_has_it(node: Node, value: Any) -> Any:
 def _fetch(graph: Graph, given: Mapping[int, Any], wanted: Iterable[int]) -> dict[int, Any]:
     found = graph.evaluate(wanted, given)
     return {i: array for i, x in found if (array := as_numpy(x)) is not None}
-
-
-def _parts(program: JaxProgram) -> tuple[list[Any], Any, list[int], Any]:
-    """Return the leaves of the inputs, their tree, the places of arrays, and the callable."""
-    leaves, tree = jax.tree_util.tree_flatten((program.args, program.kwargs))
-    dynamic = [n for n, x in enumerate(leaves) if is_array(x)]
-    return leaves, tree, dynamic, program.call
 
 
 def is_array(x: Any) -> bool:

@@ -21,7 +21,6 @@ from obscura_jax.parity import (
 )
 from obscura_jax.parity.anchors import Anchor, at_the_pair
 from obscura_jax.parity.changes import Change, Loaded, Setting
-from obscura_jax.parity.findings import Mend
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.parallel import parallel, same_line
 from obscura_jax.parity.window import Window
@@ -42,14 +41,12 @@ class Repair:
     """A mend that has been found.
 
     Attributes:
-        mend: the change, in words.
         graph: the changed program.
         anchor: where PyTorch's value is met.
         change: the change.
         occurrences: number of places that were changed.
     """
 
-    mend: Mend
     graph: Graph
     anchor: Anchor
     change: Change
@@ -61,15 +58,16 @@ def find_mend(setting: Setting, anchors: tuple[Anchor, ...]) -> Repair | None:
     found = None
     for several in dict.fromkeys((anchors[:_FIRST], anchors)):
         setting = setting.toward(anchor.jax for anchor in several)
-        found = found or next(_met(setting, several), None)
-    if found is None:  # other operations may be wrong too, so that nothing after it is equal
+        found = next(_met(setting, several), None)
+        if found is not None:
+            break
+    else:  # other operations may be wrong too, so that nothing after it is equal
         found = next(_met(setting, at_the_pair(setting), reach=False), None)
     if found is None:
         return None
     change, wide, anchor = found
     graph, count = _everywhere(setting, change, wide)
-    mend = Mend(change.kind, setting.node(change.line).source, change.words)
-    return Repair(mend, graph, anchor, change, count)
+    return Repair(graph, anchor, change, count)
 
 
 Met = tuple[Change, Change, Anchor]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Alignment, Side
+from obscura_jax.parity.relation import share
 
 _SAMPLE = 256
 _DEPTH = 6  # operations between a parameter and the first value that both programs have
@@ -196,7 +197,4 @@ def _components(
 
 def _share(x: NDArray[Any], y: NDArray[Any]) -> float:
     """Return the share of a sample of the values `x` that are among the sorted values `y`."""
-    sample = x[:: max(x.size // _SAMPLE, 1)]
-    at = np.clip(np.searchsorted(y, sample), 1, y.size - 1)
-    near = np.minimum(np.abs(y[at] - sample), np.abs(y[at - 1] - sample))
-    return float(np.mean(near <= 1e-7 * np.abs(sample)))
+    return share(x[:: max(x.size // _SAMPLE, 1)], y)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 Pick = str | int | Callable[[Any], Any] | None
@@ -29,6 +30,13 @@ class JaxProgram:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     out: Pick = None
+
+
+def name_of(call: Any) -> str:
+    """Return the name of a function, or of a module's class."""
+    while isinstance(call, partial) or hasattr(call, "__wrapped__"):
+        call = call.func if isinstance(call, partial) else call.__wrapped__
+    return str(getattr(call, "__qualname__", type(call).__name__))
 
 
 def torch_program(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from obscura_jax.atomic_files import require_path, write_atomically
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.json_report import versions
-from obscura_jax.parity.program import JaxProgram, TorchProgram
+from obscura_jax.parity.program import JaxProgram, TorchProgram, name_of
 from obscura_jax.parity.recording_format import FORMAT, packed, unpacked
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.trace import Trace
@@ -52,7 +52,7 @@ def record(program: TorchProgram | JaxProgram, path: str | Path) -> None:
     """
     path = require_path(path)
     trace = trace_torch(program) if isinstance(program, TorchProgram) else trace_jax(program)
-    arrays = packed(trace, _values(trace), program=_name(program.call), versions=versions())
+    arrays = packed(trace, _values(trace), program=name_of(program.call), versions=versions())
     write = functools.partial(
         write_safetensors, tensors=arrays, metadata={"format": f"{_NAME}{FORMAT}"}
     )
@@ -83,9 +83,7 @@ def _check_format(path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}; write one with record()") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    found = re.search(
-        rb'^.{8}\{"__metadata__":\{"format":"%s([^"]*)"' % _NAME.encode(), start, re.S
-    )
+    found = re.match(_START, start, re.S)
     if found is None:
         raise ValueError(
             f"{path} is not a recording of a program; write one with record() or "
@@ -110,10 +108,3 @@ def _values(trace: Trace) -> dict[int, NDArray[Any]]:
             break
         chosen.append(node.index)
     return trace.values([*always, *chosen])
-
-
-def _name(call: Any) -> str:
-    """Return the name of a function, or of a module's class."""
-    while isinstance(call, functools.partial) or hasattr(call, "__wrapped__"):
-        call = call.func if isinstance(call, functools.partial) else call.__wrapped__
-    return str(getattr(call, "__qualname__", type(call).__name__))

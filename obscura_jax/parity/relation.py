@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-_EXACT = 1e-9
+TOLERANCE = 1e-9  # values in float64 that differ by less are the same, relative to their rms
 OUTPUT = 3  # outputs are equal up to this multiple of the tolerance, as single entries are
 _FEW_AXES = 5
 _LARGE = 1 << 20
+_SAMPLE = 64  # entries that are compared before all others
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ def relation(theirs: Array, ours: Array) -> Relation | None:
     if not size or not other or not math.isfinite(size + other):
         return None
     for sign, z in ((1, y), (-1, -y[::-1])):
-        if np.abs(x - z).max() <= _EXACT * size:
+        if np.abs(x - z).max() <= TOLERANCE * size:
             return Relation("equal up to a sign" if sign < 0 else "the same values", sign)
         factor = other / size
-        if np.abs(z - factor * x).max() <= _EXACT * other:
+        if np.abs(z - factor * x).max() <= TOLERANCE * other:
             words = f"JAX's is PyTorch's times {_number(sign * factor)}"
             return Relation(words, sign * factor)
         offset = float(np.mean(z - x))
-        if sign > 0 and np.abs(z - x - offset).max() <= _EXACT * max(size, other):
+        if sign > 0 and np.abs(z - x - offset).max() <= TOLERANCE * max(size, other):
             return Relation(f"JAX's is PyTorch's plus {_number(offset)}", offset=offset)
     apart = float(np.abs(x - y).max()) / size
     return Relation(f"close: at most {apart:.1e} of their size apart") if apart < 0.05 else None
@@ -73,26 +74,66 @@ def _number(x: float) -> str:
 
 def arrangements(x: Array, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Array]]:
     """Yield each order of the axes of an array, with the array in that order and a new shape."""
-    if x.size != math.prod(shape):
-        return
-    identity = tuple(range(x.ndim))
-    yield identity, x.reshape(shape)
-    if x.ndim > _FEW_AXES or x.size > _LARGE:
-        return
-    for axes in permutations(range(x.ndim)):
-        if axes != identity:
+    if x.size == math.prod(shape):
+        for axes in _orders(x, _FEW_AXES, _LARGE):
             yield axes, x.transpose(axes).reshape(shape)
 
 
-def arrangement(theirs: Array, ours: Array, tolerance: float = 1e-6) -> tuple[int, ...] | None:
-    """Return the order of axes that turns one array into another of the same values, if any."""
-    size = float(np.abs(ours[np.isfinite(ours)]).max(initial=0.0)) or 1.0
-    for axes, x in arrangements(theirs, ours.shape):
-        with np.errstate(invalid="ignore"):
-            same = (np.abs(x - ours) <= tolerance * size) | (x == ours)
-        if same.all():
+def _orders(x: Array, few: int, large: int | None) -> Iterator[tuple[int, ...]]:
+    """Yield the orders of the axes of an array; only its own if it has many axes or entries."""
+    own = tuple(range(x.ndim))
+    yield own
+    if x.ndim <= few and (large is None or x.size <= large):
+        yield from (axes for axes in permutations(own) if axes != own)
+
+
+def arrangement(
+    theirs: Array,
+    ours: Array,
+    tolerance: float = 1e-6,
+    *,
+    few: int = _FEW_AXES,
+    large: int | None = _LARGE,
+) -> tuple[int, ...] | None:
+    """Return the order of axes that turns one array into another of the same values, if any.
+
+    Args:
+        theirs: the array whose axes are reordered.
+        ours: the other array; its shape may be another one.
+        tolerance: difference that is allowed, relative to the largest entry.
+        few: number of axes up to which other orders than the array's own are tried.
+        large: number of entries up to which they are; None for any number.
+    """
+    if theirs.size != ours.size:
+        return None
+    allowed = tolerance * (float(np.abs(ours[np.isfinite(ours)]).max(initial=0.0)) or 1.0)
+    places = np.linspace(0, ours.size - 1, min(_SAMPLE, ours.size)).astype(np.int64)
+    sample = ours.reshape(-1)[places]
+    for axes in _orders(theirs, few, large):
+        turned = theirs.transpose(axes)
+        entries = turned[np.unravel_index(places, turned.shape)] if turned.ndim else turned
+        if _near(entries, sample, allowed) and _near(turned.reshape(ours.shape), ours, allowed):
             return axes
     return None
+
+
+def _near(x: Array, y: Array, allowed: float) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(((np.abs(x - y) <= allowed) | (x == y)).all())
+
+
+def share(sample: Array, pool: Array) -> float:
+    """Return the share of some values that are among others; 1 if there are none.
+
+    Args:
+        sample: the values.
+        pool: the others, sorted; at least one.
+    """
+    if not sample.size:
+        return 1.0
+    at = np.clip(np.searchsorted(pool, sample), min(1, pool.size - 1), pool.size - 1)
+    near = np.minimum(np.abs(pool[at] - sample), np.abs(pool[at - 1] - sample))
+    return float(np.mean(near <= 1e-7 * np.abs(sample)))
 
 
 def apart(theirs: Array, ours: Array) -> float:

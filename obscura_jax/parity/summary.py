@@ -39,10 +39,11 @@ def _names(side: Side, indices: list[int]) -> tuple[str, ...]:
 
 def operations_of(side: Side, other: Side) -> tuple[Operation, ...]:
     """Return every operation that the outputs depend on, with its match on the other side."""
-    twins: dict[int, int] = {}
-    for i in sorted(other.live):
-        if i in other.classes and not other.node(i).leaf:
-            twins.setdefault(other.classes[i], i)
+    twins = {
+        known: computed[0]
+        for known, nodes in other.by_class.items()
+        if (computed := [i for i in nodes if not other.node(i).leaf])
+    }
     return tuple(
         Operation(
             side.trace.side,

@@ -21,9 +21,7 @@ from obscura_jax.parity.sources import current_source
 from obscura_jax.parity.torch_digits import OwnDigits, tensors_of
 from obscura_jax.parity.torch_lift import in_float64, is_low, lifted, modules_of, tensor_names
 from obscura_jax.parity.torch_native import is_tensor, native_outputs, numpy_of
-from obscura_jax.parity.trace import Node, Source, Trace
-
-KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
+from obscura_jax.parity.trace import KEPT_BYTES, Node, Source, Trace
 
 
 def trace_torch(program: TorchProgram) -> Trace:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from obscura_jax.parity.fingerprint import Fingerprint
 
+KEPT_BYTES = 1 << 30  # values of a trace that are kept in memory
 Values = Mapping[int, NDArray[Any]]
 
 
