@@ -158,13 +158,13 @@ def test_a_place_without_a_line_is_one_line():
 
 
 def test_a_line_in_a_notebook_is_named_by_its_cell(monkeypatch):
-    names = {"/tmp/ipykernel_1/3141592.py": ("Cell", "In[4]")}
+    names = {"kernel/3141592.py": ("Cell", "In[4]")}
     shell = SimpleNamespace(compile=SimpleNamespace(format_code_name=names.get))
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "In[4]:7"
-    assert str(Source("/tmp/port.py", 7)) == "port.py:7"
+    assert str(Source("kernel/3141592.py", 7)) == "In[4]:7"
+    assert str(Source("folder/port.py", 7)) == "port.py:7"
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
-    assert str(Source("/tmp/ipykernel_1/3141592.py", 7)) == "3141592.py:7"
+    assert str(Source("kernel/3141592.py", 7)) == "3141592.py:7"
 
 
 def test_findings_at_the_same_lines_are_one():

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.align import Side
-from obscura_jax.parity.changes import Change, Setting, operand_of, result_of, wrapped
+from obscura_jax.parity.changes import Change, operand_of, result_of, wrapped
 from obscura_jax.parity.fingerprint import Fingerprints, fingerprint
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_graph import Equation
 from obscura_jax.parity.relation import OUTPUT, apart, arrangement, arrangements, correlation
+from obscura_jax.parity.setting import Setting
 from obscura_jax.parity.window import Window
 
 _NEAR = 8  # values after a pair that may be anchors

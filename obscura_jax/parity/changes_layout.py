@@ -9,16 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from obscura_jax.parity.changes import Change, Setting, operand_of, result_of
-
-_COMPARISONS: dict[str, Callable[..., Any]] = {
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "le": np.less_equal,
-    "lt": np.less,
-    "eq": np.equal,
-    "ne": np.not_equal,
-}
+from obscura_jax.parity import changes_masks, changes_windows
+from obscura_jax.parity.changes import Change, operand_of, result_of
+from obscura_jax.parity.setting import Setting
 
 
 def changes(setting: Setting) -> Iterator[Change]:
@@ -30,15 +23,15 @@ def changes(setting: Setting) -> Iterator[Change]:
     for p, equation in setting.equations(everywhere):
         match equation.op:
             case "ge" | "gt" | "le" | "lt" | "eq" | "ne":
-                yield from _masks(setting, p, equation)
+                yield from changes_masks.compared(setting, p, equation)
             case "select_n":
-                yield from _inverted(setting, p, equation)
+                yield from changes_masks.selected(setting, p, equation)
             case "conv_general_dilated":
-                yield from _convolutions(setting, p, equation)
+                yield from changes_windows.convolutions(setting, p, equation)
             case "pad":
-                yield from _pads(setting, p, equation)
+                yield from changes_windows.pads(setting, p, equation)
             case "reduce_window_max" | "reduce_window_sum" | "reduce_window":
-                yield from _window_padding(setting, p, equation)
+                yield from changes_windows.window_padding(setting, p, equation)
             case "concatenate":
                 yield from _orders(p, equation)
                 yield from _interleaved(p, equation)
@@ -81,187 +74,6 @@ def _transposed(setting: Setting, position: int, equation: Any) -> Iterator[Chan
                     words,
                     {position: operand_of(equation, side, turn)},
                 )
-
-
-def _masks(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    """Compare by another relation, or with a number that is larger or smaller by one."""
-    result = equation.outputs[0]
-    for name, function in _COMPARISONS.items():
-        if name != equation.op:
-
-            def call(a: Any, b: Any, function: Callable[..., Any] = function) -> list[Any]:
-                return [function(a, b)]
-
-            changed = {position: replace(equation, call=call)}
-            yield Change("mask", result, f"{name} for {equation.op}", changed)
-    if setting.node(equation.inputs[0]).is_float:
-        return
-    for step in (1, -1):
-
-        def shift(x: Any, step: int = step) -> Any:
-            return x + step
-
-        words = f"the first number {'plus' if step > 0 else 'minus'} 1"
-        yield Change("mask", result, words, {position: operand_of(equation, 0, shift)})
-    shape = setting.node(result).shape
-    if len(shape) >= 2 and shape[-1] == shape[-2]:
-        changed = {position: result_of(equation, lambda x: x.swapaxes(-1, -2))}
-        yield Change("mask", result, "the mask transposed", changed)
-
-
-def _inverted(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    """Select the other way round, or by a mask that is transposed or shifted by one."""
-    if len(equation.inputs) != 3:
-        return
-    which = setting.node(equation.inputs[0])
-    if "bool" not in which.dtype:
-        return
-    turns: list[tuple[str, Callable[[Any], Any]]] = [("the mask inverted", np.logical_not)]
-    if len(which.shape) >= 2 and which.shape[-1] == which.shape[-2]:
-        turns.append(("the mask transposed", lambda m: m.swapaxes(-1, -2)))
-    if which.shape:
-        for axis, step, words in (
-            (-1, 1, "the mask shifted by one to the right"),
-            (-1, -1, "the mask shifted by one to the left"),
-        ):
-
-            def shift(m: Any, axis: int = axis, step: int = step) -> Any:
-                rolled = np.roll(m, step, axis)
-                edge = np.take(m, np.array([0 if step > 0 else m.shape[axis] - 1]), axis)
-                place = 0 if step > 0 else m.shape[axis] - 1
-                return np.where(
-                    (np.arange(m.shape[axis]) == place), np.broadcast_to(edge, m.shape), rolled
-                )
-
-            turns.append((words, shift))
-    place = _mask_place(setting, equation)
-    for words, turn in turns:
-        changed = {position: operand_of(equation, 0, turn)}
-        yield Change("mask", equation.outputs[0], words, changed, place=place)
-
-
-def _mask_place(setting: Setting, equation: Any) -> int:
-    """Return the operation that computes a mask, or the one that uses it if it is a leaf."""
-    i = setting.jax.origin(equation.inputs[0])
-    return int(equation.outputs[0]) if setting.node(i).leaf else i
-
-
-def _convolutions(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    """Pad, step or dilate in another way that gives the same shape, or flip the kernel."""
-    params = equation.params
-    numbers = params["dimension_numbers"]
-    kernel = setting.node(equation.inputs[1]).shape
-    images = setting.node(equation.inputs[0]).shape
-    sizes = [kernel[axis] for axis in numbers.rhs_spec[2:]]
-    extents = [images[axis] for axis in numbers.lhs_spec[2:]]
-    shape = setting.node(equation.outputs[0]).shape
-    result = equation.outputs[0]
-    outs = [shape[axis] for axis in numbers.out_spec[2:]]
-    per_axis: list[list[tuple[int, int, tuple[int, int]]]] = []
-    for size, extent, out in zip(sizes, extents, outs, strict=True):
-        options = []
-        for dilation in (1, 2, 3, 4, 8):
-            for stride in (1, 2, 3, 4):
-                reach = (size - 1) * dilation + 1
-                total = (out - 1) * stride + reach - extent
-                for low in {0, max(total, 0) // 2, (max(total, 0) + 1) // 2, max(total, 0)}:
-                    for extra in range(stride):
-                        options.append((stride, dilation, (low, max(total, 0) - low + extra)))
-        per_axis.append(list(dict.fromkeys(options)))
-    now = list(
-        zip(params["window_strides"], params["rhs_dilation"], params["padding"], strict=True)
-    )
-    for choice in dict.fromkeys(o for options in per_axis for o in options):
-        for axes in ([*range(len(now))], *([n] for n in range(len(now)) if len(now) > 1)):
-            new = [choice if n in axes else now[n] for n in range(len(now))]
-            if new == now:
-                continue
-            strides, dilations, padding = zip(*new, strict=True)
-            changed = {
-                **params,
-                "window_strides": strides,
-                "rhs_dilation": dilations,
-                "padding": padding,
-            }
-            words = ", ".join(
-                f"{name} {_plain(value)} for {_plain(params[key])}"
-                for name, key, value in (
-                    ("stride", "window_strides", strides),
-                    ("dilation", "rhs_dilation", dilations),
-                    ("padding", "padding", padding),
-                )
-                if tuple(value) != tuple(params[key])
-            )
-            yield Change("padding", result, words, {position: replace(equation, params=changed)})
-    spatial = tuple(numbers.rhs_spec[2:])
-    flipped = operand_of(equation, 1, lambda w: np.flip(w, spatial))
-    yield Change("direction", result, "the kernel reversed", {position: flipped})
-
-
-def _plain(value: Any) -> str:
-    return str(tuple(value)).replace(" ", "")
-
-
-def _pads(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    config = equation.params["padding_config"]
-    for axis, (low, high, inner) in enumerate(config):
-        if not low and not high:
-            continue
-        for new in dict.fromkeys(
-            [(high, low), (low + high, 0), (0, low + high), ((low + high) // 2, -1)]
-        ):
-            first, second = new if new[1] >= 0 else (new[0], low + high - new[0])
-            if (first, second) == (low, high):
-                continue
-            changed = list(config)
-            changed[axis] = (first, second, inner)
-            params = {**equation.params, "padding_config": tuple(changed)}
-            words = f"padding ({first},{second}) for ({low},{high})"
-            yield Change(
-                "padding",
-                equation.outputs[0],
-                words,
-                {position: replace(equation, params=params)},
-            )
-    rank = len(setting.node(equation.inputs[0]).shape)
-    if rank and all(low >= 0 and high >= 0 and not inner for low, high, inner in config):
-        widths = [(low, high) for low, high, _ in config]
-        for mode in ("edge", "reflect", "wrap"):
-
-            def call(x: Any, *rest: Any, mode: Any = mode) -> list[Any]:
-                return [np.pad(x, widths, mode=mode)]
-
-            yield Change(
-                "padding",
-                equation.outputs[0],
-                f"padding by {mode} for zeros",
-                {position: replace(equation, call=call)},
-            )
-
-
-def _window_padding(setting: Setting, position: int, equation: Any) -> Iterator[Change]:
-    params = equation.params
-    if "padding" not in params:
-        return
-    shape = setting.node(equation.inputs[0]).shape
-    out = setting.node(equation.outputs[0]).shape
-    window, strides = params["window_dimensions"], params["window_strides"]
-    options: list[list[tuple[int, int]]] = []
-    for n, w, s, o, now in zip(shape, window, strides, out, params["padding"], strict=True):
-        total = max((o - 1) * s + w - n, 0)
-        found = [tuple(now)]
-        if w > 1:
-            found += [
-                (low, total - low + extra) for low in range(min(w, total + s)) for extra in range(s)
-            ]
-        options.append([p for p in dict.fromkeys(found) if min(p) >= 0])
-    for n in range(max(map(len, options))):
-        new = tuple(o[n] if n < len(o) else o[0] for o in options)
-        if new == tuple(params["padding"]):
-            continue
-        changed = replace(equation, params={**params, "padding": new})
-        words = f"padding {_plain(new)} for {_plain(params['padding'])}"
-        yield Change("padding", equation.outputs[0], words, {position: changed})
 
 
 def _orders(position: int, equation: Any) -> Iterator[Change]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from obscura_jax.parity.changes import Change, Setting, as_number, number
+from obscura_jax.parity.changes import Change, as_number, number
+from obscura_jax.parity.setting import Setting
 
 _EPSILONS = (1e-5, 1e-6, 1e-12, 1e-8, 1e-7, 1e-3, 1e-4, 0.0)
 _BASES = (10000.0, 500000.0, 1000000.0)

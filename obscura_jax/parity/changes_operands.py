@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from obscura_jax.parity.changes import Change, Setting
+from obscura_jax.parity.changes import Change
 from obscura_jax.parity.explain import described
+from obscura_jax.parity.setting import Setting
 
 _ORDERED = ("sub", "div", "pow", "dot_general", "atan2", "rem")
 _SIBLINGS: dict[str, tuple[tuple[str, str, Callable[..., Any]], ...]] = {

@@ -5,9 +5,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from obscura_jax.parity.changes import Change, Loaded, Setting, operand_of
+from obscura_jax.parity.changes import Change, Loaded, operand_of
 from obscura_jax.parity.jax_graph import Equation
 from obscura_jax.parity.relation import arrangements
+from obscura_jax.parity.setting import Setting
 
 
 def changes(setting: Setting) -> Iterator[Change]:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.anchors import Anchor
-from obscura_jax.parity.changes import Change, Loaded, Setting, number, operand_of, result_of
-from obscura_jax.parity.changes_functions import ACTIVATIONS, UNARY, normalizations
+from obscura_jax.parity.changes import Change, Loaded, number, operand_of, result_of
 from obscura_jax.parity.changes_operands import name_of
 from obscura_jax.parity.jax_graph import Equation
+from obscura_jax.parity.known_functions import ACTIVATIONS, UNARY, normalizations
 from obscura_jax.parity.relation import OUTPUT, TOLERANCE, apart, relation
+from obscura_jax.parity.setting import Setting
 
 _OPERANDS = 12
 _OPERATIONS: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (

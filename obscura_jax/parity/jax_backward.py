@@ -16,8 +16,9 @@ from jax.extend import core
 from numpy.typing import NDArray
 
 from obscura_jax.parity.backward import FACTORS, Backward, NoGradientsError
+from obscura_jax.parity.jax_build import build_graph
 from obscura_jax.parity.jax_bwd import with_own_lines
-from obscura_jax.parity.jax_graph import Graph, build_graph, in_float64
+from obscura_jax.parity.jax_graph import Graph, in_float64
 from obscura_jax.parity.jax_trace import JaxTrace, evaluated, flattened
 from obscura_jax.parity.program import JaxProgram
 from obscura_jax.parity.side_errors import running

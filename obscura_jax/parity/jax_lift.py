@@ -29,9 +29,14 @@ _SCATTERS = {
 }
 
 
+def is_plain(dtype: Any) -> bool:
+    """Return True for types that NumPy has, False for random keys."""
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)
+
+
 def lifted_type(dtype: Any) -> Any:
     """Return float64 for a real type of lower precision, complex128 for complex64, else `dtype`."""
-    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+    if dtype is None or not is_plain(dtype):
         return dtype
     return _LOW.get(jnp.dtype(dtype), jnp.dtype(dtype))
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.parity.fingerprint import fingerprint
-from obscura_jax.parity.jax_graph import Graph, as_numpy, build_graph
+from obscura_jax.parity.jax_build import build_graph
+from obscura_jax.parity.jax_graph import Graph, as_numpy
+from obscura_jax.parity.jax_lift import is_plain
 from obscura_jax.parity.jax_names import captured_names
 from obscura_jax.parity.program import JaxProgram, NotComparableError, arrays_in, picked
 from obscura_jax.parity.side_errors import running
@@ -246,7 +247,7 @@ def is_array(x: Any) -> bool:
 
 def _aval(x: Any) -> Any:
     """Return the shape and the 32-bit type of an array, which may be a random key."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+    if not is_plain(x.dtype):
         return x
     return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
 

@@ -20,9 +20,10 @@ from obscura_jax.parity import (
     changes_reach,
 )
 from obscura_jax.parity.anchors import Anchor, at_the_pair
-from obscura_jax.parity.changes import Change, Loaded, Setting
+from obscura_jax.parity.changes import Change, Loaded
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.parallel import parallel, same_line
+from obscura_jax.parity.setting import Setting
 from obscura_jax.parity.window import Window
 
 _MOST = 2000  # changes that are tried for one place

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.parity.changes import Change, Setting
+from obscura_jax.parity.changes import Change
 from obscura_jax.parity.jax_graph import as_numpy, in_float64
+from obscura_jax.parity.setting import Setting
 
 
 class Window:

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from obscura_jax.parity.align import Alignment, align
-from obscura_jax.parity.changes import Effort, Setting
 from obscura_jax.parity.diverge import TOLERANCE
 from obscura_jax.parity.gates import gates
 from obscura_jax.parity.jax_trace import JaxTrace, trace_jax
 from obscura_jax.parity.program import jax_program, torch_program
+from obscura_jax.parity.setting import Effort, Setting
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.trace import Trace
 
