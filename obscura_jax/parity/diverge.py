@@ -112,13 +112,13 @@ def _step(
         return _described(alignment, pairs[0]), None
     located: tuple[Pair, tuple[Anchor, ...]] | None = None
     for pair in pairs[:_PAIRS]:
-        ends = gates(alignment.jax, pair.jax)
-        setting = Setting.around(alignment, pair, jax, ends, Effort(min(_EFFORT, effort.left)))
+        own = Effort(min(_EFFORT, effort.left))
+        effort.left -= own.left
+        setting = Setting.around(alignment, pair, jax, gates(alignment.jax, pair.jax), own)
         found = tuple(islice(anchors(setting), _ANCHORS))
-        if located is not None and _nodes(found) == _nodes(located[1]):
-            continue  # the mend would have been found
-        repair = find_mend(setting, found)
-        effort.left -= _EFFORT - setting.effort.left
+        known = located is not None and _nodes(found) == _nodes(located[1])
+        repair = None if known else find_mend(setting, found)  # it would have been found before
+        effort.left += own.left
         if repair is not None:
             return _mended(alignment, pair, repair, torch, jax)
         if found and located is None:
