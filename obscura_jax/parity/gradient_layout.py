@@ -43,10 +43,15 @@ def _arranged(values: Array, gradient: Array, reference: Array) -> Array | None:
     """Return a gradient with its axes in the order that turns its values into a reference."""
     if values.size != reference.size:
         return None
-    axes = arrangement(values, reference, _CLOSE, few=_FEW_AXES, large=None)
+    axes = order_of_axes(values, reference)
     if axes is None:
         return None
     return gradient.transpose(axes).reshape(reference.shape)
+
+
+def order_of_axes(theirs: Array, ours: Array) -> tuple[int, ...] | None:
+    """Return the order of axes that turns one array, of any size, into another, or None."""
+    return arrangement(theirs, ours, _CLOSE, few=_FEW_AXES, large=None)
 
 
 def _sorted(

@@ -51,7 +51,11 @@ class Outcome:
 def programs(pair: str, seed: int = 0, jax_side: ModuleType | None = None) -> tuple:
     """Return the PyTorch program and the JAX program of a pair."""
     torch_side = importlib.import_module(f"tests.pairs.{pair}_torch")
-    jax_side = jax_side or importlib.import_module(f"tests.pairs.{pair}_jax")
+    return built(torch_side, jax_side or importlib.import_module(f"tests.pairs.{pair}_jax"), seed)
+
+
+def built(torch_side: ModuleType, jax_side: ModuleType, seed: int = 0) -> tuple:
+    """Return the PyTorch program and the JAX program of two modules with the same weights."""
     with jax.numpy_rank_promotion("allow"):
         module, inputs = torch_side.build(seed)
         state = {name: value.numpy() for name, value in module.state_dict().items()}
@@ -104,17 +108,25 @@ def _holds(source, line: str) -> bool:
 def planted(fault: Fault) -> Iterator[tuple[ModuleType, int]]:
     """Context manager: the JAX module with the fault, and the number of the changed line."""
     text = (FOLDER / f"{fault.pair}_jax.py").read_text(encoding="utf-8")
-    assert text.count(fault.old) == 1, f"{fault.pair}: {fault.name}: the text is not there once"
-    line = text[: text.index(fault.old)].count("\n") + 1
+    with changed(f"{fault.pair}_jax", ((fault.old, fault.new),)) as module:
+        yield module, text[: text.index(fault.old)].count("\n") + 1
+
+
+@contextmanager
+def changed(name: str, changes: tuple[tuple[str, str], ...]) -> Iterator[ModuleType]:
+    """Context manager: a module of a pair with changes, each of a text that occurs once."""
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, f"{name}: the text is not there once: {old}"
+        text = text.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{fault.pair}_jax.py"
-        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-        name = f"planted_{fault.pair}"
-        spec = importlib.util.spec_from_file_location(name, path)
+        path = Path(folder) / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(f"planted_{name}", path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        sys.modules[spec.name] = module
         try:
             spec.loader.exec_module(module)
-            yield module, line
+            yield module
         finally:
-            del sys.modules[name]
+            del sys.modules[spec.name]
