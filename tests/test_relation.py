@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from obscura_jax.parity.relation import apart, arrangement, arrangements, correlation, relation
+from obscura_jax.parity.relation import apart, arrangement, arrangements, correlation, relation, rms
 
 X = np.random.default_rng(0).normal(size=(3, 5, 7))
 
@@ -102,3 +102,18 @@ def test_correlation():
     assert correlation(X, -X) == pytest.approx(-1)
     assert abs(correlation(X, X[::-1])) < 0.5
     assert correlation(X, np.ones(X.shape)) == 0
+
+
+def test_the_correlation_of_values_whose_sums_overflow():
+    """As those of scores, of which half are masked by the least number of their dtype."""
+    x = np.where(X > 0, X, np.finfo(np.float64).min)
+    assert correlation(x, x) == pytest.approx(1)
+    assert abs(correlation(x, x[::-1])) < 0.5
+
+
+def test_the_rms():
+    assert rms(X) == pytest.approx(np.sqrt(np.mean(X**2)))
+    assert rms(1e200 * X) == pytest.approx(1e200 * rms(X))
+    assert rms(np.array([3.0, np.nan, -np.inf, 4.0])) == pytest.approx(np.sqrt(12.5))
+    assert rms(np.zeros(0)) == 0
+    assert rms(np.array([2, 2], np.int32)) == 2

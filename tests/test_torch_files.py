@@ -173,7 +173,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, protocol, kind):
 def test_a_pickled_module_is_refused(tmp_path):
     torch.save(course_model(), tmp_path / "x.pth")
     words = (
-        r"calls obscura_jax\.parity\.torch_reference\.GPTModel, .*"
+        r"calls obscura_jax\.parity\.gpt\.torch_reference\.GPTModel, .*"
         r" save model\.state_dict\(\), not the model"
     )
     with pytest.raises(ValueError, match=words):

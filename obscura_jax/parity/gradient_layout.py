@@ -1,13 +1,12 @@
 """Bring the gradients of two programs into one order, by the values of their parameters."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from obscura_jax.parity.relation import arrangement
+from obscura_jax.parity.relation import arrangement, rms
 
 Array = NDArray[Any]
 _CLOSE = 1e-6  # relative difference of values that are the same but for rounding to float32
@@ -75,7 +74,6 @@ def _sorted(
         (values[order], gradients[order])
         for (values, gradients), order in zip(found, orders, strict=True)
     )
-    scale = math.sqrt(float(np.mean(x * x)))
-    if np.abs(x - y).max() > _CLOSE * scale:
+    if np.abs(x - y).max() > _CLOSE * rms(x):
         return None
     return theirs_sorted, ours_sorted

@@ -20,7 +20,7 @@ from obscura_jax.parity.jax_backward import jax_backward
 from obscura_jax.parity.jax_trace import JaxTrace
 from obscura_jax.parity.parameter_twins import Twins, match_parameters
 from obscura_jax.parity.program import JaxProgram, TorchProgram
-from obscura_jax.parity.relation import OUTPUT, TOLERANCE
+from obscura_jax.parity.relation import OUTPUT, TOLERANCE, rms
 from obscura_jax.parity.torch_backward import torch_backward
 from obscura_jax.parity.trace import Trace
 
@@ -66,7 +66,7 @@ class _Compared:
     rms: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rms = max(_rms(self.theirs), _rms(self.ours))
+        self.rms = max(rms(self.theirs), rms(self.ours))
 
 
 def gradients_if_possible(
@@ -234,11 +234,6 @@ def _judged(
 
 def _names(trace: Trace, leaves: Iterable[int]) -> str:
     return ", ".join(dict.fromkeys(trace.nodes[i].name for i in leaves))
-
-
-def _rms(x: NDArray[Any]) -> float:
-    finite = x[np.isfinite(x)]
-    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
 
 
 def _distance(x: NDArray[Any], y: NDArray[Any]) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from obscura_jax.parity.relation import OUTPUT, TOLERANCE, apart
+from obscura_jax.parity.relation import OUTPUT, TOLERANCE, apart, rms
 from obscura_jax.parity.trace import Trace
 
 
@@ -22,9 +22,7 @@ def effect(torch: Trace, before: Trace, after: Trace) -> float:
     old, new = before.values(before.outputs), after.values(after.outputs)
     changes = [0.0]
     for a, b in zip(torch.outputs, before.outputs, strict=True):
-        x = theirs[a].astype(np.float64)
         finite = np.isfinite(old[b]) & np.isfinite(new[b])
-        rms = float(np.sqrt(np.mean(np.square(x[np.isfinite(x)])))) if x.size else 0.0
         change = np.abs(old[b].astype(np.float64) - new[b])[finite].max(initial=0.0)
-        changes.append(float(change) / (rms or 1.0))
+        changes.append(float(change) / (rms(theirs[a]) or 1.0))
     return max(changes)

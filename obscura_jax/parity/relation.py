@@ -152,12 +152,13 @@ def apart(theirs: Array, ours: Array) -> float:
         return 0.0
     x, y = x[finite], y[finite]
     with np.errstate(over="ignore"):
-        return float(np.abs(x - y).max()) / (_size(x) or _size(y) or 1.0)
+        return float(np.abs(x - y).max()) / (rms(x) or rms(y) or 1.0)
 
 
-def _size(x: Array) -> float:
-    """Return the root mean square, also of numbers whose squares overflow."""
-    largest = float(np.abs(x).max())
+def rms(x: Array) -> float:
+    """Return the root mean square of the finite entries, also if their squares overflow."""
+    x = x[np.isfinite(x)].astype(np.float64)
+    largest = float(np.abs(x).max(initial=0.0))
     return largest * math.sqrt(float(np.mean(np.square(x / largest)))) if largest else 0.0
 
 
@@ -169,6 +170,7 @@ def correlation(x: Array, y: Array) -> float:
         a, b = a[finite], b[finite]
     if not a.size:
         return 0.0
+    a, b = (v / (float(np.abs(v).max()) or 1.0) for v in (a, b))  # sums of masks' values overflow
     a, b = a - a.mean(), b - b.mean()
     size = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / size if size and math.isfinite(size) else 0.0
