@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax import GPTConfig, GPTModel, generate
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
 from obscura_jax.decoding.stream import stream
 from obscura_jax.decoding.text import TextStream, decode_until_stop, generate_text, stream_text
@@ -268,11 +269,11 @@ def test_streamed_text_ends_with_the_last_row():
 
 def test_generated_text_is_the_streamed_text():
     stopping = options(temperature=0.8, key=jax.random.key(3))
-    full = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping)
+    full = generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stopping)
     assert [out.finish_reason for out in full] == ["length"] * 3
     assert [len(out.tokens) for out in full] == [20] * 3
     stop = [full[1].text[2:9]]
-    outputs = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping, stop=stop)
+    outputs = generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stopping, stop=stop)
     pieces = stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping, stop=stop)
     assert [out.text for out in outputs] == joined_text(pieces)
     assert [out.prompt for out in outputs] == PROMPTS
@@ -281,7 +282,7 @@ def test_generated_text_is_the_streamed_text():
     assert outputs[1].tokens == full[1].tokens[: len(outputs[1].tokens)] != full[1].tokens
     assert outputs[1].logprobs == full[1].logprobs[: len(outputs[1].tokens)]
     with pytest.raises(ValueError, match="stop must be a list"):
-        generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stop=[""])
+        generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stop=[""])
 
 
 def test_text_errors_are_raised_at_the_call():

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from obscura_jax.checks import check_size
 from obscura_jax.config import GENERATOR, GPTConfig
 from obscura_jax.decoding.cache import bucket_length
-from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
-from obscura_jax.decoding.sampling import GREEDY, Sampling
+from obscura_jax.decoding.prefix import Prefix
+from obscura_jax.decoding.sampling import GREEDY, Sampling, for_each_key
 from obscura_jax.decoding.state import Request
 from obscura_jax.nn.token_ids import validate_sequences
 
@@ -26,25 +25,26 @@ DEFAULT_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Options that `generate`, `stream` and `stream_text` share.
+    """Options for continuing prompts, of `Generator`, `stream` and `stream_text`.
 
     Attributes:
         sampling: temperature and filters; by default greedy.
-        key: a typed key for all rows, or an array of one per row; needed above temperature 0. The
-            token at position p of a row is sampled with `fold_in(key, p)`.
-        stop_ids: ids that end a row: one list for all rows, or one list per row.
-        dtype: type to compute in, float32 or bfloat16; by default the type of the parameters.
+        key: a typed key for all prompts, or an array of one per prompt; needed above temperature 0.
+            The token at position p of a row is sampled with `fold_in(key, p)`.
+        stop_ids: ids that end a row: one list for all prompts, or one list per prompt.
         sliding_window: continue beyond `context_length` instead of raising an error. Each step
             then runs the model on the last `context_length` tokens, as the course does.
-        programs: the programs to run; by default those for one device.
+        samples: number of rows that continue each prompt, which is read once. The rows of a prompt
+            follow each other; above 1, sample n of a prompt uses `fold_in(key, n)` as its key.
+        prefix: the start that all prompts share, from `Generator.prefix`; the prompts follow it.
     """
 
     sampling: Sampling = GREEDY
     key: jax.Array | None = None
     stop_ids: Sequence[int] | Sequence[Sequence[int]] = ()
-    dtype: DTypeLike | None = None
     sliding_window: bool = False
-    programs: GenerationPrograms = DEFAULT_PROGRAMS
+    samples: int = 1
+    prefix: Prefix | None = None
 
 
 DEFAULT_OPTIONS = GenerationOptions()
@@ -56,15 +56,24 @@ class Plan:
 
     Attributes:
         prompts: (B, T) int32 token ids, padded on the right.
-        request: the settings of each row.
-        longest: number of tokens in the longest prompt.
+        lengths: number of tokens in each prompt.
+        request: the settings of each row, of which there are `samples` per prompt.
         new_tokens: maximum number of new tokens per row.
+        samples: number of rows per prompt.
+        prefix: the start of all prompts, already read.
     """
 
-    prompts: jax.Array
+    prompts: NDArray[np.int32]
+    lengths: list[int]
     request: Request
-    longest: int
     new_tokens: int
+    samples: int = 1
+    prefix: Prefix | None = None
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens in the longest prompt."""
+        return max(self.lengths)
 
 
 def plan_generation(
@@ -76,8 +85,11 @@ def plan_generation(
     """Check a call of `generate` for a model of `cfg`; raise ValueError as `generate` says."""
     if max_new_tokens is not None:
         check_size("max_new_tokens", max_new_tokens)
+    samples = check_size("samples", options.samples)
     padded, lengths = pad_sequences(prompts, cfg)
-    rows, longest = len(lengths), max(lengths)
+    if options.prefix is not None:
+        padded, lengths = pad_sequences([[*options.prefix.ids, *prompt] for prompt in prompts], cfg)
+    rows = len(lengths)
     sampling = options.sampling.arrays(rows, cfg.vocab_size)
     needs_key = bool((np.asarray(sampling.temperature) > 0).any())
     request = Request(
@@ -86,8 +98,17 @@ def plan_generation(
         keys=_keys(options.key, rows, needs_key),
         stop_ids=_stop_ids(options.stop_ids, rows, cfg.vocab_size),
     )
-    new = _new_tokens(max_new_tokens, longest, cfg.context_length, options.sliding_window)
-    return Plan(jnp.asarray(padded), request, longest, new)
+    if samples > 1:
+        request = _sampled(request, samples)
+    new = _new_tokens(max_new_tokens, max(lengths), cfg.context_length, options.sliding_window)
+    return Plan(padded, lengths, request, new, samples, options.prefix)
+
+
+def _sampled(request: Request, samples: int) -> Request:
+    """Return the request with `samples` rows in place of each, whose keys differ."""
+    repeated: Request = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), request)
+    numbers = jnp.tile(jnp.arange(samples, dtype=jnp.uint32), len(request.lengths))
+    return repeated._replace(keys=for_each_key(jax.random.fold_in, repeated.keys, numbers))
 
 
 def pad_sequences(

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from obscura_jax.decoding.generate import Stats, generate_with_options
+from jax.typing import DTypeLike
+
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.decoding.request import DEFAULT_OPTIONS, GenerationOptions
-from obscura_jax.decoding.stream import stream
+from obscura_jax.decoding.results import Stats
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 
@@ -103,8 +105,7 @@ class TextOutput:
 
 
 def generate_text(
-    model: GPTModel,
-    params: Any,
+    engine: Generator,
     prompts: Sequence[str],
     tokenizer: Any,
     max_new_tokens: int | None = None,
@@ -112,12 +113,12 @@ def generate_text(
     *,
     stop: Sequence[str] = (),
 ) -> list[TextOutput]:
-    """Continue each prompt in one batch; `stream_text` has the arguments and errors."""
+    """Continue each prompt in one batch; `stream_text` has the other arguments and the errors."""
     TextStream(tokenizer, stop)  # rejects bad stop strings before any work
     encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
-    out = generate_with_options(model, params, encoded, max_new_tokens, options)
+    out = engine.generate(encoded, max_new_tokens, **vars(options))
     texts = []
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(p for p in prompts for _ in range(options.samples)):
         text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], stop)
         tokens, logprobs = out.tokens[row][:count], out.logprobs[row][:count]
         reason = "stop" if stopped else out.finish_reasons[row]
@@ -134,6 +135,7 @@ def stream_text(
     options: GenerationOptions = DEFAULT_OPTIONS,
     *,
     stop: Sequence[str] = (),
+    dtype: DTypeLike | None = None,
     tokens_per_chunk: int = 8,
 ) -> Iterator[list[str]]:
     """Yield the continuation of each prompt, piece by piece.
@@ -148,6 +150,7 @@ def stream_text(
             is left in the context after the longest prompt.
         options: sampling, key, stop ids and more; by default greedy.
         stop: strings that end a row; its text ends before the first of them.
+        dtype: type to compute in, float32 or bfloat16; by default the type of `params`.
         tokens_per_chunk: number of tokens per row to wait for.
 
     Returns:
@@ -158,9 +161,32 @@ def stream_text(
         ValueError: at the call, for whatever `stream` rejects and for empty stop strings; while
             iterating, for logits that are NaN or infinite.
     """
-    texts = [TextStream(tokenizer, stop) for _ in prompts]
+    engine = Generator(model, params, dtype=dtype, weights="as-given")
+    return text_pieces(
+        engine,
+        prompts,
+        tokenizer,
+        max_new_tokens,
+        options,
+        stop=stop,
+        tokens_per_chunk=tokens_per_chunk,
+    )
+
+
+def text_pieces(
+    engine: Generator,
+    prompts: Sequence[str],
+    tokenizer: Any,
+    max_new_tokens: int | None = None,
+    options: GenerationOptions = DEFAULT_OPTIONS,
+    *,
+    stop: Sequence[str] = (),
+    tokens_per_chunk: int = 8,
+) -> Iterator[list[str]]:
+    """Do the work of `stream_text` with an engine."""
+    texts = [TextStream(tokenizer, stop) for _ in range(len(prompts) * options.samples)]
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
-    chunks = stream(model, params, ids, max_new_tokens, options, tokens_per_chunk=tokens_per_chunk)
+    chunks = engine.stream(ids, max_new_tokens, tokens_per_chunk=tokens_per_chunk, **vars(options))
     return _pieces(chunks, texts)
 
 

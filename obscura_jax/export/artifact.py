@@ -77,7 +77,8 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
     def run_prefill(
         _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int
     ) -> State:
-        rows = prompts.shape[0]
+        rows = len(request.lengths)
+        prompts = np.repeat(prompts, rows // len(prompts), axis=0)
         state = initial_state(rows, capacity, layout.empty(rows, slots, np.zeros), np.zeros)
         plain = prefill(params, prompts, plain_request(request), plain_state(state))
         return state_from_plain(plain)
@@ -86,12 +87,20 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
         plain = decode(params, plain_state(state), plain_request(request), target_count)
         return state_from_plain(plain)
 
-    def run_slide(*_: Any) -> State:
-        raise ValueError(
-            "an exported model cannot slide past its context; load the model that was exported"
-        )
+    def refuse(what: str) -> Callable[..., Any]:
+        def run(*_: Any) -> Any:
+            raise ValueError(f"an exported model cannot {what}; load the model that was exported")
 
-    return GenerationPrograms(run_prefill, run_decode, run_slide, jitted=(prefill, decode))
+        return run
+
+    return GenerationPrograms(
+        run_prefill,
+        run_decode,
+        slide=refuse("slide past its context"),
+        read_prefix=refuse("keep a prefix"),
+        prefill_after=refuse("keep a prefix"),
+        jitted=(prefill, decode),
+    )
 
 
 def _read_checked(path: Path, digests: dict[str, str]) -> bytes:
