@@ -1,5 +1,7 @@
 """The commands per token of a program for a GPU, counted in the text of XLA's plan."""
 
+from pathlib import Path
+
 import pytest
 
 from obscura_jax.scale.cuda_commands import Commands, commands_per_token, compile_with_plan
@@ -81,10 +83,26 @@ def test_a_plan_without_a_loop_is_refused():
         commands_per_token(PLAN.splitlines()[0])
 
 
-def test_a_compilation_without_a_plan_is_reported():
-    class Lowered:
-        def compile(self, compiler_options):
-            assert "xla_dump_to" in compiler_options
+class Lowered:
+    """Write files as XLA does when it compiles."""
 
-    with pytest.raises(ValueError, match="0 plans of commands instead of one; compile for CUDA"):
-        compile_with_plan(Lowered())
+    def __init__(self, **texts):
+        self.texts = texts
+
+    def compile(self, compiler_options):
+        folder = Path(compiler_options["xla_dump_to"])
+        for name, text in self.texts.items():
+            (folder / f"module_0001.jit_decode.{name}.txt").write_text(text)
+        return "compiled"
+
+
+def test_the_plan_with_graphs_is_taken_if_there_are_any():
+    without = {"thunk_sequence": "without", "thunk_metadata": "none"}
+    assert compile_with_plan(Lowered(**without)) == ("compiled", "without")
+    both = without | {"thunk_sequence_after_thunk_passes": "with graphs"}
+    assert compile_with_plan(Lowered(**both)) == ("compiled", "with graphs")
+
+
+def test_a_compilation_without_a_plan_is_reported():
+    with pytest.raises(ValueError, match="no plan of commands; compile for CUDA"):
+        compile_with_plan(Lowered(thunk_metadata=""))

@@ -14,7 +14,7 @@ from typing import Any
 
 _OPERATION = re.compile(r"( *)\d+: (k\w+)")
 _LABEL = re.compile(r"( *)(\w+):\s*$")
-_PLAN = "*.thunk_sequence_after_thunk_passes.txt"
+_PLANS = ("*.thunk_sequence_after_thunk_passes.txt", "*.thunk_sequence.txt")  # with graphs, without
 _GRAPH, _LOOP, _BRANCH = "kCommandBuffer", "kWhile", "kConditional"
 
 
@@ -76,12 +76,9 @@ def compile_with_plan(lowered: Any, options: dict[str, Any] | None = None) -> tu
         # JAX can write this program to its cache, but cannot read it without a GPU.
         warnings.filterwarnings("ignore", ".*persistent compilation cache")
         compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
-        plans = [path.read_text() for path in Path(folder).glob(_PLAN)]
-    if len(plans) != 1:
-        raise ValueError(
-            f"XLA wrote {len(plans)} plans of commands instead of one; compile for CUDA with "
-            "jax-cuda12-plugin 0.10.2"
-        )
+        plans = [path.read_text() for name in _PLANS for path in Path(folder).glob(name)]
+    if not plans:
+        raise ValueError("XLA wrote no plan of commands; compile for CUDA with jaxlib 0.10.2")
     return compiled, plans[0]
 
 
