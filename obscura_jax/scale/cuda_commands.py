@@ -7,14 +7,14 @@ stable grammar; this module was written for jaxlib 0.10.2.
 
 import re
 import tempfile
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 _OPERATION = re.compile(r"( *)\d+: (k\w+)")
 _LABEL = re.compile(r"( *)(\w+):\s*$")
 _PLANS = ("*.thunk_sequence_after_thunk_passes.txt", "*.thunk_sequence.txt")  # with graphs, without
+COMMAND_SECONDS = (2e-6, 3e-6)  # one small kernel in a CUDA graph that waits for the one before
 _GRAPH, _LOOP, _BRANCH = "kCommandBuffer", "kWhile", "kConditional"
 
 
@@ -72,9 +72,7 @@ def compile_with_plan(lowered: Any, options: dict[str, Any] | None = None) -> tu
     Raises:
         ValueError: if XLA writes no plan.
     """
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # JAX can write this program to its cache, but cannot read it without a GPU.
-        warnings.filterwarnings("ignore", ".*persistent compilation cache")
+    with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
         plans = [path.read_text() for name in _PLANS for path in Path(folder).glob(name)]
     if not plans:
@@ -101,6 +99,29 @@ def commands_per_token(plan: str) -> TokenCommands:
     longest = max(counts, key=lambda count: count.most.commands)
     one = Commands(inner_loops=-1)  # the loop over tokens is not within a token
     return TokenCommands(longest.least + one, longest.most + one)
+
+
+def launch_report(plan: str, roofline: dict[str, Any]) -> dict[str, Any]:
+    """Report whether the commands of a token, or the work in them, take longer.
+
+    Args:
+        plan: the text from `compile_with_plan` of a decode program.
+        roofline: the shortest times of one token, from `roofline.roofline`.
+
+    Returns:
+        A dictionary for JSON: the counts of a `greedy` token and of one with `sampling`, both as
+        in `Commands`; the `seconds` that the commands of a greedy token take if they hardly do any
+        work, lowest and highest; and `bound`, which is "launch" if the mean of the two is longer
+        than the time of the slowest resource, and otherwise that resource.
+    """
+    count = commands_per_token(plan)
+    low, high = (count.least.commands * seconds for seconds in COMMAND_SECONDS)
+    return {
+        "greedy": asdict(count.least),
+        "sampling": asdict(count.most),
+        "seconds": (low, high),
+        "bound": "launch" if (low + high) / 2 > roofline["seconds"] else roofline["bound"],
+    }
 
 
 def _parse(plan: str) -> _Operation:
