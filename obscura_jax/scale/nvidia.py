@@ -5,11 +5,7 @@ the table of compute capabilities in the CUDA programming guide. The datasheets 
 with sparsity, and links in both directions together; here are dense products and one direction.
 """
 
-import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -143,7 +139,7 @@ GPUS = {
     ),
 }
 
-# XLA puts loops into CUDA graphs only if the driver and the toolkit are at least 12.3 and 12.8.
+# Without these versions, XLA leaves loops out of CUDA graphs.
 _TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -196,35 +192,19 @@ def gpu_devices(gpu: Gpu, shape: str) -> tuple[Any, ...]:
         raise ValueError(
             f"{shape!r} is not a number of GPUs; give a number, like 8, or hosts x GPUs, like 4x8"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA warns of large arguments
     if find_spec("jax_cuda13_plugin") is None:
         require("jax_cuda12_plugin", "cuda-compile", "compiling for a GPU")
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    with _discard_stderr():  # each library of the plugin reports that there is no driver
-        try:
-            described = topologies.get_topology_desc(
-                platform="cuda",
-                target_config=target_config(gpu),
-                topology=f"1x{match[1] or 1}x{match[2]}",
-            )
-        except NotImplementedError as error:
-            raise ValueError(
-                "JAX did not load its CUDA plugin; set JAX_PLATFORMS=cpu before Python starts"
-            ) from error
-    return tuple(described.devices)
-
-
-@contextmanager
-def _discard_stderr() -> Iterator[None]:
-    """Context manager: discard what libraries write to standard error, which is not Python's."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
+        described = topologies.get_topology_desc(
+            platform="cuda",
+            target_config=target_config(gpu),
+            topology=f"1x{match[1] or 1}x{match[2]}",
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            "JAX did not load its CUDA plugin; set JAX_PLATFORMS=cpu before Python starts"
+        ) from error
+    return tuple(described.devices)
