@@ -18,7 +18,7 @@ from obscura_jax.scale.topology import (
 )
 from obscura_jax.scale.traced_programs import Program
 
-MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MODELS = {"gpt2": 64, "gpt2-medium": 32, "gpt2-large": 16, "gpt2-xl": 8}  # rows to start with, GPUs
 SLICES = ("v5e:2x2", "v5e:4x4", "v5e:8x8", "v5e:16x16")
 GPUS = (("h100:1", "a100:1"), ("h100:8", "a100:8"))  # each pair has the same memory
 GIB = 2**30
@@ -70,15 +70,15 @@ def gpu_table() -> None:
     """Print training with the largest batch, then generation of one row and its commands."""
     print(HEAD)
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for model in MODELS:
+    for model, start in MODELS.items():
         for name, twin in GPUS:
-            found = largest(model, name, "train", 8)
+            found = largest(model, name, "train", start)
             print(row(model, found), flush=True)
             rows = found["batch"] // batch_shards(found["mesh"])
             try:
                 other = analyze(model, twin, "train", rows)
             except DoesNotFitError:
-                other = largest(model, twin, "train", 8)
+                other = largest(model, twin, "train", start)
             print(row(model, other), flush=True)
     print("\n| model | GPU | commands | graphs | returns | launches, ms | memory, ms | bound |")
     print("|---|---|---|---|---|---|---|---|")

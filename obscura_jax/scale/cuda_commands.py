@@ -7,6 +7,7 @@ stable grammar; this module was written for jaxlib 0.10.2.
 
 import re
 import tempfile
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ def compile_with_plan(lowered: Any, options: dict[str, Any] | None = None) -> tu
     Raises:
         ValueError: if XLA writes no plan.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # JAX can write this program to its cache, but cannot read it without a GPU: then it
+        # compiles again, and XLA writes the plan.
+        warnings.filterwarnings("ignore", ".*persistent compilation cache")
         compiled = lowered.compile(compiler_options={**(options or {}), "xla_dump_to": folder})
         plans = [path.read_text() for name in _PLANS for path in Path(folder).glob(name)]
     if not plans:
