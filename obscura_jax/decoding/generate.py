@@ -8,11 +8,14 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from obscura_jax.decoding.alternatives import alternative_counts, reported
 from obscura_jax.decoding.cache import NO_CACHE
+from obscura_jax.decoding.controls import BiasPerRow, Controls
+from obscura_jax.decoding.per_row import FloatPerRow, IdsPerRow, IntPerRow
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
 from obscura_jax.decoding.request import GenerationOptions
 from obscura_jax.decoding.run import start
-from obscura_jax.decoding.sampling import FloatPerRow, IntPerRow, Sampling
+from obscura_jax.decoding.sampling import Sampling
 from obscura_jax.decoding.state import check_finite
 from obscura_jax.nn.model import GPTModel
 
@@ -47,12 +50,15 @@ class GenerateOutput:
         logprobs: the log-probability of each token under the model, before temperature and filters.
         finish_reasons: "stop" for a row that ended at a stop id, else "length".
         stats: counts and times of the call.
+        top_logprobs: for each token of each row, the most probable tokens as (id, log-probability),
+            the most probable first; None if `top_logprobs` was not asked for.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
     finish_reasons: list[str]
     stats: Stats
+    top_logprobs: list[list[list[tuple[int, float]]]] | None = None
 
 
 def generate(
@@ -66,7 +72,14 @@ def generate(
     top_p: FloatPerRow = None,
     min_p: FloatPerRow = None,
     key: jax.Array | None = None,
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+    stop_ids: IdsPerRow = (),
+    logit_bias: BiasPerRow = None,
+    banned_ids: IdsPerRow = (),
+    repetition_penalty: FloatPerRow = None,
+    frequency_penalty: FloatPerRow = None,
+    presence_penalty: FloatPerRow = None,
+    min_new_tokens: IntPerRow = None,
+    top_logprobs: IntPerRow = None,
     dtype: DTypeLike | None = None,
     sliding_window: bool = False,
     programs: GenerationPrograms = DEFAULT_PROGRAMS,
@@ -90,6 +103,14 @@ def generate(
         key: a typed key for all rows, or an array of one per row. The token at position p of a row
             is sampled with `fold_in(key, p)`, so equal prompts with one key get equal tokens.
         stop_ids: ids that end a row: one list for all rows, or one list per row.
+        logit_bias: a mapping from ids to numbers that are added to their logits; see `Controls`,
+            which has the ranges and the order of this and the next five.
+        banned_ids: ids that are never sampled: one list for all rows, or one list per row.
+        repetition_penalty: above 1, make tokens of the prompt and the new tokens less probable.
+        frequency_penalty: subtract it from a logit once for each time that its token is new.
+        presence_penalty: subtract it from a logit once if its token is among the new tokens.
+        min_new_tokens: sample no stop id among this many new tokens.
+        top_logprobs: return this many most probable tokens at each position, at most 20.
         dtype: type to compute in, float32 or bfloat16; by default the type of `params`. Logits and
             softmax are at least float32.
         sliding_window: continue beyond `context_length` instead of raising an error. Each step
@@ -100,11 +121,21 @@ def generate(
 
     Raises:
         ValueError: for an empty batch or prompt, ids outside the vocabulary, settings out of range,
-            sampling without a key, more tokens than fit in the context, or logits that are NaN or
-            infinite.
+            sampling without a key, a row that bans every token, more tokens than fit in the
+            context, or logits that are NaN or infinite.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    options = GenerationOptions(sampling, key, stop_ids, dtype, sliding_window, programs)
+    controls = Controls(
+        logit_bias,
+        banned_ids,
+        repetition_penalty,
+        frequency_penalty,
+        presence_penalty,
+        min_new_tokens,
+    )
+    options = GenerationOptions(
+        sampling, key, stop_ids, dtype, sliding_window, programs, controls, top_logprobs
+    )
     return generate_with_options(model, params, prompts, max_new_tokens, options)
 
 
@@ -123,13 +154,20 @@ def generate_with_options(
     prefilled = time.perf_counter()
     for state in states:  # noqa: B007 - the last one is used below
         pass
-    state = jax.device_get(replace(state, cache=NO_CACHE))
+    state = jax.device_get(replace(state, cache=NO_CACHE, prompts=None))
     ended = time.perf_counter()
     check_finite(state.nonfinite)
 
     def kept(table: Any) -> list[list[Any]]:
         return [row[:n].tolist() for row, n in zip(table, state.n_kept, strict=True)]
 
+    top_logprobs = None
+    if state.alternatives is not None:
+        counts = alternative_counts(options.top_logprobs, len(prompts), model.cfg.vocab_size)
+        top_logprobs = [
+            reported(state.alternatives, row, length, count)
+            for row, (length, count) in enumerate(zip(state.n_kept, counts, strict=True))
+        ]
     return GenerateOutput(
         tokens=kept(state.tokens),
         logprobs=kept(state.logprobs),
@@ -141,4 +179,5 @@ def generate_with_options(
             decode_seconds=ended - prefilled,
             n_compilations=options.programs.n_compilations() - before,
         ),
+        top_logprobs=top_logprobs,
     )

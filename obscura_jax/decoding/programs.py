@@ -6,7 +6,7 @@ which there are few. `generate` and `stream` call nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from obscura_jax.decoding.alternatives import most_probable, write
 from obscura_jax.decoding.cache import KVCache, target_layout
 from obscura_jax.decoding.cached_forward import decode_step, prefill_cache
+from obscura_jax.decoding.controls import History, apply_controls
 from obscura_jax.decoding.sampling import for_each_key, log_probability, sample
 from obscura_jax.decoding.state import Request, State, initial_state
 from obscura_jax.nn.model import GPTModel
@@ -29,14 +31,18 @@ def prefill(
     prompts: Int[Array, "b t"],
     slots: int,
     capacity: int,
+    n_alternatives: int = 0,
 ) -> State:
     """Read prompts (B, T), padded on the right, and sample the first token of each row.
 
-    The cache has `slots` slots, at least T; the state holds up to `capacity` sampled tokens.
+    The cache has `slots` slots, at least T; the state holds up to `capacity` sampled tokens, and
+    the `n_alternatives` most probable tokens at each of their positions.
     """
-    rows = prompts.shape[0]
+    rows, width = prompts.shape
     cache = target_layout(model.cfg, jax.tree.leaves(params)[0].dtype).empty(rows, slots)
-    return prefill_into(model, params, request, initial_state(rows, capacity, cache), prompts)
+    state = initial_state(rows, capacity, cache, n_alternatives=n_alternatives)
+    state = replace(state, prompts=jnp.pad(prompts, ((0, 0), (0, slots - width))))
+    return prefill_into(model, params, request, state, prompts)
 
 
 def prefill_into(
@@ -44,7 +50,7 @@ def prefill_into(
 ) -> State:
     """Read the prompts into an empty cache, and return the state after the first token."""
     logits, cache = prefill_cache(model, params, prompts, request.lengths, state.cache)
-    return _sample_next(state, request, logits, cache)
+    return _sample_next(state, request, prompts, logits, cache)
 
 
 def decode(
@@ -65,7 +71,7 @@ def decode(
         visible = (slots < request.lengths[:, None]) | ((slots >= prompt_width) & (slots <= slot))
         position = request.lengths + state.count - 1
         logits, cache = decode_step(model, weights, token, position, slot, visible, state.cache)
-        return _sample_next(state, request, logits, cache)
+        return _sample_next(state, request, state.prompts, logits, cache)
 
     return lax.while_loop(lambda state: _continues(state, target_count), decode_one, state)
 
@@ -95,7 +101,7 @@ def slide(
         new = jnp.take_along_axis(state.tokens, jnp.clip(generated, 0, last), axis=1)
         seen = jnp.where(generated < 0, prompt, jnp.where(generated < state.count, new, 0))
         logits: Any = model.apply({"params": weights}, seen, logits_at=lengths - start - 1)
-        return _sample_next(state, request, logits[:, 0], state.cache)
+        return _sample_next(state, request, prompts, logits[:, 0], state.cache)
 
     return lax.while_loop(lambda state: _continues(state, target_count), decode_one, state)
 
@@ -107,12 +113,14 @@ class GenerationPrograms:
     Attributes:
         prefill: the function of that name, compiled. So are `decode` and `slide`.
         jitted: the `jax.jit` functions behind them, whose compilations are counted.
+        have_controls: whether they apply controls and return alternatives.
     """
 
-    prefill: Callable[[GPTModel, Any, Request, Array, int, int], State]
+    prefill: Callable[[GPTModel, Any, Request, Array, int, int, int], State]
     decode: Callable[[GPTModel, Any, Request, State, Array], State]
     slide: Callable[[GPTModel, Any, Request, State, Array, Array], State]
     jitted: tuple[Any, ...]
+    have_controls: bool = True
 
     def n_compilations(self) -> int:
         """Return the number of programs compiled so far in this process."""
@@ -124,7 +132,7 @@ def jit_programs(wrap: Callable[[Any], Any] = lambda program: program) -> Genera
 
     `decode` and `slide` reuse the buffers of the state they are given.
     """
-    sizes, given = ("slots", "capacity"), ("state",)
+    sizes, given = ("slots", "capacity", "n_alternatives"), ("state",)
     first: Any = jax.jit(wrap(prefill), static_argnames=("model", *sizes))
     cached: Any = jax.jit(wrap(decode), static_argnames=("model",), donate_argnames=given)
     uncached: Any = jax.jit(wrap(slide), static_argnames=("model",), donate_argnames=given)
@@ -135,16 +143,28 @@ DEFAULT_PROGRAMS = jit_programs()
 
 
 def _sample_next(
-    state: State, request: Request, logits: Float[Array, "b v"], cache: KVCache
+    state: State,
+    request: Request,
+    prompts: Int[Array, "b t"] | None,
+    logits: Float[Array, "b v"],
+    cache: KVCache,
 ) -> State:
     """Sample one token per row from `logits`, and return the next state."""
     logits = logits.astype(jnp.float32)  # sampling uses float32, even for a float64 model
     positions = request.lengths + state.count
     keys = for_each_key(jax.random.fold_in, request.keys, positions)
-    token = sample(logits, request.sampling, keys)
+    controlled = logits
+    if request.controls is not None and prompts is not None:
+        history = History(prompts, request.lengths, state.tokens, state.count)
+        controlled = apply_controls(logits, request.controls, request.stop_ids, history)
+    token = sample(controlled, request.sampling, keys)
     logprob = log_probability(logits, token)
     at = (jnp.zeros((), state.count.dtype), state.count)
     done = state.done | (token[:, None] == request.stop_ids).any(axis=-1)
+    alternatives = state.alternatives
+    if alternatives is not None:
+        new = most_probable(logits, alternatives.ids.shape[-1])
+        alternatives = write(alternatives, new, state.count)
     return State(
         count=state.count + 1,
         tokens=lax.dynamic_update_slice(state.tokens, token[:, None], at),
@@ -153,6 +173,8 @@ def _sample_next(
         done=done,
         nonfinite=state.nonfinite | ~jnp.isfinite(logits).all(),
         cache=cache,
+        prompts=state.prompts,
+        alternatives=alternatives,
     )
 
 

@@ -5,7 +5,6 @@ Everything is checked on the host, before anything is traced.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,10 @@ from numpy.typing import NDArray
 
 from obscura_jax.checks import check_size
 from obscura_jax.config import GENERATOR, GPTConfig
+from obscura_jax.decoding.alternatives import alternative_counts, table_width
 from obscura_jax.decoding.cache import bucket_length
+from obscura_jax.decoding.controls import NO_CONTROLS, Controls
+from obscura_jax.decoding.per_row import IdsPerRow, IntPerRow, ids_per_row
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
 from obscura_jax.decoding.sampling import GREEDY, Sampling
 from obscura_jax.decoding.state import Request
@@ -37,14 +39,19 @@ class GenerationOptions:
         sliding_window: continue beyond `context_length` instead of raising an error. Each step
             then runs the model on the last `context_length` tokens, as the course does.
         programs: the programs to run; by default those for one device.
+        controls: biases, bans, penalties and a minimum length; by default none.
+        top_logprobs: number of most probable tokens to return at each position, at most 20; one
+            number for all rows, or a list with one per row.
     """
 
     sampling: Sampling = GREEDY
     key: jax.Array | None = None
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = ()
+    stop_ids: IdsPerRow = ()
     dtype: DTypeLike | None = None
     sliding_window: bool = False
     programs: GenerationPrograms = DEFAULT_PROGRAMS
+    controls: Controls = NO_CONTROLS
+    top_logprobs: IntPerRow = None
 
 
 DEFAULT_OPTIONS = GenerationOptions()
@@ -59,12 +66,14 @@ class Plan:
         request: the settings of each row.
         longest: number of tokens in the longest prompt.
         new_tokens: maximum number of new tokens per row.
+        n_alternatives: number of most probable tokens to keep at each position of every row.
     """
 
     prompts: jax.Array
     request: Request
     longest: int
     new_tokens: int
+    n_alternatives: int
 
 
 def plan_generation(
@@ -76,18 +85,29 @@ def plan_generation(
     """Check a call of `generate` for a model of `cfg`; raise ValueError as `generate` says."""
     if max_new_tokens is not None:
         check_size("max_new_tokens", max_new_tokens)
+    _check_support(options)
     padded, lengths = pad_sequences(prompts, cfg)
     rows, longest = len(lengths), max(lengths)
     sampling = options.sampling.arrays(rows, cfg.vocab_size)
+    stop_ids = ids_per_row("stop_ids", options.stop_ids, rows, cfg.vocab_size)
     needs_key = bool((np.asarray(sampling.temperature) > 0).any())
     request = Request(
         lengths=jnp.asarray(lengths, jnp.int32),
         sampling=sampling,
         keys=_keys(options.key, rows, needs_key),
-        stop_ids=_stop_ids(options.stop_ids, rows, cfg.vocab_size),
+        stop_ids=_stop_id_table(stop_ids),
+        controls=options.controls.arrays(rows, cfg.vocab_size, stop_ids),
     )
     new = _new_tokens(max_new_tokens, longest, cfg.context_length, options.sliding_window)
-    return Plan(jnp.asarray(padded), request, longest, new)
+    least = max(options.controls.min_lengths(rows))
+    if least > new:
+        raise ValueError(
+            f"min_new_tokens={least} exceeds the maximum of {new} new tokens; lower it, or raise "
+            "max_new_tokens"
+        )
+    counts = alternative_counts(options.top_logprobs, rows, cfg.vocab_size)
+    width = table_width(counts, cfg.vocab_size)
+    return Plan(jnp.asarray(padded), request, longest, new, width)
 
 
 def pad_sequences(
@@ -150,18 +170,19 @@ def _keys(key: jax.Array | None, rows: int, needed: bool) -> jax.Array:
     return jnp.broadcast_to(key, (rows,))
 
 
-def _stop_ids(stop_ids: Any, rows: int, vocab_size: int) -> jax.Array:
+def _stop_id_table(stop_ids: list[list[int]]) -> jax.Array:
     """Return (B, S) ids, padded with -1."""
-    if not isinstance(stop_ids, Sequence) and np.ndim(stop_ids) == 0:
-        raise ValueError(f"stop_ids must be a list of ids, or one list per row; got {stop_ids!r}")
-    per_row = stop_ids if any(np.ndim(ids) for ids in stop_ids) else [stop_ids] * rows
-    if len(per_row) != rows:
-        raise ValueError(f"stop_ids has {len(per_row)} lists for {rows} rows; give one per row")
-    table = np.full((rows, bucket_length(max(map(len, per_row)))), -1, np.int32)
-    for row, ids in enumerate(per_row):
-        if len(ids):
-            try:
-                table[row, : len(ids)] = validate_sequences(ids, vocab_size)
-            except ValueError as error:
-                raise ValueError(f"stop_ids: {error}") from None
+    table = np.full((len(stop_ids), bucket_length(max(map(len, stop_ids)))), -1, np.int32)
+    for row, ids in enumerate(stop_ids):
+        table[row, : len(ids)] = ids
     return jnp.asarray(table)
+
+
+def _check_support(options: GenerationOptions) -> None:
+    """Raise ValueError if the programs lack something that the options ask for."""
+    names = options.controls.used() + ["top_logprobs"] * (options.top_logprobs is not None)
+    if names and not options.programs.have_controls:
+        raise ValueError(
+            f"an exported model has no {names[0]}; leave it out, or load the model that was "
+            "exported"
+        )

@@ -43,18 +43,19 @@ def run_plan(
     if cached > 0:
         slots = max(bucket_length(plan.longest + cached - 1, context), width)
         capacity = slots if cached == new else bucket_length(new)
-        state = programs.prefill(model, params, request, plan.prompts, slots, capacity)
+        sizes = (slots, capacity, plan.n_alternatives)
+        state = programs.prefill(model, params, request, plan.prompts, *sizes)
         count = 1
         yield state
     else:
-        state = initial_state(rows, bucket_length(new))
+        state = initial_state(rows, bucket_length(new), n_alternatives=plan.n_alternatives)
     while count < new and not _ended(state):
         count = min(count + tokens_per_chunk, cached if count < cached else new)
         target_count = jnp.asarray(count, jnp.int32)
         if count <= cached:
             state = programs.decode(model, params, request, state, target_count)
         else:
-            state = replace(state, cache=NO_CACHE)
+            state = replace(state, cache=NO_CACHE, prompts=None)
             state = programs.slide(model, params, request, state, target_count, plan.prompts)
         yield state
 

@@ -40,8 +40,10 @@ def stream(
 
     Raises:
         ValueError: at the call, for whatever `generate` rejects and for `tokens_per_chunk` below
-            1; while iterating, for logits that are NaN or infinite.
+            1 and `top_logprobs`; while iterating, for logits that are NaN or infinite.
     """
+    if options.top_logprobs is not None:
+        raise ValueError("a stream has no top_logprobs; leave it out, or use generate")
     tokens_per_chunk = check_size("tokens_per_chunk", tokens_per_chunk)
     states = start(model, params, prompts, max_new_tokens, options, tokens_per_chunk)
     return _new_ids(states, len(prompts))

@@ -25,8 +25,10 @@ class TextStream:
             begins first, however the ids were split into calls; ids fed later are ignored.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_new_tokens: int = 0) -> None:
         """Decode with `tokenizer` up to a string in `stop`; ValueError if one of those is empty.
+
+        Stop strings that begin in the text of the first `min_new_tokens` ids are ignored.
 
         The tokenizer is any object with `encode` and `decode`; see `text.any_tokenizer`.
         """
@@ -34,11 +36,16 @@ class TextStream:
             raise ValueError(f"stop must be a list of strings that are not empty, got {stop!r}")
         self._decoder, self._stop = IncrementalDecoder(tokenizer), tuple(stop)
         self._held = ""
+        self._unchecked = min_new_tokens
         self.stopped = False
 
     def feed(self, ids: Sequence[int]) -> str:
         """Take more ids; return the text that no later id can change."""
-        return "" if self.stopped else self._take(self._decoder.feed(ids))
+        if self.stopped:
+            return ""
+        first, self._unchecked = ids[: self._unchecked], max(0, self._unchecked - len(ids))
+        start = self._decoder.feed(first) if first else ""
+        return start + self._take(self._decoder.feed(ids[len(first) :]))
 
     def finish(self) -> str:
         """Return the rest of the text after the last id."""
@@ -64,14 +71,16 @@ class TextStream:
 
 
 def decode_until_stop(
-    tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = ()
+    tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = (), min_new_tokens: int = 0
 ) -> tuple[str, int, bool]:
     """Return the text before the first stop string, the number of ids read, and if it stopped.
+
+    Stop strings that begin in the text of the first `min_new_tokens` ids are ignored.
 
     Raises:
         ValueError: for an empty stop string.
     """
-    text = TextStream(tokenizer, stop)
+    text = TextStream(tokenizer, stop, min_new_tokens)
     pieces = []
     taken = 0
     while taken < len(ids) and not text.stopped:
@@ -92,6 +101,8 @@ class TextOutput:
         logprobs: their log-probabilities under the model.
         finish_reason: "stop" if a stop id or stop string ended it, else "length".
         stats: counts and times of the batch.
+        top_logprobs: for each of these ids, the most probable tokens as (id, log-probability); None
+            if the options do not ask for them.
     """
 
     prompt: str
@@ -100,6 +111,7 @@ class TextOutput:
     logprobs: list[float]
     finish_reason: str
     stats: Stats
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 def generate_text(
@@ -116,12 +128,14 @@ def generate_text(
     TextStream(tokenizer, stop)  # rejects bad stop strings before any work
     encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
     out = generate_with_options(model, params, encoded, max_new_tokens, options)
+    least = options.controls.min_lengths(len(prompts))
     texts = []
     for row, prompt in enumerate(prompts):
-        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], stop)
+        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], stop, least[row])
         tokens, logprobs = out.tokens[row][:count], out.logprobs[row][:count]
         reason = "stop" if stopped else out.finish_reasons[row]
-        texts.append(TextOutput(prompt, text, tokens, logprobs, reason, out.stats))
+        top = None if out.top_logprobs is None else out.top_logprobs[row][:count]
+        texts.append(TextOutput(prompt, text, tokens, logprobs, reason, out.stats, top))
     return texts
 
 
@@ -147,7 +161,8 @@ def stream_text(
         max_new_tokens: maximum number of new tokens per row. By default 64, or fewer if less room
             is left in the context after the longest prompt.
         options: sampling, key, stop ids and more; by default greedy.
-        stop: strings that end a row; its text ends before the first of them.
+        stop: strings that end a row; its text ends before the first of them. `min_new_tokens` of
+            `options.controls` also ignores those that begin too early.
         tokens_per_chunk: number of tokens per row to wait for.
 
     Returns:
@@ -158,7 +173,8 @@ def stream_text(
         ValueError: at the call, for whatever `stream` rejects and for empty stop strings; while
             iterating, for logits that are NaN or infinite.
     """
-    texts = [TextStream(tokenizer, stop) for _ in prompts]
+    least = options.controls.min_lengths(len(prompts))
+    texts = [TextStream(tokenizer, stop, count) for count in least]
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     chunks = stream(model, params, ids, max_new_tokens, options, tokens_per_chunk=tokens_per_chunk)
     return _pieces(chunks, texts)

@@ -75,7 +75,7 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
     """Return the two jitted programs with the arguments that the programs of a model have."""
 
     def run_prefill(
-        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int
+        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int, __: int
     ) -> State:
         rows = prompts.shape[0]
         state = initial_state(rows, capacity, layout.empty(rows, slots, np.zeros), np.zeros)
@@ -91,7 +91,8 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
             "an exported model cannot slide past its context; load the model that was exported"
         )
 
-    return GenerationPrograms(run_prefill, run_decode, run_slide, jitted=(prefill, decode))
+    jitted = (prefill, decode)
+    return GenerationPrograms(run_prefill, run_decode, run_slide, jitted, have_controls=False)
 
 
 def _read_checked(path: Path, digests: dict[str, str]) -> bytes:
