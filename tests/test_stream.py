@@ -14,16 +14,11 @@ from obscura_jax.decoding.stream import stream
 from obscura_jax.decoding.text import TextStream, decode_until_stop, generate_text, stream_text
 from obscura_jax.rng.torch_generator import torch_seed_init
 from obscura_jax.text.tokenizers import gpt2_tokenizer
-from tests.support.generation import MODEL, NEW, PARAMS, ROWS, SAMPLED, options
+from tests.support.generation import MODEL, NEW, PARAMS, ROWS, SAMPLED, joined, options
 from tests.support.rounds import rounds
 
 SPEAKING = GPTConfig(50257, 64, 8, 2, 1, 0.1, False)
 TOKENIZER = gpt2_tokenizer()
-
-
-def joined(chunks):
-    """Return the rows of all chunks put together."""
-    return [[token for ids in row for token in ids] for row in zip(*chunks, strict=True)]
 
 
 # Tokens.
