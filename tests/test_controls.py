@@ -212,7 +212,7 @@ def random_row(rng: np.random.Generator, prompt: list[int]) -> Row:
         logit_bias=maybe(
             dict(zip(rng.integers(0, V, 5).tolist(), rng.normal(0, 3, 5).tolist(), strict=True))
         ),
-        banned_ids=tuple(maybe(rng.integers(0, V, 16).tolist(), [])),
+        banned_ids=tuple(maybe(rng.integers(0, V, 11).tolist(), [])),
         repetition_penalty=maybe(float(rng.uniform(0.7, 2))),
         frequency_penalty=maybe(float(rng.normal())),
         presence_penalty=maybe(float(rng.normal())),
@@ -249,14 +249,14 @@ def test_tokens_are_those_of_slow_numpy(seed):
 
 def test_tokens_of_a_wrong_control_are_noticed():
     rows, sampling = random_batch(3, prompts(5, 1, 40, 9, seed=3))
-    for row in rows:
+    for n, row in enumerate(rows):
         vars(row).update(
             logit_bias=dict.fromkeys(range(9), 3.0),
             banned_ids=(30, 31, 35),
             repetition_penalty=1.5,
-            frequency_penalty=0.7,
+            frequency_penalty=-0.5,  # so that tokens occur several times
             presence_penalty=0.7,
-            stop_ids=tuple(range(0, V, 7)),
+            stop_ids=tuple(range(0, V, 2)) * (n // 2),
             min_new_tokens=6,
         )
     got = fast_tokens(rows, sampling, NEW)
@@ -285,7 +285,7 @@ def test_sliding_has_the_tokens_of_slow_numpy():
     assert got == slow_tokens(rows, sampling, 30)
     forgets = {
         "repetition": lambda x, row: oracle.penalize_repetition(
-            x, Row(**(vars(row) | {"prompt": row.prompt[-40:]}))
+            x, Row(**(vars(row) | {"prompt": row.prompt[-10:]}))
         )
     }
     rows[0].repetition_penalty = 1.5
@@ -315,7 +315,7 @@ def test_without_controls_nothing_changes(keywords):
     *_, other = run_plan(MODEL, PARAMS, without, DEFAULT_PROGRAMS, 60)
     np.testing.assert_array_equal(one.tokens[:, :NEW], other.tokens[:, :NEW])
     np.testing.assert_array_equal(one.logprobs[:, :NEW], other.logprobs[:, :NEW])
-    plan = plan_generation(CFG, ROWS, NEW, options(presence_penalty=0.01, **keywords))
+    plan = plan_generation(CFG, ROWS, NEW, options(presence_penalty=2.0, **keywords))
     *_, changed = run_plan(MODEL, PARAMS, plan, DEFAULT_PROGRAMS, 60)
     assert (one.tokens[:, :NEW] != changed.tokens[:, :NEW]).any()
 
@@ -338,7 +338,7 @@ def test_log_probabilities_remain_those_of_the_model():
         ids = row + tokens
         tables = [oracle.next_logits(ids[:n]) for n in range(len(row), len(ids))]
         want = [jax.nn.log_softmax(x)[token] for x, token in zip(tables, tokens, strict=True)]
-        np.testing.assert_allclose(logprobs, want, atol=5e-6)  # measured MEASURE
+        np.testing.assert_allclose(logprobs, want, atol=5e-6)  # measured 1.4e-6
         biased = [x + 4.0 * (np.arange(V) == 3) for x in tables]
         wrong = [jax.nn.log_softmax(x)[token] for x, token in zip(biased, tokens, strict=True)]
         assert np.abs(np.subtract(logprobs, wrong)).max() > 0.01

@@ -54,9 +54,9 @@ def controls_of(args: argparse.Namespace, tokenizer: Any) -> Any:
 
 def _token_and_value(word: str) -> tuple[str, float]:
     """Parse TOKEN=VALUE; the token may contain "=" itself."""
-    token, _, value = utf8(word).rpartition("=")
+    token, equals, value = utf8(word).rpartition("=")
     try:
-        return token, float(value)
+        return token, float(value if equals else "")
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"must be TOKEN=VALUE, such as ' the=-2', got {word!r}"

@@ -60,6 +60,9 @@ def ids_per_row(name: str, ids: Any, rows: int, vocab_size: int) -> list[list[in
     if len(per_row) != rows:
         raise ValueError(f"{name} has {len(per_row)} lists for {rows} rows; give one per row")
     try:
-        return [validate_sequences(own, vocab_size).tolist() if len(own) else [] for own in per_row]
+        return [
+            validate_sequences(np.asarray(own), vocab_size).tolist() if len(own) else []
+            for own in per_row
+        ]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
