@@ -205,6 +205,29 @@ def test_a_longer_stop_string_that_began_before_wins():
         assert ("".join(pieces), text.stopped) == (expected, stopped)
 
 
+@settings(max_examples=rounds(40, 200), deadline=None)
+@given(
+    ids=st.lists(st.sampled_from([64, 65, 66]), max_size=16),  # a, b, c
+    stop=st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+    least=st.integers(0, 17),
+    parts=st.lists(st.integers(0, 16), max_size=4),
+)
+def test_stop_strings_that_begin_too_early_are_ignored(ids, stop, least, parts):
+    whole = TOKENIZER.decode(ids)
+    expected = whole[:least] + cut_at_first(whole[least:], stop)
+    edges = sorted({0, *(min(n, len(ids)) for n in parts), len(ids)})
+    text = TextStream(TOKENIZER, stop, least)
+    pieces = [text.feed(ids[a:b]) for a, b in pairwise(edges)]
+    assert "".join([*pieces, text.finish()]) == expected
+    assert decode_until_stop(TOKENIZER, ids, stop, least)[0] == expected
+
+
+def test_the_minimum_length_counts_tokens_of_the_text():
+    ids = TOKENIZER.encode("One two, three; one two, three.")
+    assert decode_until_stop(TOKENIZER, ids, [", three"], 0)[0] == "One two"
+    assert decode_until_stop(TOKENIZER, ids, [", three"], 3)[0] == "One two, three; one two"
+
+
 def test_a_text_stream_rejects_empty_stop_strings():
     for stop in ([""], ["a", ""], "word"):
         with pytest.raises(ValueError, match="stop must be a list of strings that are not empty"):
@@ -275,6 +298,11 @@ def test_generated_text_is_the_streamed_text():
     assert outputs[1].text == full[1].text[:2]
     assert outputs[1].tokens == full[1].tokens[: len(outputs[1].tokens)] != full[1].tokens
     assert outputs[1].logprobs == full[1].logprobs[: len(outputs[1].tokens)]
+    later = options(temperature=0.8, key=jax.random.key(3), min_new_tokens=[0, 20, 0])
+    outputs = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
+    pieces = stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
+    assert [out.text for out in outputs] == joined_text(pieces)
+    assert outputs[1].text == full[1].text
     with pytest.raises(ValueError, match="stop must be a list"):
         generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stop=[""])
 
