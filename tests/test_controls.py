@@ -34,6 +34,7 @@ from tests.support.jaxprs import primitives
 from tests.support.rounds import rounds
 
 V = CFG.vocab_size
+LOWEST = float(np.finfo(np.float32).min)
 NAMES = (
     "logit_bias",
     "banned_ids",
@@ -448,7 +449,7 @@ def test_numpy_values_are_accepted():
     assert arrays.repetition_penalty.tolist() == [1.5, 1.0]
     assert arrays.presence_penalty.tolist() == [0.5, 0.5]
     assert arrays.bias_ids[0, :4].tolist() == [3, 4, 5, V]
-    assert arrays.bias[1, :3].tolist() == [2.0, -np.inf, -np.inf]
+    assert arrays.bias[1, :3].tolist() == [2.0, LOWEST, LOWEST]
     assert arrays.min_new_tokens.tolist() == [2, 2]
     assert set(Controls(**given).used()) == set(given)
     assert Controls(logit_bias={}, banned_ids=[]).used() == []

@@ -34,6 +34,7 @@ from obscura_jax.nn.token_ids import validate_token_ids
 BiasPerRow = Mapping[int, float] | None | Sequence[Mapping[int, float] | None]
 
 _LARGEST = 100  # of biases, of penalties, and of a repetition penalty and its inverse
+_BAN = float(np.finfo(np.float32).min)  # means -inf, which `jax_debug_infs` refuses
 _ALWAYS = 2**31 - 1
 
 
@@ -44,7 +45,7 @@ class ControlArrays(NamedTuple):
         active_until: (B,), number of sampled tokens from which on the row's controls have no
             effect; 0 if it has none.
         bias_ids: (B, K), the ids that `bias` is added to, all different; padded with V.
-        bias: (B, K), -inf for banned ids.
+        bias: (B, K), the lowest float32 for banned ids.
         repetition_penalty: (B,), 1 if off.
         frequency_penalty: (B,), 0 if off.
         presence_penalty: (B,), 0 if off.
@@ -135,7 +136,7 @@ class Controls:
         biases = _biases(self.logit_bias, self.banned_ids, rows, vocab_size)
         least = self.min_lengths(rows)
         for row, bias in enumerate(biases):
-            excluded = {token for token, value in bias.items() if value == -np.inf}
+            excluded = {token for token, value in bias.items() if value == _BAN}
             if stop_ids and least[row]:
                 excluded.update(stop_ids[row])
             if len(excluded) == vocab_size:
@@ -162,7 +163,7 @@ NO_CONTROLS = Controls()
 
 
 def _biases(logit_bias: Any, banned_ids: Any, rows: int, vocab_size: int) -> list[dict[int, float]]:
-    """Return a mapping from ids to biases per row, with -inf for banned ids."""
+    """Return a mapping from ids to biases per row, with `_BAN` for banned ids."""
     listed = not isinstance(logit_bias, Mapping) and logit_bias is not None
     per_row = logit_bias if listed else [logit_bias] * rows
     if isinstance(per_row, str) or not isinstance(per_row, Sequence):
@@ -178,7 +179,7 @@ def _biases(logit_bias: Any, banned_ids: Any, rows: int, vocab_size: int) -> lis
     for bias, banned in zip(
         biases, ids_per_row("banned_ids", banned_ids, rows, vocab_size), strict=True
     ):
-        bias.update(dict.fromkeys(banned, -np.inf))
+        bias.update(dict.fromkeys(banned, _BAN))
     return biases
 
 
@@ -216,7 +217,8 @@ def apply_controls(
     """
 
     def apply() -> Array:
-        biased = _add_at(logits, controls.bias_ids, controls.bias)
+        bias = jnp.where(controls.bias == _BAN, -jnp.inf, controls.bias)
+        biased = _add_at(logits, controls.bias_ids, bias)
         off = (controls.frequency_penalty == 0) & (controls.presence_penalty == 0)
         off &= controls.repetition_penalty == 1
         penalized = lax.cond(
