@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax import Generator, GPTModel, Sampling, generate
+from obscura_jax import Controls, Generator, GPTModel, Sampling, generate
 from obscura_jax.config import PRESETS
 from obscura_jax.scale.generation import mesh_programs
 from obscura_jax.scale.mesh import make_mesh
@@ -127,6 +127,16 @@ def test_scores_have_the_same_bits_in_any_company(engines, dtype):
         Generator(MODEL, PARAMS, dtype=dtype).score(ROWS).perplexity,
         rtol={"float32": 1e-5, "bfloat16": 0.05}[dtype],
     )
+
+
+def test_controls_and_alternatives_have_the_same_bits_in_any_company(engines):
+    controls = Controls(repetition_penalty=2.0, logit_bias={3: 5.0}, min_new_tokens=5)
+    options = {"controls": controls, "top_logprobs": 4, "sampling": DRAWN, "key": KEY}
+    together = engines["float32"].generate(ROWS, NEW, **options)
+    alone = [engines["float32"].generate([row], NEW, **options) for row in ROWS]
+    assert bits(together) == [bits(one)[0] for one in alone]
+    assert together.top_logprobs == [one.top_logprobs[0] for one in alone]
+    assert together.tokens != engines["float32"].generate(ROWS, NEW, sampling=DRAWN, key=KEY).tokens
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from obscura_jax.checks import check_size
 from obscura_jax.decoding import invariant
+from obscura_jax.decoding.alternatives import alternative_counts, reported
 from obscura_jax.decoding.cache import NO_CACHE, bucket_length
 from obscura_jax.decoding.prefix import Prefix
 from obscura_jax.decoding.prepared import WeightForm, prepare_params
@@ -101,13 +102,22 @@ class Generator:
         prefilled = time.perf_counter()
         for state in states:  # noqa: B007 - the last one is used below
             pass
-        state = jax.device_get(replace(state, cache=NO_CACHE))
+        state = jax.device_get(replace(state, cache=NO_CACHE, prompts=None))
         ended = time.perf_counter()
         check_finite(state.nonfinite)
 
         def kept(table: Any) -> list[list[Any]]:
             return [row[:n].tolist() for row, n in zip(table, state.n_kept, strict=True)]
 
+        top_logprobs = None
+        if state.alternatives is not None:
+            asked = options.get("top_logprobs", self.options.top_logprobs)
+            counts = alternative_counts(asked, len(prompts), self.model.cfg.vocab_size)
+            samples = len(state.n_kept) // len(prompts)
+            top_logprobs = [
+                reported(state.alternatives, row, length, counts[row // samples])
+                for row, length in enumerate(state.n_kept)
+            ]
         return GenerateOutput(
             tokens=kept(state.tokens),
             logprobs=kept(state.logprobs),
@@ -119,6 +129,7 @@ class Generator:
                 decode_seconds=ended - prefilled,
                 n_compilations=self.n_compilations() - before,
             ),
+            top_logprobs=top_logprobs,
         )
 
     def stream(
@@ -130,6 +141,8 @@ class Generator:
         **options: Any,
     ) -> Iterator[list[list[int]]]:
         """Yield the tokens of `generate` while they are generated; see `decoding.stream.stream`."""
+        if options.get("top_logprobs") is not None:
+            raise ValueError("a stream has no top_logprobs; leave it out, or use generate")
         tokens_per_chunk = check_size("tokens_per_chunk", tokens_per_chunk)
         return _new_ids(self._states(prompts, max_new_tokens, options, tokens_per_chunk))
 
@@ -178,6 +191,12 @@ class Generator:
         options = replace(self.options, **changes)
         if options.prefix is not None and options.prefix.engine is not self:
             raise ValueError("the prefix is of another Generator; make it with this one's prefix()")
+        names = options.controls.used() + ["top_logprobs"] * (options.top_logprobs is not None)
+        if names and not self._programs.have_controls:
+            raise ValueError(
+                f"an exported model has no {names[0]}; leave it out, or load the model that was "
+                "exported"
+            )
         plan = plan_generation(self.model.cfg, prompts, max_new_tokens, options)
         if self.batch_invariant:
             return invariant.run_plan(self.model, self.params, plan, tokens_per_chunk)

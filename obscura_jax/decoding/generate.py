@@ -6,10 +6,12 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from obscura_jax.decoding.controls import BiasPerRow, Controls
 from obscura_jax.decoding.engine import Generator
+from obscura_jax.decoding.per_row import FloatPerRow, IdsPerRow, IntPerRow
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
 from obscura_jax.decoding.results import GenerateOutput
-from obscura_jax.decoding.sampling import FloatPerRow, IntPerRow, Sampling
+from obscura_jax.decoding.sampling import Sampling
 from obscura_jax.nn.model import GPTModel
 
 
@@ -24,7 +26,14 @@ def generate(
     top_p: FloatPerRow = None,
     min_p: FloatPerRow = None,
     key: jax.Array | None = None,
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = (),
+    stop_ids: IdsPerRow = (),
+    logit_bias: BiasPerRow = None,
+    banned_ids: IdsPerRow = (),
+    repetition_penalty: FloatPerRow = None,
+    frequency_penalty: FloatPerRow = None,
+    presence_penalty: FloatPerRow = None,
+    min_new_tokens: IntPerRow = None,
+    top_logprobs: IntPerRow = None,
     dtype: DTypeLike | None = None,
     sliding_window: bool = False,
     programs: GenerationPrograms = DEFAULT_PROGRAMS,
@@ -48,6 +57,14 @@ def generate(
         key: a typed key for all rows, or an array of one per row. The token at position p of a row
             is sampled with `fold_in(key, p)`, so equal prompts with one key get equal tokens.
         stop_ids: ids that end a row: one list for all rows, or one list per row.
+        logit_bias: a mapping from ids to numbers that are added to their logits; see `Controls`,
+            which has the ranges and the order of this and the next five.
+        banned_ids: ids that are never sampled: one list for all rows, or one list per row.
+        repetition_penalty: above 1, make tokens of the prompt and the new tokens less probable.
+        frequency_penalty: subtract it from a logit once for each time that its token is new.
+        presence_penalty: subtract it from a logit once if its token is among the new tokens.
+        min_new_tokens: sample no stop id among this many new tokens.
+        top_logprobs: return this many most probable tokens at each position, at most 20.
         dtype: type to compute in, float32 or bfloat16; by default the type of `params`. Logits and
             softmax are at least float32.
         sliding_window: continue beyond `context_length` instead of raising an error. Each step
@@ -58,10 +75,18 @@ def generate(
 
     Raises:
         ValueError: for an empty batch or prompt, ids outside the vocabulary, settings out of range,
-            sampling without a key, more tokens than fit in the context, or logits that are NaN or
-            infinite.
+            sampling without a key, a row that bans every token, more tokens than fit in the
+            context, or logits that are NaN or infinite.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p)
+    controls = Controls(
+        logit_bias,
+        banned_ids,
+        repetition_penalty,
+        frequency_penalty,
+        presence_penalty,
+        min_new_tokens,
+    )
     engine = Generator(model, params, dtype=dtype, weights="as-given", programs=programs)
     return engine.generate(
         prompts,
@@ -70,4 +95,6 @@ def generate(
         key=key,
         stop_ids=stop_ids,
         sliding_window=sliding_window,
+        controls=controls,
+        top_logprobs=top_logprobs,
     )

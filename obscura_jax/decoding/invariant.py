@@ -102,25 +102,30 @@ def _run_tile(
     request: Request = jax.tree.map(lambda x: x[np.asarray(own)], plan.request)
     longest = max(plan.lengths[row // plan.samples] for row in rows)
     cached = min(new, context - longest + 1)
-    state, count = initial_state(TILE, bucket_length(new)), 0
+    state = initial_state(TILE, bucket_length(new), n_alternatives=plan.n_alternatives)
+    prompts = np.stack([plan.prompts[row // plan.samples] for row in own])
+    count = 0
     unused = jnp.arange(TILE) >= len(rows)
     if cached > 0:
         slots = _slots(longest + cached - 1)
         cache, hidden = _read_rows(model, params, plan, rows, slots)
-        state = replace(state, done=unused, cache=cache)
+        known = np.zeros((TILE, slots), np.int32)
+        known[:, : min(slots, prompts.shape[1])] = prompts[:, :slots]
+        state = replace(state, done=unused, cache=cache, prompts=jnp.asarray(known))
         state, count = _first_tokens(model, params, request, state, hidden), 1
         yield _on_host(state, len(rows))
-    prompts = jnp.asarray(plan.prompts[rows[0] // plan.samples][None])
     while count < new and not has_ended(state):
         if count >= cached and len(state.done) > 1:  # one row alone, from here on
             request = jax.tree.map(lambda x: x[:1], request)
-            state = jax.tree.map(lambda x: x[:1] if x.ndim else x, replace(state, cache=NO_CACHE))
+            alone = replace(state, cache=NO_CACHE, prompts=None)
+            state = jax.tree.map(lambda x: x[:1] if x.ndim else x, alone)
         count = min(count + tokens_per_chunk, cached if count < cached else new)
         target = jnp.asarray(count, jnp.int32)
         if count <= cached:
             state = _decode_tile(model, params, request, state, target)
         else:
-            state = DEFAULT_PROGRAMS.slide(model, params, request, state, target, prompts)
+            first = jnp.asarray(prompts[:1])
+            state = DEFAULT_PROGRAMS.slide(model, params, request, state, target, first)
         yield _on_host(state, len(rows))
 
 
@@ -181,7 +186,7 @@ def _slots(positions: int) -> int:
 
 def _on_host(state: State, rows: int) -> State:
     """Return the first rows of a state as NumPy arrays, without its cache."""
-    plain = jax.device_get(replace(state, cache=NO_CACHE))
+    plain = jax.device_get(replace(state, cache=NO_CACHE, prompts=None))
     return jax.tree.map(lambda x: x[:rows] if x.ndim else x, plain)
 
 

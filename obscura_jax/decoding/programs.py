@@ -6,7 +6,7 @@ which there are few. `generate` and `stream` call nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from obscura_jax.decoding.alternatives import most_probable, write
 from obscura_jax.decoding.cache import CacheLayout, KVCache, target_layout
 from obscura_jax.decoding.cached_forward import decode_step, prefill_cache
+from obscura_jax.decoding.controls import History, apply_controls
 from obscura_jax.decoding.sampling import for_each_key, log_probability, sample
 from obscura_jax.decoding.state import Request, State, initial_state
 from obscura_jax.nn.dtypes import compute_dtype
@@ -27,17 +29,23 @@ def prefill(
     model: GPTModel,
     params: Any,
     request: Request,
-    prompts: Int[Array, "b t"],
+    prompts: Int[Array, "p t"],
     slots: int,
     capacity: int,
+    n_alternatives: int = 0,
 ) -> State:
     """Read prompts (P, T), padded on the right, and sample the first token of each of B rows.
 
     B is P, or a multiple of it: that many rows continue each prompt. The cache has `slots` slots,
-    at least T; the state holds up to `capacity` sampled tokens.
+    at least T; the state holds up to `capacity` sampled tokens, and the `n_alternatives` most
+    probable tokens at each of their positions.
     """
-    cache = _layout(model, params).empty(prompts.shape[0], slots)
-    state = initial_state(request.lengths.shape[0], capacity, cache)
+    count, width = prompts.shape
+    rows = request.lengths.shape[0]
+    cache = _layout(model, params).empty(count, slots)
+    state = initial_state(rows, capacity, cache, n_alternatives=n_alternatives)
+    known = jnp.pad(prompts, ((0, 0), (0, slots - width)))
+    state = replace(state, prompts=_per_row(known, rows))
     return prefill_into(model, params, request, state, prompts)
 
 
@@ -57,18 +65,22 @@ def prefill_after(
     prompts: Int[Array, "p t"],
     prefix: KVCache,
     start: Int[Array, ""],
-    slots: int,
+    known: Int[Array, "p s"],
     capacity: int,
+    n_alternatives: int = 0,
 ) -> State:
     """Read prompts like `prefill`, after a prefix of `start` positions that has been read.
 
-    `prefix` is a cache of one row. The lengths of the request count the prefix.
+    `prefix` is a cache of one row. `known` has the ids of the prefix and of each prompt, padded to
+    the number of slots of the cache. The lengths of the request count the prefix.
     """
     layout, count = _layout(model, params), prompts.shape[0]
-    cache = layout.start_with(prefix, count, slots)
+    cache = layout.start_with(prefix, count, known.shape[1])
     lengths = _per_prompt(request.lengths, prompts) - start
     logits, cache = prefill_cache(model, params, prompts, lengths, cache, start)
-    state = initial_state(request.lengths.shape[0], capacity)
+    rows = request.lengths.shape[0]
+    state = initial_state(rows, capacity, n_alternatives=n_alternatives)
+    state = replace(state, prompts=_per_row(known, rows))
     return _first_token(model, params, request, state, logits, cache)
 
 
@@ -145,7 +157,8 @@ def slide(
         new = jnp.take_along_axis(state.tokens, jnp.clip(generated, 0, last), axis=1)
         seen = jnp.where(generated < 0, prompt, jnp.where(generated < state.count, new, 0))
         logits: Any = model.apply({"params": weights}, seen, logits_at=lengths - start - 1)
-        return sample_next(state, request, logits[:, 0], state.cache)
+        known = replace(state, prompts=prompts)
+        return replace(sample_next(known, request, logits[:, 0], state.cache), prompts=None)
 
     return lax.while_loop(lambda state: _continues(state, target_count), decode_one, state)
 
@@ -157,14 +170,16 @@ class GenerationPrograms:
     Attributes:
         prefill: the function of that name, compiled. So are the others.
         jitted: the `jax.jit` functions behind them, whose compilations are counted.
+        have_controls: whether they apply controls and return alternatives.
     """
 
-    prefill: Callable[[GPTModel, Any, Request, Array, int, int], State]
+    prefill: Callable[[GPTModel, Any, Request, Array, int, int, int], State]
     decode: Callable[[GPTModel, Any, Request, State, Array], State]
     slide: Callable[[GPTModel, Any, Request, State, Array, Array], State]
     read_prefix: Callable[[GPTModel, Any, Array, int], KVCache]
-    prefill_after: Callable[[GPTModel, Any, Request, Array, KVCache, Array, int, int], State]
+    prefill_after: Callable[[GPTModel, Any, Request, Array, KVCache, Array, Array, int, int], State]
     jitted: tuple[Any, ...]
+    have_controls: bool = True
 
     def n_compilations(self) -> int:
         """Return the number of programs compiled so far in this process."""
@@ -176,9 +191,9 @@ def jit_programs(wrap: Callable[[Any], Any] = lambda program: program) -> Genera
 
     `decode` and `slide` reuse the buffers of the state they are given.
     """
-    sizes, given = ("slots", "capacity"), ("state",)
+    sizes, given = ("capacity", "n_alternatives"), ("state",)
     jitted: list[Any] = [
-        jax.jit(wrap(prefill), static_argnames=("model", *sizes)),
+        jax.jit(wrap(prefill), static_argnames=("model", "slots", *sizes)),
         jax.jit(wrap(decode), static_argnames=("model",), donate_argnames=given),
         jax.jit(wrap(slide), static_argnames=("model",), donate_argnames=given),
         jax.jit(read_prefix, static_argnames=("model", "slots")),
@@ -203,6 +218,11 @@ def _per_prompt(lengths: Int[Array, " b"], prompts: Int[Array, "p t"]) -> Int[Ar
     return lengths if rows == count else lengths[:: rows // count]
 
 
+def _per_row(table: Array, rows: Any) -> Array:
+    """Return one row per row of the request of an array with one per prompt."""
+    return table if table.shape[0] == rows else jnp.repeat(table, rows // table.shape[0], axis=0)
+
+
 def _first_token(
     model: GPTModel,
     params: Any,
@@ -214,7 +234,7 @@ def _first_token(
     """Sample the first token of every row from the logits after each prompt."""
     rows, count = request.lengths.shape[0], logits.shape[0]
     if rows != count:
-        logits = jnp.repeat(logits, rows // count, axis=0)
+        logits = _per_row(logits, rows)
         cache = _layout(model, params).repeat(cache, count, rows // count)
     return sample_next(state, request, logits, cache)
 
@@ -222,14 +242,25 @@ def _first_token(
 def sample_next(
     state: State, request: Request, logits: Float[Array, "b v"], cache: KVCache
 ) -> State:
-    """Sample one token per row from `logits`, and return the next state."""
+    """Sample one token per row from `logits`, and return the next state.
+
+    Controls need the prompts in the state.
+    """
     logits = logits.astype(jnp.float32)  # sampling uses float32, even for a float64 model
     positions = request.lengths + state.count
     keys = for_each_key(jax.random.fold_in, request.keys, positions)
-    token = sample(logits, request.sampling, keys)
+    controlled = logits
+    if request.controls is not None and state.prompts is not None:
+        history = History(state.prompts, request.lengths, state.tokens, state.count)
+        controlled = apply_controls(logits, request.controls, request.stop_ids, history)
+    token = sample(controlled, request.sampling, keys)
     logprob = log_probability(logits, token)
     at = (jnp.zeros((), state.count.dtype), state.count)
     done = state.done | (token[:, None] == request.stop_ids).any(axis=-1)
+    alternatives = state.alternatives
+    if alternatives is not None:
+        new = most_probable(logits, alternatives.ids.shape[-1])
+        alternatives = write(alternatives, new, state.count)
     return State(
         count=state.count + 1,
         tokens=lax.dynamic_update_slice(state.tokens, token[:, None], at),
@@ -238,6 +269,8 @@ def sample_next(
         done=done,
         nonfinite=state.nonfinite | ~jnp.isfinite(logits).all(),
         cache=cache,
+        prompts=state.prompts,
+        alternatives=alternatives,
     )
 
 

@@ -31,9 +31,12 @@ class GenerateOutput:
         logprobs: the log-probability of each token under the model, before temperature and filters.
         finish_reasons: "stop" for a row that ended at a stop id, else "length".
         stats: counts and times of the call.
+        top_logprobs: for each token of each row, the most probable tokens as (id, log-probability),
+            the most probable first; None if `top_logprobs` was not asked for.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
     finish_reasons: list[str]
     stats: Stats
+    top_logprobs: list[list[list[tuple[int, float]]]] | None = None

@@ -30,7 +30,8 @@ def run_plan(
         count = 1
         yield state
     else:
-        state = initial_state(len(request.lengths), bucket_length(new))
+        rows = len(request.lengths)
+        state = initial_state(rows, bucket_length(new), n_alternatives=plan.n_alternatives)
     prompts = jnp.asarray(np.repeat(plan.prompts, plan.samples, axis=0))
     while count < new and not has_ended(state):
         count = min(count + tokens_per_chunk, cached if count < cached else new)
@@ -38,7 +39,7 @@ def run_plan(
         if count <= cached:
             state = programs.decode(model, params, request, state, target_count)
         else:
-            state = replace(state, cache=NO_CACHE)
+            state = replace(state, cache=NO_CACHE, prompts=None)
             state = programs.slide(model, params, request, state, target_count, prompts)
         yield state
 
@@ -52,7 +53,8 @@ def _read_prompts(
     capacity = slots if cached == plan.new_tokens else bucket_length(plan.new_tokens)
     if plan.prefix is None:
         prompts = jnp.asarray(plan.prompts)
-        return programs.prefill(model, params, plan.request, prompts, slots, capacity)
+        sizes = (slots, capacity, plan.n_alternatives)
+        return programs.prefill(model, params, plan.request, prompts, *sizes)
     start = len(plan.prefix.ids)
     rest = np.zeros(
         (len(plan.lengths), bucket_length(plan.longest - start, context - start)), np.int32
@@ -60,6 +62,8 @@ def _read_prompts(
     after = plan.prompts[:, start : start + rest.shape[1]]
     rest[:, : after.shape[1]] = after
     needed = max(slots, plan.prefix.cache.keys[0].shape[-2], start + rest.shape[1])
+    known = np.zeros((len(plan.lengths), bucket_length(needed, context)), np.int32)
+    known[:, :width] = plan.prompts
     return programs.prefill_after(
         model,
         params,
@@ -67,8 +71,9 @@ def _read_prompts(
         jnp.asarray(rest),
         plan.prefix.cache,
         jnp.asarray(start, jnp.int32),
-        bucket_length(needed, context),
+        jnp.asarray(known),
         capacity,
+        plan.n_alternatives,
     )
 
 

@@ -43,7 +43,7 @@ def stream(
 
     Raises:
         ValueError: at the call, for whatever `generate` rejects and for `tokens_per_chunk` below
-            1; while iterating, for logits that are NaN or infinite.
+            1 and `top_logprobs`; while iterating, for logits that are NaN or infinite.
     """
     engine = Generator(model, params, dtype=dtype, weights="as-given", programs=programs)
     return engine.stream(

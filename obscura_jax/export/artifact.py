@@ -75,7 +75,7 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
     """Return the two jitted programs with the arguments that the programs of a model have."""
 
     def run_prefill(
-        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int
+        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int, __: int
     ) -> State:
         rows = len(request.lengths)
         prompts = np.repeat(prompts, rows // len(prompts), axis=0)
@@ -100,6 +100,7 @@ def _exported_programs(prefill: Any, decode: Any, layout: CacheLayout) -> Genera
         read_prefix=refuse("keep a prefix"),
         prefill_after=refuse("keep a prefix"),
         jitted=(prefill, decode),
+        have_controls=False,
     )
 
 
