@@ -44,10 +44,10 @@ def test_a_step_reads_all_but_the_tables_in_which_it_looks_up_rows():
     assert decode_weight_bytes(untied, "float32") == decode_weight_bytes(CFG, "float32")
 
 
-def test_the_speed_is_that_of_the_median_step_of_one_row():
+def test_the_speed_is_that_of_the_best_step_of_one_row():
     """Steps of 20 ms read 494.6 MB of float32 at 24.7 GB/s."""
     others = [figure([1.0], "decode, 8 rows"), figure([1.0], "decode, 1 row, full cache")]
-    figures = [*others, figure([90.0, 20.0, 10.0]), figure([40.0], system="bfloat16")]
+    figures = [*others, figure([90.0, 20.0, 30.0]), figure([40.0], system="bfloat16")]
     found = weight_readings(PRESETS["gpt2"], figures, 31e9)
     assert [reading.dtype for reading in found] == ["float32", "bfloat16"]
     assert [reading.machine_speed for reading in found] == [31e9, 31e9]

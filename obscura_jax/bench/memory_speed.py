@@ -95,6 +95,8 @@ def weight_readings(
 ) -> list[WeightReading]:
     """Return the speed of each system's one-row decode steps that read enough weights.
 
+    The best round counts, as in `read_speed`: other programs slow down both.
+
     Args:
         cfg: the model.
         figures: measurements, of which those named `ONE_ROW` are used; their values are in
@@ -102,7 +104,7 @@ def weight_readings(
         machine_speed: the result of `read_speed`.
     """
     return [
-        WeightReading(figure.system, 1000 * size / figure.median, machine_speed)
+        WeightReading(figure.system, 1000 * size / min(figure.values), machine_speed)
         for figure in figures
         if figure.name == ONE_ROW
         and (size := decode_weight_bytes(cfg, figure.system)) >= MIN_WEIGHT_BYTES
