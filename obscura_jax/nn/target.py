@@ -8,8 +8,10 @@ is a hidden input of these modules, which read it while they are traced:
     decoding.cache              the shape, dtype and memory layout of the cache
     decoding.cached_forward     a barrier after the attention of one token
     decoding.filters            the searches for the k-th largest logit and for the last of top-p
+    decoding.graphs             XLA's options for the decode loop
+    decoding.next_token         the number of passes over the logits
+    decoding.prepared           the layout of weights
     decoding.programs           a barrier in the loops, and the form of the decode loop for a GPU
-    decoding.sampling           the order of a draw and of the search for the largest logit
 
 `jax.jit` traces again for another target, because the target is one of JAX's user contexts.
 """
