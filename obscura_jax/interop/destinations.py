@@ -8,7 +8,11 @@ from obscura_jax.interop.locate import CONFIG, FORMATS, MANIFEST, WEIGHT_FILES
 from obscura_jax.interop.tensor_files import read_json
 from obscura_jax.interop.tokens import CARRIED, TOKENS_FILE
 
-_PROGRAMS = ("prefill.*.jaxexport", "decode.*.jaxexport")
+_PROGRAMS = tuple(
+    f"{program}.*.{kind}"
+    for program in ("prefill", "decode")
+    for kind in ("jaxexport", "executable")
+)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
