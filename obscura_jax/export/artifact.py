@@ -91,6 +91,8 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms
         )
         for name in PROGRAMS
     }
+    for program in stored.values():
+        program.start_loading_smallest()  # while the caller reads the tokenizer, for example
     return GPTModel(cfg), params, _generation_programs(stored["prefill"], stored["decode"], layout)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
+from obscura_jax.compile_cache import disabled_compilation_cache
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import CacheLayout, bucket_length
 from obscura_jax.export.file_format import DONATED, PROGRAMS, Sizes, program_arguments
@@ -61,7 +62,8 @@ def compile_executables(
             "out --compile"
         )
     files, sizes_of = {}, {}
-    with jax.default_device(jax.devices(TARGETS[target])[0]):
+    device = jax.devices(TARGETS[target])[0]
+    with jax.default_device(device), disabled_compilation_cache():
         for program in PROGRAMS:
             call = jax.jit(exported[program].call, donate_argnums=DONATED[program])
             for sizes in common_sizes(program, cfg.context_length):

@@ -70,9 +70,9 @@ def export_model(
         The size of each file, in bytes.
 
     Raises:
-        ValueError: for an unknown platform or type, executables for none of the platforms or on a
-            system that does not describe its processor, parameters of another model, or a folder that
-            cannot be written or holds a model and `overwrite` is False.
+        ValueError: for an unknown platform or type, executables that cannot be compiled here or
+            that need another platform, parameters of another model, or a folder that cannot be
+            written or holds a model and `overwrite` is False.
     """
     path = require_path(folder)
     if path.exists() and not path.is_dir():
@@ -83,13 +83,12 @@ def export_model(
         raise ValueError(
             f"platforms must be among {', '.join(PLATFORMS)}; got {', '.join(platforms)!r}"
         )
-    for target in compile_for:
-        if TARGETS.get(target) not in platforms:
-            known = ", ".join(name for name, platform in TARGETS.items() if platform in platforms)
-            raise ValueError(
-                f"executables for {target} need a platform of {', '.join(platforms)}; "
-                + (f"choose from {known}" if known else "add their platform")
-            )
+    possible = [target for target, platform in TARGETS.items() if platform in platforms]
+    if not set(compile_for) <= set(possible):
+        raise ValueError(
+            f"executables for {', '.join(compile_for)} cannot be added to programs for "
+            f"{', '.join(platforms)}; choose among {', '.join(TARGETS)}, and add the platform"
+        )
     check_free(path, overwrite)
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
@@ -104,9 +103,9 @@ def export_model(
         layout = cache_layout(cfg, cache_dtypes[platform])
         for target in compile_for:
             if TARGETS[target] == platform:
-                compiled = compile_executables(target, exported, cfg, tensors, layout)
-                executables[target], files = compiled
-                contents |= files
+                entry, compiled = compile_executables(target, exported, cfg, tensors, layout)
+                executables[target] = entry
+                contents |= compiled
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+from jaxlib.version import __version__ as jaxlib_version
 
 _CPUINFO = Path("/proc/cpuinfo")
 # Beginnings of the flags of x86 that a compiler uses without being asked; others, such as those of
 # the hypervisor, may change on one machine.
-_X86 = ("abm", "adx", "aes", "amx", "avx", "bmi", "cx16", "f16c", "fma", "gfni", "lahf", "movbe")
-_X86 += ("pclmul", "pni", "popcnt", "sha", "sse", "ssse", "vaes", "vpclmul")
+_X86 = tuple(
+    "abm adx aes amx avx bmi cx16 f16c fma gfni lahf movbe pclmul pni popcnt sha sse ssse vaes "
+    "vpclmul".split()
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Build:
     @classmethod
     def from_dict(cls, fields: Any) -> "Build":
         """Return the build with these fields; TypeError or KeyError if one is missing."""
-        names = (fields[name] for name in ("jax", "jaxlib", "processor"))
-        return cls(*map(str, names), tuple(map(str, fields["instructions"])))
+        instructions = tuple(map(str, fields["instructions"]))
+        return cls(fields["jax"], fields["jaxlib"], fields["processor"], instructions)
 
     def difference(self, here: "Build") -> str | None:
         """Return why what was built as this cannot run on `here`, naming both; None if it can.
@@ -69,4 +71,4 @@ def this_build(cpuinfo: Path = _CPUINFO) -> Build:
     found += [flag for flag in fields.get("flags", "").split() if flag.startswith(_X86)]
     name = fields.get("model name") or f"{platform.system()} {machine}"
     instructions = tuple(sorted({machine, *found})) if found else ()
-    return Build(jax.__version__, jaxlib.__version__, name, instructions)
+    return Build(jax.__version__, jaxlib_version, name, instructions)

@@ -42,6 +42,11 @@ class StoredProgram:
         ]
         return min(fitting, key=lambda sizes: sizes.slots, default=wanted)
 
+    def start_loading_smallest(self) -> None:
+        """Load the executable of the smallest sizes, if there is one, in a thread."""
+        if self._executables:
+            self.start_loading(min(self._executables))
+
     def start_loading(self, sizes: Sizes) -> None:
         """Load the executable of these sizes, if there is one, in a thread."""
         if sizes in self._executables and sizes not in self._loading:
