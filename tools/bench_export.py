@@ -30,10 +30,11 @@ def main() -> None:
     params = jax.device_get(params)
     with tempfile.TemporaryDirectory() as folder:
         save_model(f"{folder}/model", model.cfg, params)
-        export_model(f"{folder}/exported", model.cfg, params, platforms=["cpu"])
-        compiled = {"platforms": ["cpu"], "compile_for": ["cpu"]}
-        export_model(f"{folder}/compiled", model.cfg, params, **compiled)
-        names = ("model", "exported", "compiled")
+        targets: dict[str, list[str]] = {"exported": [], "compiled": ["cpu"]}
+        for name, target in targets.items():
+            path = f"{folder}/{name}"
+            export_model(path, model.cfg, params, platforms=["cpu"], compile_for=target)
+        names = ("model", *targets)
         commands = {name: cold_start_command(f"{folder}/{name}") for name in names}
         ours, *others = time_cold_start(commands, args.repeats)
     print(ours, *others, sep="\n")

@@ -11,10 +11,8 @@ from jaxlib.version import __version__ as jaxlib_version
 _CPUINFO = Path("/proc/cpuinfo")
 # Beginnings of the flags of x86 that a compiler uses without being asked; others, such as those of
 # the hypervisor, may change on one machine.
-_X86 = tuple(
-    "abm adx aes amx avx bmi cx16 f16c fma gfni lahf movbe pclmul pni popcnt sha sse ssse vaes "
-    "vpclmul".split()
-)
+_X86: tuple[str, ...] = ("abm", "adx", "aes", "amx", "avx", "bmi", "cx16", "f16c", "fma", "gfni")
+_X86 += ("lahf", "movbe", "pclmul", "pni", "popcnt", "sha", "sse", "ssse", "vaes", "vpclmul")
 
 
 @dataclass(frozen=True)
