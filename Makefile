@@ -4,16 +4,19 @@
 # make test-all         the same, with slow tests and more rounds of random trials
 # make test-x64         install, and test generation with 64-bit numbers
 # make test-tpu         install libtpu, and test compiling for a TPU without having one
+# make test-gpu         install JAX's CUDA plugin in an environment of its own, and test compiling for
+#                       NVIDIA GPUs without having one
 # make check            check lint and types
 # make notebooks        install, run the notebooks, and compare their outputs with the committed ones
 # make notebooks-write  run the notebooks, and save their outputs
 # make parity-table     measure the README's table of differences
 # make tiny             train the shipped model again (about 15 minutes on two cores), and score it
-# make clean            remove the environment
+# make clean            remove the environments
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+CUDA_VENV ?= .venv-cuda
 
 # Use uv if it is installed, otherwise venv and pip. PyTorch only runs on the CPU, so uv must take
 # the CPU build; pip finds it if the index has one.
@@ -27,7 +30,7 @@ endif
 
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-all test-x64 test-tpu check notebooks notebooks-write parity-table tiny clean
+.PHONY: demo test test-all test-x64 test-tpu test-gpu check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -45,6 +48,13 @@ test-x64: $(VENV)/.test
 test-tpu: $(VENV)/.tpu
 	$(BIN)/python -c "import libtpu"
 	$(BIN)/python -m pytest -q tests/test_topology.py
+
+# With the CUDA plugin and no GPU, JAX prints a traceback unless it is told to use the CPU. So the
+# plugin is in an environment of its own.
+test-gpu:
+	$(MAKE) VENV=$(CUDA_VENV) $(CUDA_VENV)/.cuda
+	JAX_PLATFORMS=cpu $(CUDA_VENV)/bin/python -m pytest -q tests/test_gpu_topology.py \
+	  tests/test_cuda_commands.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -69,13 +79,14 @@ tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_score.py obscura_jax/models/tiny build/tiny/text
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CUDA_VENV)
 
 # One stamp per set of packages, renewed when the files that list them change.
 $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.tpu: EXTRAS = [test,tpu]
-$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.tpu: pyproject.toml constraints.txt
+$(VENV)/.cuda: EXTRAS = [test,cuda-compile]
+$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.tpu $(VENV)/.cuda: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(CREATE)
 	@echo "installing obscura_jax$(EXTRAS) into $(VENV) ..."
 	@$(INSTALL) -c constraints.txt -e '.$(EXTRAS)'

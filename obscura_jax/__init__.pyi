@@ -2,6 +2,8 @@
 
 from .config import GPT_CONFIG_124M as GPT_CONFIG_124M
 from .config import GPTConfig as GPTConfig
+from .decoding.controls import Controls as Controls
+from .decoding.engine import Generator as Generator
 from .decoding.generate import generate as generate
 from .decoding.request import GenerationOptions as GenerationOptions
 from .decoding.sampling import Sampling as Sampling

@@ -207,6 +207,32 @@ def test_the_command_exports_and_runs_a_model(model, tmp_path, capsys, fails):
         export_model(tmp_path / "new", CFG, model[1], dtype="float16")
 
 
+CONTROLS = {
+    "repetition_penalty": ("--repetition-penalty", 1.5),
+    "frequency_penalty": ("--frequency-penalty", 0.5),
+    "presence_penalty": ("--presence-penalty", 0.5),
+    "logit_bias": ("--bias", " the=2"),
+    "banned_ids": ("--ban", " the"),
+    "min_new_tokens": ("--min-new-tokens", 2),
+    "top_logprobs": ("--top-logprobs", 2),
+}
+
+
+def test_controls_are_refused(model, folder, fails):
+    """The programs of format 2 have none."""
+    _, weights, programs = load_artifact(folder)
+    values = {"logit_bias": {3: 2.0}, "banned_ids": [3]}
+    for name, (option, value) in CONTROLS.items():
+        message = f"an exported model has no {name}; leave it out, or load the model"
+        given = {name: values.get(name, value)}
+        with pytest.raises(ValueError, match=message):
+            generate(model[0], weights, PROMPTS, 3, programs=programs, **given)
+        error = fails("generate", "--model", folder, "a", "--json", option, value)
+        assert f"is an exported model; leave out {option}" in error
+    off = {"logit_bias": {}, "banned_ids": [], "repetition_penalty": None}
+    assert generate(model[0], weights, PROMPTS, 3, programs=programs, **off).tokens
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

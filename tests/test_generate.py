@@ -76,6 +76,15 @@ def test_each_row_is_sampled_alone_with_any_random_number_generator(generator):
     assert (mapped[0] != mapped[1]).any()  # as the docstring says
 
 
+CONTROLLED = {
+    "repetition_penalty": [1.5, 1.0],
+    "frequency_penalty": 0.3,
+    "presence_penalty": 0.2,
+    "logit_bias": {3: 2.0},
+    "banned_ids": [5, 7],
+    "stop_ids": [9],
+    "min_new_tokens": 6,
+}
 CONFIGURATIONS = {
     "x64": lambda: jax.enable_x64(True),
     "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
@@ -91,7 +100,9 @@ CONFIGURATIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-@pytest.mark.parametrize("settings", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "settings", [{}, SAMPLED, CONTROLLED], ids=["greedy", "sampled", "controlled"]
+)
 def test_jax_settings_do_not_change_tokens(configuration, settings):
     rows = prompts(64, 3)  # four tokens with the cache, two without
     plain = generate(MODEL, PARAMS, rows, 6, sliding_window=True, **settings)

@@ -41,6 +41,7 @@ EXTRAS = {
     "transformers",
     "tokenizers",
     "libtpu",
+    "jax_cuda12_plugin",
     "ctranslate2",
     "orbax",
     "jinja2",

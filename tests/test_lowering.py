@@ -6,6 +6,7 @@ import pytest
 
 from obscura_jax import GPTConfig, GPTModel
 from obscura_jax.decoding import programs, score, simple
+from obscura_jax.decoding.controls import Controls
 from obscura_jax.decoding.sampling import Sampling
 from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.nn.scan import stack_blocks
@@ -29,6 +30,8 @@ CFG = GPTConfig(
 MODEL = GPTModel(CFG)
 CONFIG = OptimizerConfig(clip_norm=1.0, warmup_steps=2, decay_steps=5)
 IDS = jnp.zeros((2, 3, 7), jnp.int32)
+# Outside the traced functions: ids are checked on the host.
+CONTROLS = Controls({3: 2.0}, [5], repetition_penalty=1.2, min_new_tokens=2).arrays(3, 101)
 
 
 def params():
@@ -51,7 +54,7 @@ def step(change=lambda state: state, **options):
 def request():
     sampling = Sampling(temperature=[0, 1, 0.5], top_k=7, top_p=0.9, min_p=0.1).arrays(3, 101)
     keys = jax.random.split(jax.random.key(2), 3)
-    return Request(jnp.array([5, 7, 2]), sampling, keys, jnp.full((3, 4), -1))
+    return Request(jnp.array([5, 7, 2]), sampling, keys, jnp.full((3, 4), -1), CONTROLS)
 
 
 def prefill():

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from jaxtyping import jaxtyped
 
 from obscura_jax.decoding import filters, sampling
+from tests.support.jaxprs import primitives
 
 V = 53
 ROWS = 3
@@ -494,19 +495,6 @@ def test_no_setting_recompiles():
     for k in (1, 2):
         static(logits, k)
     assert static._cache_size() == 2
-
-
-def primitives(jaxpr, into_branches):
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
-        if equation.primitive.name == "cond" and not into_branches:
-            continue
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                if hasattr(inner, "jaxpr"):
-                    names |= primitives(inner.jaxpr, into_branches)
-    return names
 
 
 def test_work_that_no_row_needs_is_in_a_branch():

@@ -9,21 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obscura_jax import GPTConfig, GPTModel, generate
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
 from obscura_jax.decoding.stream import stream
 from obscura_jax.decoding.text import TextStream, decode_until_stop, generate_text, stream_text
 from obscura_jax.rng.torch_generator import torch_seed_init
 from obscura_jax.text.tokenizers import gpt2_tokenizer
-from tests.support.generation import MODEL, NEW, PARAMS, ROWS, SAMPLED, options
+from tests.support.generation import MODEL, NEW, PARAMS, ROWS, SAMPLED, joined, options
 from tests.support.rounds import rounds
 
 SPEAKING = GPTConfig(50257, 64, 8, 2, 1, 0.1, False)
 TOKENIZER = gpt2_tokenizer()
-
-
-def joined(chunks):
-    """Return the rows of all chunks put together."""
-    return [[token for ids in row for token in ids] for row in zip(*chunks, strict=True)]
 
 
 # Tokens.
@@ -210,6 +206,29 @@ def test_a_longer_stop_string_that_began_before_wins():
         assert ("".join(pieces), text.stopped) == (expected, stopped)
 
 
+@settings(max_examples=rounds(40, 200), deadline=None)
+@given(
+    ids=st.lists(st.sampled_from([64, 65, 66]), max_size=16),  # a, b, c
+    stop=st.lists(st.text("abc", min_size=1, max_size=3), max_size=3),
+    least=st.integers(0, 17),
+    parts=st.lists(st.integers(0, 16), max_size=4),
+)
+def test_stop_strings_that_begin_too_early_are_ignored(ids, stop, least, parts):
+    whole = TOKENIZER.decode(ids)
+    expected = whole[:least] + cut_at_first(whole[least:], stop)
+    edges = sorted({0, *(min(n, len(ids)) for n in parts), len(ids)})
+    text = TextStream(TOKENIZER, stop, least)
+    pieces = [text.feed(ids[a:b]) for a, b in pairwise(edges)]
+    assert "".join([*pieces, text.finish()]) == expected
+    assert decode_until_stop(TOKENIZER, ids, stop, least)[0] == expected
+
+
+def test_the_minimum_length_counts_tokens_of_the_text():
+    ids = TOKENIZER.encode("One two, three; one two, three.")
+    assert decode_until_stop(TOKENIZER, ids, [", three"], 0)[0] == "One two"
+    assert decode_until_stop(TOKENIZER, ids, [", three"], 3)[0] == "One two, three; one two"
+
+
 def test_a_text_stream_rejects_empty_stop_strings():
     for stop in ([""], ["a", ""], "word"):
         with pytest.raises(ValueError, match="stop must be a list of strings that are not empty"):
@@ -268,11 +287,11 @@ def test_streamed_text_ends_with_the_last_row():
 
 def test_generated_text_is_the_streamed_text():
     stopping = options(temperature=0.8, key=jax.random.key(3))
-    full = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping)
+    full = generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stopping)
     assert [out.finish_reason for out in full] == ["length"] * 3
     assert [len(out.tokens) for out in full] == [20] * 3
     stop = [full[1].text[2:9]]
-    outputs = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping, stop=stop)
+    outputs = generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stopping, stop=stop)
     pieces = stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stopping, stop=stop)
     assert [out.text for out in outputs] == joined_text(pieces)
     assert [out.prompt for out in outputs] == PROMPTS
@@ -280,8 +299,13 @@ def test_generated_text_is_the_streamed_text():
     assert outputs[1].text == full[1].text[:2]
     assert outputs[1].tokens == full[1].tokens[: len(outputs[1].tokens)] != full[1].tokens
     assert outputs[1].logprobs == full[1].logprobs[: len(outputs[1].tokens)]
+    later = options(temperature=0.8, key=jax.random.key(3), min_new_tokens=[0, 20, 0])
+    outputs = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
+    pieces = stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
+    assert [out.text for out in outputs] == joined_text(pieces)
+    assert outputs[1].text == full[1].text
     with pytest.raises(ValueError, match="stop must be a list"):
-        generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, stop=[""])
+        generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, stop=[""])
 
 
 def test_text_errors_are_raised_at_the_call():

@@ -1,4 +1,7 @@
-"""Programs compiled for an absent TPU. Tests that compile need libtpu (extra `tpu`), as in CI."""
+"""Programs compiled for an absent TPU. Tests that compile need libtpu (extra `tpu`), as in CI.
+
+Those for GPUs are in test_gpu_topology.py.
+"""
 
 import importlib.util
 import json
@@ -15,7 +18,8 @@ from obscura_jax.cli.main import main
 from obscura_jax.nn.scan import hidden_states, stack_blocks
 from obscura_jax.scale import topology
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.roofline import CHIPS, matrix_flops, roofline
+from obscura_jax.scale.nvidia import GPUS
+from obscura_jax.scale.roofline import CHIPS, communication_seconds, matrix_flops, roofline
 from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
 
@@ -130,9 +134,10 @@ def test_invalid_options_fail_in_one_line(words, message, capsys):
     refused(words, message, capsys)
 
 
-@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:", ""])
+@pytest.mark.parametrize("name", ["v3:8", "h1000:8", "v5e", "v5e:", "h100", "h100:", ""])
 def test_unknown_topologies_fail_in_one_line(name, capsys):
-    refused(["--topology", name], "give a chip (v4, v5e, v5p, v6e) and a shape", capsys)
+    refused(["--topology", name], "give a TPU (v4, v5e, v5p, v6e) and a shape", capsys)
+    refused(["--topology", name], "or a GPU (a100, h100, h200, b200, l4) and a number", capsys)
 
 
 def test_a_missing_libtpu_is_reported(monkeypatch, capsys):
@@ -169,7 +174,7 @@ def test_matrix_products_in_loops_are_counted():
 
 
 def test_the_slowest_resource_is_the_bound():
-    found = roofline(CHIPS["v5e"], 197e12, 0.819e12, 400e9)
+    found = roofline(CHIPS["v5e"], 197e12, 0.819e12, 2)
     assert (found["compute"], found["memory"], found["network"]) == (1, 1, 2)
     assert (found["bound"], found["seconds"]) == ("network", 2)
 
@@ -231,3 +236,49 @@ def test_collectives_are_found_in_hlo_text():
     assert (fused.bytes, fused.group, fused.bytes_sent) == (4 * 16 * 2, 4, 4 * 16 * 2 * 3)
     swap = found["all-to-all"]
     assert (swap.bytes, swap.group, swap.bytes_sent) == (16, 4, 12)
+
+
+# Each line is a notation of the same 12 devices, as hosts of 4 with 3 tasks; the first group.
+GROUPS = [
+    ("{{0,1,2,3},{4,5,6,7},{8,9,10,11}}", (0, 1, 2, 3)),
+    ("[3,4]<=[12]", (0, 1, 2, 3)),
+    ("[4,3]<=[3,4]T(1,0)", (0, 4, 8)),
+    ("mesh['x'=3,'y'=4] {'y'}", (0, 1, 2, 3)),
+    ("mesh['x'=3,'y'=4] {'x'}", (0, 4, 8)),
+    ("mesh['x'=3,'y'=4] {'y':(1)2}", (0, 2)),
+    ("mesh['x'=3,'y'=4] {'y':(2)2}", (0, 1)),
+    ("mesh['x'=4,'y'=3], device_ids=([3,4]T(1,0)) {'x'}", (0, 1, 2, 3)),
+    ("mesh['x'=4,'y'=3], device_ids=([3,4]T(1,0)) {'x':(1)2,'y'}", (0, 4, 8, 2, 6, 10)),
+]
+
+
+@pytest.mark.parametrize(("notation", "members"), GROUPS)
+def test_the_first_group_of_devices_is_read(notation, members):
+    (one,) = collectives(START.replace("GROUPS", notation))
+    assert one.members == members
+
+
+START = """HloModule jit_step, num_partitions=12
+
+ENTRY %main (x: f32[4,128]) -> f32[4,512] {
+  %start = (f32[4,128]{0,1}, f32[4,512]{0,1}) all-gather-start(%x), channel_id=2, replica_groups=GROUPS, dimensions={1}, use_global_device_ids=true, backend_config={"collective_backend_config":{"is_sync":false}}
+  ROOT %all-gather-done = f32[4,512]{0,1} all-gather-done(%start), metadata={op_name="all-gather"}
+}
+"""  # noqa: E501 - as XLA writes it
+
+
+@pytest.mark.parametrize(
+    ("notation", "speed"),
+    [
+        ("[3,4]<=[12]", 450e9),  # within a host
+        ("[4,3]<=[3,4]T(1,0)", 50e9),  # one device per host: an adapter each
+        ("[2,6]<=[12]", 4 * 50e9),  # the four devices of the first host share their adapters
+    ],
+)
+def test_communication_between_hosts_is_slower(notation, speed):
+    found = collectives(START.replace("GROUPS", notation))
+    hosts = [0] * 4 + [1] * 4 + [2] * 4
+    sent = found[0].bytes_sent
+    assert communication_seconds(GPUS["h100"].chip, found, hosts) == sent / speed
+    assert communication_seconds(GPUS["h100"].chip, found, [0] * 12) == sent / 450e9
+    assert communication_seconds(CHIPS["v5e"], found, hosts) == sent / 200e9

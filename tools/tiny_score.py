@@ -1,6 +1,6 @@
 """Bits per byte of a model, and of xz, on the text that `tools/tiny_text.py` held out.
 
-    python tools/tiny_score.py MODEL DIR
+    python tools/tiny_score.py MODEL DIR [--weights int8]
 
 The model reads DIR/held_out.txt after `<|endoftext|>`, in windows of its context length that
 advance by half of it, so a token has at least half a context before it, or all there is. For xz
@@ -13,27 +13,26 @@ import lzma
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
-from obscura_jax.decoding.score import score
-from obscura_jax.nn.model import GPTModel
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.text.encoding import encode_ordinary
 from obscura_jax.text.tokenizers import gpt2_tokenizer
 
 _ROWS = 8  # windows in a batch
 
 
-def model_bits(model: GPTModel, params: Any, text: str) -> float:
-    """Return the bits that the model needs per byte of `text`."""
-    if model.cfg.context_length < 2:
+def model_bits(engine: Generator, text: str) -> float:
+    """Return the bits that the engine's model needs per byte of `text`."""
+    cfg = engine.model.cfg
+    if cfg.context_length < 2:
         raise ValueError("context_length is 1, but scoring needs windows of at least 2 tokens")
-    tokenizer = gpt2_tokenizer(model.cfg.vocab_size)
+    tokenizer = gpt2_tokenizer(cfg.vocab_size)
     ids = [tokenizer.eot_token, *encode_ordinary(tokenizer, text)]
-    windows = _windows(len(ids), model.cfg.context_length)
+    windows = _windows(len(ids), cfg.context_length)
     nats = 0.0
     for at in range(0, len(windows), _ROWS):
         some = windows[at : at + _ROWS]
-        found = score(model, params, [ids[start:stop] for start, _, stop in some])
+        found = engine.score([ids[start:stop] for start, _, stop in some])
         for (_, new, stop), row in zip(some, found.logprobs, strict=True):
             nats -= sum(row[len(row) - (stop - new) :])
     return nats / math.log(2) / len(text.encode())
@@ -65,6 +64,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL", help="model folder")
     parser.add_argument("folder", type=Path, metavar="DIR", help="output of tools/tiny_text.py")
+    forms = ("as-given", "int8")
+    parser.add_argument("--weights", choices=forms, default="as-given", help="form of the weights")
     args = parser.parse_args()
     try:
         train, text = (
@@ -72,11 +73,11 @@ def main() -> None:
             for name in ("train.txt", "held_out.txt")
         )
         model, params = load_model(args.model)
-        bits = model_bits(model, params, text)
+        bits = model_bits(Generator(model, params, weights=args.weights), text)
     except (ValueError, OSError) as error:
         print(f"tiny_score: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args.model}: {bits:.3f} bits per byte on {len(text.encode())} held-out bytes")
+    print(f"{args.model}: {bits:.4f} bits per byte on {len(text.encode())} held-out bytes")
     print(f"xz -9: {xz_bits(train, text):.3f} bits per byte, after the training text")
 
 

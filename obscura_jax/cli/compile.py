@@ -1,4 +1,4 @@
-"""`obscura compile`: compile a program for a TPU slice, without a TPU."""
+"""`obscura compile`: compile a program for TPUs or GPUs that are not present."""
 
 import argparse
 import json
@@ -10,8 +10,9 @@ from obscura_jax.config import PRESETS
 
 def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
-    parser = commands.add_parser("compile", help="compile a program for a TPU slice, without a TPU")
-    add_option(parser, "--topology", "TPU slice, such as v5e:4x4", "T", required=True)
+    parser = commands.add_parser("compile", help="compile a program for absent TPUs or GPUs")
+    chips = "TPU slice, such as v5e:4x4, or GPUs, such as h100:8 or h100:4x8 (4 hosts)"
+    add_option(parser, "--topology", chips, "T", required=True)
     add_option(parser, "--preset", "model to compile", choices=PRESETS, default="gpt2")
     program = "training step, reading of prompts, or generation of a token"
     programs = ("train", "prefill", "decode")
@@ -53,4 +54,22 @@ def run(args: argparse.Namespace) -> None:
     for name in ("compute", "memory", "network"):
         print(f"  {name:<18} {best[name] * 1e3:>11,.3f} ms at best")
     print(f"at best {best['seconds'] * 1e3:,.3f} ms per step, bound by {best['bound']}")
+    if "launches" in found:
+        _print_launches(found["launches"], best)
     print(f"largest batch that fits: {largest['batch']} rows")
+
+
+def _print_launches(launches: dict[str, Any], best: dict[str, Any]) -> None:
+    """Print the commands per token, and whether they or the chip's work limit the speed."""
+    for token in ("greedy", "sampling"):
+        count = launches[token]
+        loops = f", {count['inner_loops']} loops counted once" if count["inner_loops"] else ""
+        print(
+            f"{token} token: {count['commands']} commands, {count['graphs']} graphs launched, "
+            f"{count['host_returns']} returns to the host{loops}"
+        )
+    low, high = (seconds * 1e3 for seconds in launches["seconds"])
+    print(
+        f"{launches['bound']}-bound: {launches['greedy']['commands']} commands take "
+        f"{low:,.3f} to {high:,.3f} ms; memory alone takes {best['memory'] * 1e3:,.3f} ms"
+    )

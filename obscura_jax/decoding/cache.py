@@ -63,6 +63,25 @@ class CacheLayout:
 
         return KVCache(arrays(), arrays())
 
+    def start_with(self, prefix: KVCache, rows: int, slots: int) -> KVCache:
+        """Return a cache that begins with a prefix, a cache of one row, in every row."""
+        cache, padding = self.repeat(prefix, 1, rows), slots - prefix.keys[0].shape[-2]
+        return KVCache(
+            *(
+                tuple(jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, padding), (0, 0)]) for x in arrays)
+                for arrays in cache
+            )
+        )
+
+    def repeat(self, cache: KVCache, rows: int, times: int) -> KVCache:
+        """Return a cache with every row repeated a number of times."""
+
+        def repeated(x: Array) -> Array:
+            heads = x.reshape(rows, self.n_heads, *x.shape[-2:])
+            return jnp.repeat(heads, times, axis=0).reshape(self.shape(rows * times, x.shape[-2]))
+
+        return KVCache(*(tuple(map(repeated, arrays)) for arrays in cache))
+
     def convert(self, cache: KVCache, rows: Any) -> KVCache:
         """Return a cache of the same model, merged or not, in this layout."""
 

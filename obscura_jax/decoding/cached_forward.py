@@ -22,20 +22,43 @@ from obscura_jax.nn.target import on_one_cpu
 
 
 def prefill_cache(
-    model: GPTModel, params: Any, ids: Int[Array, "b t"], lengths: Int[Array, " b"], cache: KVCache
+    model: GPTModel,
+    params: Any,
+    ids: Int[Array, "b t"],
+    lengths: Int[Array, " b"],
+    cache: KVCache,
+    start: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b v"], KVCache]:
-    """Return the logits after each prompt, and the cache with the prompts in its first slots.
+    """Return the logits after each prompt, and the cache with the prompts in it.
 
     Prompts are padded on the right, so the causal mask hides the padding from every real position.
+    They fill the first slots, or those from `start` on, if the cache holds a prefix of that length.
     """
-    writer = CacheUpdater(cache, slot=0)
+    writer = CacheUpdater(cache, slot=0 if start is None else start)
 
     def attention_fn(layer: int, queries: Array, keys: Array, values: Array) -> Array:
-        writer.write(layer, keys, values)
-        return _attend_causally(queries, keys, values)
+        all_keys, all_values = writer.write(layer, keys, values)
+        if start is None:
+            return _attend_causally(queries, keys, values)
+        slots = all_keys.shape[-2]
+        everything = (*keys.shape[:2], slots, keys.shape[-1])
+        visible = jnp.arange(slots)[None] <= start + jnp.arange(keys.shape[-2])[:, None]
+        return scaled_dot_product_attention(
+            queries,
+            all_keys.reshape(everything).astype(queries.dtype),
+            all_values.reshape(everything).astype(queries.dtype),
+            visible,
+        )
 
+    positions = None
+    if start is not None:
+        positions = jnp.broadcast_to(start + jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     logits: Any = model.apply(
-        {"params": params}, ids, attention_fn=attention_fn, logits_at=lengths - 1
+        {"params": params},
+        ids,
+        positions=positions,
+        attention_fn=attention_fn,
+        logits_at=lengths - 1,
     )
     return logits[:, 0], writer.cache
 

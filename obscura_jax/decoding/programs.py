@@ -6,7 +6,7 @@ which there are few. `generate` and `stream` call nothing else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,10 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from obscura_jax.decoding.cache import KVCache, target_layout
+from obscura_jax.decoding.alternatives import most_probable, write
+from obscura_jax.decoding.cache import CacheLayout, KVCache, target_layout
 from obscura_jax.decoding.cached_forward import decode_step, prefill_cache
+from obscura_jax.decoding.controls import History, apply_controls
 from obscura_jax.decoding.sampling import for_each_key, log_probability, sample
 from obscura_jax.decoding.state import Request, State, initial_state
+from obscura_jax.nn.dtypes import compute_dtype
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.target import on_one_cpu
 
@@ -26,25 +29,66 @@ def prefill(
     model: GPTModel,
     params: Any,
     request: Request,
-    prompts: Int[Array, "b t"],
+    prompts: Int[Array, "p t"],
     slots: int,
     capacity: int,
+    n_alternatives: int = 0,
 ) -> State:
-    """Read prompts (B, T), padded on the right, and sample the first token of each row.
+    """Read prompts (P, T), padded on the right, and sample the first token of each of B rows.
 
-    The cache has `slots` slots, at least T; the state holds up to `capacity` sampled tokens.
+    B is P, or a multiple of it: that many rows continue each prompt. The cache has `slots` slots,
+    at least T; the state holds up to `capacity` sampled tokens, and the `n_alternatives` most
+    probable tokens at each of their positions.
     """
-    rows = prompts.shape[0]
-    cache = target_layout(model.cfg, jax.tree.leaves(params)[0].dtype).empty(rows, slots)
-    return prefill_into(model, params, request, initial_state(rows, capacity, cache), prompts)
+    count, width = prompts.shape
+    rows = request.lengths.shape[0]
+    cache = _layout(model, params).empty(count, slots)
+    state = initial_state(rows, capacity, cache, n_alternatives=n_alternatives)
+    known = jnp.pad(prompts, ((0, 0), (0, slots - width)))
+    state = replace(state, prompts=_per_row(known, rows))
+    return prefill_into(model, params, request, state, prompts)
 
 
 def prefill_into(
-    model: GPTModel, params: Any, request: Request, state: State, prompts: Int[Array, "b t"]
+    model: GPTModel, params: Any, request: Request, state: State, prompts: Int[Array, "p t"]
 ) -> State:
     """Read the prompts into an empty cache, and return the state after the first token."""
-    logits, cache = prefill_cache(model, params, prompts, request.lengths, state.cache)
-    return _sample_next(state, request, logits, cache)
+    lengths = _per_prompt(request.lengths, prompts)
+    logits, cache = prefill_cache(model, params, prompts, lengths, state.cache)
+    return _first_token(model, params, request, state, logits, cache)
+
+
+def prefill_after(
+    model: GPTModel,
+    params: Any,
+    request: Request,
+    prompts: Int[Array, "p t"],
+    prefix: KVCache,
+    start: Int[Array, ""],
+    known: Int[Array, "p s"],
+    capacity: int,
+    n_alternatives: int = 0,
+) -> State:
+    """Read prompts like `prefill`, after a prefix of `start` positions that has been read.
+
+    `prefix` is a cache of one row. `known` has the ids of the prefix and of each prompt, padded to
+    the number of slots of the cache. The lengths of the request count the prefix.
+    """
+    layout, count = _layout(model, params), prompts.shape[0]
+    cache = layout.start_with(prefix, count, known.shape[1])
+    lengths = _per_prompt(request.lengths, prompts) - start
+    logits, cache = prefill_cache(model, params, prompts, lengths, cache, start)
+    rows = request.lengths.shape[0]
+    state = initial_state(rows, capacity, n_alternatives=n_alternatives)
+    state = replace(state, prompts=_per_row(known, rows))
+    return _first_token(model, params, request, state, logits, cache)
+
+
+def read_prefix(model: GPTModel, params: Any, ids: Int[Array, "1 t"], slots: int) -> KVCache:
+    """Return a cache of one row with `ids`, padded on the right, in its first slots."""
+    cache = _layout(model, params).empty(1, slots)
+    _, cache = prefill_cache(model, params, ids, jnp.ones(1, jnp.int32), cache)
+    return cache
 
 
 def decode(
@@ -54,8 +98,7 @@ def decode(
     prompt_width = request.lengths.max()
     slots = jnp.arange(state.cache.keys[0].shape[-2], dtype=jnp.int32)[None]
 
-    def decode_one(state: State) -> State:
-        weights, token = _block_hoisting(params, _last_token(state))
+    def step(weights: Any, token: Array, state: State) -> tuple[Array, KVCache]:
         slot = prompt_width + state.count - 1  # where this step stores the last sampled token
         # The slots that a row attends to (#), for prompts of 3 and 5 tokens after 2 sampled ones:
         #
@@ -64,8 +107,27 @@ def decode(
         #     row 1   # # # # #  # #  . .       slot = 6
         visible = (slots < request.lengths[:, None]) | ((slots >= prompt_width) & (slots <= slot))
         position = request.lengths + state.count - 1
-        logits, cache = decode_step(model, weights, token, position, slot, visible, state.cache)
-        return _sample_next(state, request, logits, cache)
+        return decode_step(model, weights, token, position, slot, visible, state.cache)
+
+    return decode_tokens(params, request, state, target_count, step)
+
+
+def decode_tokens(
+    params: Any,
+    request: Request,
+    state: State,
+    target_count: Int[Array, ""],
+    step: Callable[[Any, Array, State], tuple[Array, KVCache]],
+) -> State:
+    """Sample tokens until each row has `target_count` of them or all rows have ended.
+
+    `step(params, token, state)` returns the logits after the token sampled last in each row, and
+    the cache with that token.
+    """
+
+    def decode_one(state: State) -> State:
+        weights, token = _block_hoisting(params, _last_token(state))
+        return sample_next(state, request, *step(weights, token, state))
 
     return lax.while_loop(lambda state: _continues(state, target_count), decode_one, state)
 
@@ -95,24 +157,29 @@ def slide(
         new = jnp.take_along_axis(state.tokens, jnp.clip(generated, 0, last), axis=1)
         seen = jnp.where(generated < 0, prompt, jnp.where(generated < state.count, new, 0))
         logits: Any = model.apply({"params": weights}, seen, logits_at=lengths - start - 1)
-        return _sample_next(state, request, logits[:, 0], state.cache)
+        known = replace(state, prompts=prompts)
+        return replace(sample_next(known, request, logits[:, 0], state.cache), prompts=None)
 
     return lax.while_loop(lambda state: _continues(state, target_count), decode_one, state)
 
 
 @dataclass(frozen=True)
 class GenerationPrograms:
-    """`prefill`, `decode` and `slide` as they are run: for one device, over a mesh, from a file.
+    """The functions above as they are run: for one device, over a mesh, from a file.
 
     Attributes:
-        prefill: the function of that name, compiled. So are `decode` and `slide`.
+        prefill: the function of that name, compiled. So are the others.
         jitted: the `jax.jit` functions behind them, whose compilations are counted.
+        have_controls: whether they apply controls and return alternatives.
     """
 
-    prefill: Callable[[GPTModel, Any, Request, Array, int, int], State]
+    prefill: Callable[[GPTModel, Any, Request, Array, int, int, int], State]
     decode: Callable[[GPTModel, Any, Request, State, Array], State]
     slide: Callable[[GPTModel, Any, Request, State, Array, Array], State]
+    read_prefix: Callable[[GPTModel, Any, Array, int], KVCache]
+    prefill_after: Callable[[GPTModel, Any, Request, Array, KVCache, Array, Array, int, int], State]
     jitted: tuple[Any, ...]
+    have_controls: bool = True
 
     def n_compilations(self) -> int:
         """Return the number of programs compiled so far in this process."""
@@ -124,27 +191,76 @@ def jit_programs(wrap: Callable[[Any], Any] = lambda program: program) -> Genera
 
     `decode` and `slide` reuse the buffers of the state they are given.
     """
-    sizes, given = ("slots", "capacity"), ("state",)
-    first: Any = jax.jit(wrap(prefill), static_argnames=("model", *sizes))
-    cached: Any = jax.jit(wrap(decode), static_argnames=("model",), donate_argnames=given)
-    uncached: Any = jax.jit(wrap(slide), static_argnames=("model",), donate_argnames=given)
-    return GenerationPrograms(first, cached, uncached, jitted=(first, cached, uncached))
+    sizes, given = ("capacity", "n_alternatives"), ("state",)
+    jitted: list[Any] = [
+        jax.jit(wrap(prefill), static_argnames=("model", "slots", *sizes)),
+        jax.jit(wrap(decode), static_argnames=("model",), donate_argnames=given),
+        jax.jit(wrap(slide), static_argnames=("model",), donate_argnames=given),
+        jax.jit(read_prefix, static_argnames=("model", "slots")),
+        jax.jit(wrap(prefill_after), static_argnames=("model", *sizes)),
+    ]
+    prefill_jit, decode_jit, slide_jit, prefix_jit, after_jit = jitted
+    return GenerationPrograms(
+        prefill_jit, decode_jit, slide_jit, prefix_jit, after_jit, jitted=tuple(jitted)
+    )
 
 
 DEFAULT_PROGRAMS = jit_programs()
 
 
-def _sample_next(
+def _layout(model: GPTModel, params: Any) -> CacheLayout:
+    return target_layout(model.cfg, compute_dtype(params))
+
+
+def _per_prompt(lengths: Int[Array, " b"], prompts: Int[Array, "p t"]) -> Int[Array, " p"]:
+    """Return one entry per prompt of an array with one per row."""
+    rows, count = lengths.shape[0], prompts.shape[0]
+    return lengths if rows == count else lengths[:: rows // count]
+
+
+def _per_row(table: Array, rows: Any) -> Array:
+    """Return one row per row of the request of an array with one per prompt."""
+    return table if table.shape[0] == rows else jnp.repeat(table, rows // table.shape[0], axis=0)
+
+
+def _first_token(
+    model: GPTModel,
+    params: Any,
+    request: Request,
+    state: State,
+    logits: Float[Array, "p v"],
+    cache: KVCache,
+) -> State:
+    """Sample the first token of every row from the logits after each prompt."""
+    rows, count = request.lengths.shape[0], logits.shape[0]
+    if rows != count:
+        logits = _per_row(logits, rows)
+        cache = _layout(model, params).repeat(cache, count, rows // count)
+    return sample_next(state, request, logits, cache)
+
+
+def sample_next(
     state: State, request: Request, logits: Float[Array, "b v"], cache: KVCache
 ) -> State:
-    """Sample one token per row from `logits`, and return the next state."""
+    """Sample one token per row from `logits`, and return the next state.
+
+    Controls need the prompts in the state.
+    """
     logits = logits.astype(jnp.float32)  # sampling uses float32, even for a float64 model
     positions = request.lengths + state.count
     keys = for_each_key(jax.random.fold_in, request.keys, positions)
-    token = sample(logits, request.sampling, keys)
+    controlled = logits
+    if request.controls is not None and state.prompts is not None:
+        history = History(state.prompts, request.lengths, state.tokens, state.count)
+        controlled = apply_controls(logits, request.controls, request.stop_ids, history)
+    token = sample(controlled, request.sampling, keys)
     logprob = log_probability(logits, token)
     at = (jnp.zeros((), state.count.dtype), state.count)
     done = state.done | (token[:, None] == request.stop_ids).any(axis=-1)
+    alternatives = state.alternatives
+    if alternatives is not None:
+        new = most_probable(logits, alternatives.ids.shape[-1])
+        alternatives = write(alternatives, new, state.count)
     return State(
         count=state.count + 1,
         tokens=lax.dynamic_update_slice(state.tokens, token[:, None], at),
@@ -153,6 +269,8 @@ def _sample_next(
         done=done,
         nonfinite=state.nonfinite | ~jnp.isfinite(logits).all(),
         cache=cache,
+        prompts=state.prompts,
+        alternatives=alternatives,
     )
 
 

@@ -5,19 +5,20 @@ Everything is checked on the host, before anything is traced.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from obscura_jax.checks import check_size
 from obscura_jax.config import GENERATOR, GPTConfig
+from obscura_jax.decoding.alternatives import alternative_counts, table_width
 from obscura_jax.decoding.cache import bucket_length
-from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
-from obscura_jax.decoding.sampling import GREEDY, Sampling
+from obscura_jax.decoding.controls import NO_CONTROLS, Controls
+from obscura_jax.decoding.per_row import IdsPerRow, IntPerRow, ids_per_row
+from obscura_jax.decoding.prefix import Prefix
+from obscura_jax.decoding.sampling import GREEDY, Sampling, for_each_key
 from obscura_jax.decoding.state import Request
 from obscura_jax.nn.token_ids import validate_sequences
 
@@ -26,25 +27,31 @@ DEFAULT_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Options that `generate`, `stream` and `stream_text` share.
+    """Options for continuing prompts, of `Generator`, `stream` and `stream_text`.
 
     Attributes:
         sampling: temperature and filters; by default greedy.
-        key: a typed key for all rows, or an array of one per row; needed above temperature 0. The
-            token at position p of a row is sampled with `fold_in(key, p)`.
-        stop_ids: ids that end a row: one list for all rows, or one list per row.
-        dtype: type to compute in, float32 or bfloat16; by default the type of the parameters.
+        key: a typed key for all prompts, or an array of one per prompt; needed above temperature 0.
+            The token at position p of a row is sampled with `fold_in(key, p)`.
+        stop_ids: ids that end a row: one list for all prompts, or one list per prompt.
         sliding_window: continue beyond `context_length` instead of raising an error. Each step
             then runs the model on the last `context_length` tokens, as the course does.
-        programs: the programs to run; by default those for one device.
+        samples: number of rows that continue each prompt, which is read once. The rows of a prompt
+            follow each other; above 1, sample n of a prompt uses `fold_in(key, n)` as its key.
+        prefix: the start that all prompts share, from `Generator.prefix`; the prompts follow it.
+        controls: biases, bans, penalties and a minimum length; by default none.
+        top_logprobs: number of most probable tokens to return at each position, at most 20; one
+            number for all prompts, or a list with one per prompt.
     """
 
     sampling: Sampling = GREEDY
     key: jax.Array | None = None
-    stop_ids: Sequence[int] | Sequence[Sequence[int]] = ()
-    dtype: DTypeLike | None = None
+    stop_ids: IdsPerRow = ()
     sliding_window: bool = False
-    programs: GenerationPrograms = DEFAULT_PROGRAMS
+    samples: int = 1
+    prefix: Prefix | None = None
+    controls: Controls = NO_CONTROLS
+    top_logprobs: IntPerRow = None
 
 
 DEFAULT_OPTIONS = GenerationOptions()
@@ -56,15 +63,26 @@ class Plan:
 
     Attributes:
         prompts: (B, T) int32 token ids, padded on the right.
-        request: the settings of each row.
-        longest: number of tokens in the longest prompt.
+        lengths: number of tokens in each prompt.
+        request: the settings of each row, of which there are `samples` per prompt.
         new_tokens: maximum number of new tokens per row.
+        samples: number of rows per prompt.
+        prefix: the start of all prompts, already read.
+        n_alternatives: number of most probable tokens to keep at each position of every row.
     """
 
-    prompts: jax.Array
+    prompts: NDArray[np.int32]
+    lengths: list[int]
     request: Request
-    longest: int
     new_tokens: int
+    samples: int = 1
+    prefix: Prefix | None = None
+    n_alternatives: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens in the longest prompt."""
+        return max(self.lengths)
 
 
 def plan_generation(
@@ -76,18 +94,40 @@ def plan_generation(
     """Check a call of `generate` for a model of `cfg`; raise ValueError as `generate` says."""
     if max_new_tokens is not None:
         check_size("max_new_tokens", max_new_tokens)
+    samples = check_size("samples", options.samples)
     padded, lengths = pad_sequences(prompts, cfg)
-    rows, longest = len(lengths), max(lengths)
+    if options.prefix is not None:
+        padded, lengths = pad_sequences([[*options.prefix.ids, *prompt] for prompt in prompts], cfg)
+    rows = len(lengths)
     sampling = options.sampling.arrays(rows, cfg.vocab_size)
+    stop_ids = ids_per_row("stop_ids", options.stop_ids, rows, cfg.vocab_size)
     needs_key = bool((np.asarray(sampling.temperature) > 0).any())
     request = Request(
         lengths=jnp.asarray(lengths, jnp.int32),
         sampling=sampling,
         keys=_keys(options.key, rows, needs_key),
-        stop_ids=_stop_ids(options.stop_ids, rows, cfg.vocab_size),
+        stop_ids=_stop_id_table(stop_ids),
+        controls=options.controls.arrays(rows, cfg.vocab_size, stop_ids),
     )
-    new = _new_tokens(max_new_tokens, longest, cfg.context_length, options.sliding_window)
-    return Plan(jnp.asarray(padded), request, longest, new)
+    if samples > 1:
+        request = _sampled(request, samples)
+    new = _new_tokens(max_new_tokens, max(lengths), cfg.context_length, options.sliding_window)
+    least = max(options.controls.min_lengths(rows))
+    if least > new:
+        raise ValueError(
+            f"min_new_tokens={least} exceeds the maximum of {new} new tokens; lower it, or raise "
+            "max_new_tokens"
+        )
+    counts = alternative_counts(options.top_logprobs, rows, cfg.vocab_size)
+    width = table_width(counts, cfg.vocab_size)
+    return Plan(padded, lengths, request, new, samples, options.prefix, width)
+
+
+def _sampled(request: Request, samples: int) -> Request:
+    """Return the request with `samples` rows in place of each, whose keys differ."""
+    repeated: Request = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), request)
+    numbers = jnp.tile(jnp.arange(samples, dtype=jnp.uint32), len(request.lengths))
+    return repeated._replace(keys=for_each_key(jax.random.fold_in, repeated.keys, numbers))
 
 
 def pad_sequences(
@@ -150,18 +190,9 @@ def _keys(key: jax.Array | None, rows: int, needed: bool) -> jax.Array:
     return jnp.broadcast_to(key, (rows,))
 
 
-def _stop_ids(stop_ids: Any, rows: int, vocab_size: int) -> jax.Array:
+def _stop_id_table(stop_ids: list[list[int]]) -> jax.Array:
     """Return (B, S) ids, padded with -1."""
-    if not isinstance(stop_ids, Sequence) and np.ndim(stop_ids) == 0:
-        raise ValueError(f"stop_ids must be a list of ids, or one list per row; got {stop_ids!r}")
-    per_row = stop_ids if any(np.ndim(ids) for ids in stop_ids) else [stop_ids] * rows
-    if len(per_row) != rows:
-        raise ValueError(f"stop_ids has {len(per_row)} lists for {rows} rows; give one per row")
-    table = np.full((rows, bucket_length(max(map(len, per_row)))), -1, np.int32)
-    for row, ids in enumerate(per_row):
-        if len(ids):
-            try:
-                table[row, : len(ids)] = validate_sequences(ids, vocab_size)
-            except ValueError as error:
-                raise ValueError(f"stop_ids: {error}") from None
+    table = np.full((len(stop_ids), bucket_length(max(map(len, stop_ids)))), -1, np.int32)
+    for row, ids in enumerate(stop_ids):
+        table[row, : len(ids)] = ids
     return jnp.asarray(table)

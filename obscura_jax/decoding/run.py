@@ -1,32 +1,18 @@
 """Run the programs of generation for a call, some tokens at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from obscura_jax.decoding.cache import NO_CACHE, bucket_length
 from obscura_jax.decoding.programs import GenerationPrograms
-from obscura_jax.decoding.request import GenerationOptions, Plan, plan_generation
+from obscura_jax.decoding.request import Plan
 from obscura_jax.decoding.state import State, initial_state
-from obscura_jax.nn.dtypes import cast_params
 from obscura_jax.nn.model import GPTModel
-
-
-def start(
-    model: GPTModel,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int | None,
-    options: GenerationOptions,
-    tokens_per_chunk: int,
-) -> Iterator[State]:
-    """Check a call, and return the iterator of its states; see `run_plan`."""
-    checked = plan_generation(model.cfg, prompts, max_new_tokens, options)
-    params = cast_params(params, options.dtype)
-    return run_plan(model, params, checked, options.programs, tokens_per_chunk)
 
 
 def run_plan(
@@ -36,29 +22,62 @@ def run_plan(
 
     Stop when all rows have ended. Each state's buffers are reused when the next one is requested.
     """
-    rows, width = plan.prompts.shape
     request, new, context = plan.request, plan.new_tokens, model.cfg.context_length
     cached = min(new, context - plan.longest + 1)  # number of tokens that the cache can serve
     count = 0
     if cached > 0:
-        slots = max(bucket_length(plan.longest + cached - 1, context), width)
-        capacity = slots if cached == new else bucket_length(new)
-        state = programs.prefill(model, params, request, plan.prompts, slots, capacity)
+        state = _read_prompts(model, params, plan, programs, cached)
         count = 1
         yield state
     else:
-        state = initial_state(rows, bucket_length(new))
-    while count < new and not _ended(state):
+        rows = len(request.lengths)
+        state = initial_state(rows, bucket_length(new), n_alternatives=plan.n_alternatives)
+    prompts = jnp.asarray(np.repeat(plan.prompts, plan.samples, axis=0))
+    while count < new and not has_ended(state):
         count = min(count + tokens_per_chunk, cached if count < cached else new)
         target_count = jnp.asarray(count, jnp.int32)
         if count <= cached:
             state = programs.decode(model, params, request, state, target_count)
         else:
-            state = replace(state, cache=NO_CACHE)
-            state = programs.slide(model, params, request, state, target_count, plan.prompts)
+            state = replace(state, cache=NO_CACHE, prompts=None)
+            state = programs.slide(model, params, request, state, target_count, prompts)
         yield state
 
 
-def _ended(state: State) -> bool:
+def _read_prompts(
+    model: GPTModel, params: Any, plan: Plan, programs: GenerationPrograms, cached: int
+) -> State:
+    """Return the state after the first token, with room in the cache for `cached` tokens."""
+    width, context = plan.prompts.shape[1], model.cfg.context_length
+    slots = max(bucket_length(plan.longest + cached - 1, context), width)
+    capacity = slots if cached == plan.new_tokens else bucket_length(plan.new_tokens)
+    if plan.prefix is None:
+        prompts = jnp.asarray(plan.prompts)
+        sizes = (slots, capacity, plan.n_alternatives)
+        return programs.prefill(model, params, plan.request, prompts, *sizes)
+    start = len(plan.prefix.ids)
+    rest = np.zeros(
+        (len(plan.lengths), bucket_length(plan.longest - start, context - start)), np.int32
+    )
+    after = plan.prompts[:, start : start + rest.shape[1]]
+    rest[:, : after.shape[1]] = after
+    needed = max(slots, plan.prefix.cache.keys[0].shape[-2], start + rest.shape[1])
+    known = np.zeros((len(plan.lengths), bucket_length(needed, context)), np.int32)
+    known[:, :width] = plan.prompts
+    return programs.prefill_after(
+        model,
+        params,
+        plan.request,
+        jnp.asarray(rest),
+        plan.prefix.cache,
+        jnp.asarray(start, jnp.int32),
+        jnp.asarray(known),
+        capacity,
+        plan.n_alternatives,
+    )
+
+
+def has_ended(state: State) -> bool:
+    """Return whether no row can have another token."""
     done, nonfinite = jax.device_get((state.done, state.nonfinite))
     return bool(done.all() or nonfinite)

@@ -11,16 +11,15 @@ Times in this file are milliseconds on XLA:CPU with 2 cores and V = 50257, first
 B = 8, without compilation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from obscura_jax.config import GENERATOR
 from obscura_jax.decoding.filters import (
@@ -31,9 +30,7 @@ from obscura_jax.decoding.filters import (
     keep_top_p,
     scale_by_temperature,
 )
-
-FloatPerRow = float | None | Sequence[float | None]  # one value for all rows, or one for each
-IntPerRow = int | None | Sequence[int | None]
+from obscura_jax.decoding.per_row import FloatPerRow, IntPerRow, numbers_per_row
 
 _LANES = 128  # row width of the array in which noise is drawn
 _LARGEST = float(jnp.finfo(jnp.float32).max)
@@ -81,7 +78,7 @@ class Sampling:
             return isinstance(k, int) and 1 <= k <= vocab_size
 
         def column(name: str, off: float, accepts: Callable[[Any], bool], words: str) -> Any:
-            values = _checked(name, getattr(self, name), rows, accepts, words)
+            values = numbers_per_row(name, getattr(self, name), rows, accepts, words)
             dtype = np.int32 if name == "top_k" else np.float32
             return jnp.asarray(np.array([off if x is None else x for x in values], dtype))
 
@@ -94,27 +91,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-def _checked(
-    name: str, value: Any, rows: int, accepts: Callable[[Any], bool], words: str
-) -> list[Any]:
-    """Return one value per row, None or a number that `accepts` accepts, or raise ValueError."""
-
-    def plain(x: Any) -> Any:
-        return x.tolist() if hasattr(x, "tolist") else x  # NumPy and JAX scalars
-
-    value = plain(value)
-    listed = isinstance(value, list | tuple)
-    values = [plain(x) for x in value] if listed else [value] * rows
-    if len(values) != rows:
-        raise ValueError(f"{name} lists {len(values)} values for {rows} rows; give one per row")
-    for row, x in enumerate(values):
-        number = isinstance(x, Real) and not isinstance(x, bool)
-        if not (x is None or (number and accepts(x))):
-            where = f"{name} of row {row}" if listed else name
-            raise ValueError(f"{where} must be {words}, got {x!r}")
-    return values
 
 
 def sample(logits: Logits, settings: SamplingArrays, keys: Key[Array, " b"]) -> Int32[Array, " b"]:
@@ -150,10 +126,15 @@ def greedy(logits: Float[Array, "b v"]) -> Int32[Array, " b"]:
 
 def log_probability(logits: Float[Array, "b v"], tokens: Int[Array, " b"]) -> RowFloats:
     """Return log softmax(logits) at the tokens, for logits before temperature and filters."""
+    return log_probabilities(logits, tokens[:, None])[:, 0]
+
+
+def log_probabilities(logits: Float[Array, "b v"], ids: Int[Array, "b k"]) -> Float32[Array, "b k"]:
+    """Return log softmax(logits) at K ids per row."""
     shifted = logits.astype(jnp.float32)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
-    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=1)[:, 0]
-    return chosen - jnp.log(jnp.exp(shifted).sum(axis=1))
+    chosen = jnp.take_along_axis(shifted, ids, axis=1)
+    return chosen - jnp.log(jnp.exp(shifted).sum(axis=1))[:, None]
 
 
 def filter_logits(logits: Logits, settings: SamplingArrays) -> Logits:

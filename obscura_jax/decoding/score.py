@@ -1,7 +1,7 @@
 """`score`: log-probabilities and perplexity of texts under a model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,6 +68,20 @@ def score(
         ValueError: for an empty batch or text, strings without a tokenizer, ids outside the
             vocabulary, a text longer than `context_length`, or logits that are NaN or infinite.
     """
+    return score_ids(model, cast_params(params, dtype), texts, tokenizer)
+
+
+def score_ids(
+    model: GPTModel,
+    params: Any,
+    texts: Sequence[str | Sequence[int]],
+    tokenizer: Tokenizer | None,
+    run: Callable[..., Any] | None = None,
+) -> Score:
+    """Do the work of `score`.
+
+    If given, `run(model, params, ids, lengths)` returns the (B, T) log-probabilities.
+    """
     if isinstance(texts, str):
         raise ValueError("texts must be a list of texts, got one string")
     if tokenizer is None and any(isinstance(text, str) for text in texts):
@@ -84,7 +98,10 @@ def score(
             f"a text of {max(lengths)} tokens exceeds context_length={model.cfg.context_length}; "
             "split it"
         )
-    table = jax.device_get(_log_probabilities(model, cast_params(params, dtype), ids))
+    if run is None:
+        table = jax.device_get(_log_probabilities(model, params, ids))
+    else:
+        table = run(model, params, ids, lengths)
     logprobs = [row[: length - 1].tolist() for row, length in zip(table, lengths, strict=True)]
     together = [logprob for row in logprobs for logprob in row]
     check_finite(not all(map(math.isfinite, together)))

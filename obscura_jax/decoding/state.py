@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from obscura_jax.decoding.alternatives import Alternatives
 from obscura_jax.decoding.cache import NO_CACHE, KVCache
+from obscura_jax.decoding.controls import ControlArrays
 from obscura_jax.decoding.sampling import SamplingArrays
 
 
@@ -21,12 +23,14 @@ class Request(NamedTuple):
         sampling: sampling settings of each row.
         keys: (B,), one typed key per row; the token at position p is sampled with fold_in(key, p).
         stop_ids: (B, S), the ids that end a row, padded with -1.
+        controls: controls of each row; None in exported programs, which have none.
     """
 
     lengths: Int[Array, " b"]
     sampling: SamplingArrays
     keys: Key[Array, " b"]
     stop_ids: Int[Array, "b s"]
+    controls: ControlArrays | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +46,9 @@ class State:
         done: (B,), True where the row has sampled a stop id.
         nonfinite: True once the model has returned NaN or infinite logits.
         cache: keys and values of the prompts and of all sampled tokens except the last.
+        prompts: (B, T), the ids of the prompts, padded on the right; T is the number of slots of
+            the cache. None without a cache, and in exported programs.
+        alternatives: the most probable tokens at the positions of `tokens`; None if no row asks.
     """
 
     count: Int[Array, ""]
@@ -51,15 +58,25 @@ class State:
     done: Bool[Array, " b"]
     nonfinite: Bool[Array, ""]
     cache: KVCache
+    prompts: Int[Array, "b t"] | None = None
+    alternatives: Alternatives | None = None
 
 
 def initial_state(
-    rows: Any, capacity: Any, cache: KVCache = NO_CACHE, make: Callable[..., Any] = jnp.zeros
+    rows: Any,
+    capacity: Any,
+    cache: KVCache = NO_CACHE,
+    make: Callable[..., Any] = jnp.zeros,
+    *,
+    n_alternatives: int = 0,
 ) -> State:
     """Return the state before the first token, with room for `capacity` tokens per row.
 
-    Each array is `make(shape, dtype)`: `jnp.zeros`, `np.zeros`, or `jax.ShapeDtypeStruct`.
+    It has room for the `n_alternatives` most probable tokens at each position as well. Each array
+    is `make(shape, dtype)`: `jnp.zeros`, `np.zeros`, or `jax.ShapeDtypeStruct`.
     """
+    table = (rows, capacity, n_alternatives)
+    kept = Alternatives(make(table, np.int32), make(table, np.float32)) if n_alternatives else None
     return State(
         count=make((), np.int32),
         tokens=make((rows, capacity), np.int32),
@@ -68,6 +85,7 @@ def initial_state(
         done=make((rows,), bool),
         nonfinite=make((), bool),
         cache=cache,
+        alternatives=kept,
     )
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+from jax.typing import DTypeLike
 
-from obscura_jax.checks import check_size
+from obscura_jax.decoding.engine import Generator
+from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
 from obscura_jax.decoding.request import DEFAULT_OPTIONS, GenerationOptions
-from obscura_jax.decoding.run import start
-from obscura_jax.decoding.state import State, check_finite
 from obscura_jax.nn.model import GPTModel
 
 
@@ -19,6 +18,8 @@ def stream(
     max_new_tokens: int | None = None,
     options: GenerationOptions = DEFAULT_OPTIONS,
     *,
+    dtype: DTypeLike | None = None,
+    programs: GenerationPrograms = DEFAULT_PROGRAMS,
     tokens_per_chunk: int = 8,
 ) -> Iterator[list[list[int]]]:
     """Yield the tokens of `generate` while they are generated.
@@ -30,6 +31,8 @@ def stream(
         max_new_tokens: maximum number of new tokens per row. By default 64, or fewer if less room
             is left in the context after the longest prompt.
         options: sampling, key, stop ids and more; by default greedy.
+        dtype: type to compute in, float32 or bfloat16; by default the type of `params`.
+        programs: the programs to run: by default for one device.
         tokens_per_chunk: number of tokens per row to wait for. Any number runs the same compiled
             programs; a small one returns to Python more often.
 
@@ -40,23 +43,9 @@ def stream(
 
     Raises:
         ValueError: at the call, for whatever `generate` rejects and for `tokens_per_chunk` below
-            1; while iterating, for logits that are NaN or infinite.
+            1 and `top_logprobs`; while iterating, for logits that are NaN or infinite.
     """
-    tokens_per_chunk = check_size("tokens_per_chunk", tokens_per_chunk)
-    states = start(model, params, prompts, max_new_tokens, options, tokens_per_chunk)
-    return _new_ids(states, len(prompts))
-
-
-def _new_ids(states: Iterator[State], rows: int) -> Iterator[list[list[int]]]:
-    returned = [0] * rows
-    for state in states:
-        new = _ids_after(returned, state)
-        returned = [old + len(ids) for old, ids in zip(returned, new, strict=True)]
-        yield new
-
-
-def _ids_after(returned: list[int], state: State) -> list[list[int]]:
-    """Return a copy of each row's ids after its first `returned`: the buffers are reused."""
-    nonfinite, n_kept, tokens = jax.device_get((state.nonfinite, state.n_kept, state.tokens))
-    check_finite(nonfinite)
-    return [row[a:b].tolist() for row, a, b in zip(tokens, returned, n_kept, strict=True)]
+    engine = Generator(model, params, dtype=dtype, weights="as-given", programs=programs)
+    return engine.stream(
+        prompts, max_new_tokens, tokens_per_chunk=tokens_per_chunk, **vars(options)
+    )

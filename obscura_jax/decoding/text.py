@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from obscura_jax.decoding.generate import Stats, generate_with_options
+from jax.typing import DTypeLike
+
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.decoding.request import DEFAULT_OPTIONS, GenerationOptions
-from obscura_jax.decoding.stream import stream
+from obscura_jax.decoding.results import Stats
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.text.any_tokenizer import IncrementalDecoder, token_ids
 
@@ -25,8 +27,10 @@ class TextStream:
             begins first, however the ids were split into calls; ids fed later are ignored.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), min_new_tokens: int = 0) -> None:
         """Decode with `tokenizer` up to a string in `stop`; ValueError if one of those is empty.
+
+        Stop strings that begin in the text of the first `min_new_tokens` ids are ignored.
 
         The tokenizer is any object with `encode` and `decode`; see `text.any_tokenizer`.
         """
@@ -34,11 +38,16 @@ class TextStream:
             raise ValueError(f"stop must be a list of strings that are not empty, got {stop!r}")
         self._decoder, self._stop = IncrementalDecoder(tokenizer), tuple(stop)
         self._held = ""
+        self._unchecked = min_new_tokens
         self.stopped = False
 
     def feed(self, ids: Sequence[int]) -> str:
         """Take more ids; return the text that no later id can change."""
-        return "" if self.stopped else self._take(self._decoder.feed(ids))
+        if self.stopped:
+            return ""
+        first, self._unchecked = ids[: self._unchecked], max(0, self._unchecked - len(ids))
+        start = self._decoder.feed(first) if first else ""
+        return start + self._take(self._decoder.feed(ids[len(first) :]))
 
     def finish(self) -> str:
         """Return the rest of the text after the last id."""
@@ -64,14 +73,16 @@ class TextStream:
 
 
 def decode_until_stop(
-    tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = ()
+    tokenizer: Any, ids: Sequence[int], stop: Sequence[str] = (), min_new_tokens: int = 0
 ) -> tuple[str, int, bool]:
     """Return the text before the first stop string, the number of ids read, and if it stopped.
+
+    Stop strings that begin in the text of the first `min_new_tokens` ids are ignored.
 
     Raises:
         ValueError: for an empty stop string.
     """
-    text = TextStream(tokenizer, stop)
+    text = TextStream(tokenizer, stop, min_new_tokens)
     pieces = []
     taken = 0
     while taken < len(ids) and not text.stopped:
@@ -92,6 +103,8 @@ class TextOutput:
         logprobs: their log-probabilities under the model.
         finish_reason: "stop" if a stop id or stop string ended it, else "length".
         stats: counts and times of the batch.
+        top_logprobs: for each of these ids, the most probable tokens as (id, log-probability); None
+            if the options do not ask for them.
     """
 
     prompt: str
@@ -100,11 +113,11 @@ class TextOutput:
     logprobs: list[float]
     finish_reason: str
     stats: Stats
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 def generate_text(
-    model: GPTModel,
-    params: Any,
+    engine: Generator,
     prompts: Sequence[str],
     tokenizer: Any,
     max_new_tokens: int | None = None,
@@ -112,16 +125,19 @@ def generate_text(
     *,
     stop: Sequence[str] = (),
 ) -> list[TextOutput]:
-    """Continue each prompt in one batch; `stream_text` has the arguments and errors."""
+    """Continue each prompt in one batch; `stream_text` has the other arguments and the errors."""
     TextStream(tokenizer, stop)  # rejects bad stop strings before any work
     encoded = [token_ids(tokenizer, prompt) for prompt in prompts]
-    out = generate_with_options(model, params, encoded, max_new_tokens, options)
+    out = engine.generate(encoded, max_new_tokens, **vars(options))
+    least = options.controls.min_lengths(len(prompts))
     texts = []
-    for row, prompt in enumerate(prompts):
-        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], stop)
+    for row, prompt in enumerate(p for p in prompts for _ in range(options.samples)):
+        least_here = least[row // options.samples]
+        text, count, stopped = decode_until_stop(tokenizer, out.tokens[row], stop, least_here)
         tokens, logprobs = out.tokens[row][:count], out.logprobs[row][:count]
         reason = "stop" if stopped else out.finish_reasons[row]
-        texts.append(TextOutput(prompt, text, tokens, logprobs, reason, out.stats))
+        top = None if out.top_logprobs is None else out.top_logprobs[row][:count]
+        texts.append(TextOutput(prompt, text, tokens, logprobs, reason, out.stats, top))
     return texts
 
 
@@ -134,6 +150,7 @@ def stream_text(
     options: GenerationOptions = DEFAULT_OPTIONS,
     *,
     stop: Sequence[str] = (),
+    dtype: DTypeLike | None = None,
     tokens_per_chunk: int = 8,
 ) -> Iterator[list[str]]:
     """Yield the continuation of each prompt, piece by piece.
@@ -147,7 +164,9 @@ def stream_text(
         max_new_tokens: maximum number of new tokens per row. By default 64, or fewer if less room
             is left in the context after the longest prompt.
         options: sampling, key, stop ids and more; by default greedy.
-        stop: strings that end a row; its text ends before the first of them.
+        stop: strings that end a row; its text ends before the first of them. `min_new_tokens` of
+            `options.controls` also ignores those that begin too early.
+        dtype: type to compute in, float32 or bfloat16; by default the type of `params`.
         tokens_per_chunk: number of tokens per row to wait for.
 
     Returns:
@@ -158,9 +177,33 @@ def stream_text(
         ValueError: at the call, for whatever `stream` rejects and for empty stop strings; while
             iterating, for logits that are NaN or infinite.
     """
-    texts = [TextStream(tokenizer, stop) for _ in prompts]
+    engine = Generator(model, params, dtype=dtype, weights="as-given")
+    return text_pieces(
+        engine,
+        prompts,
+        tokenizer,
+        max_new_tokens,
+        options,
+        stop=stop,
+        tokens_per_chunk=tokens_per_chunk,
+    )
+
+
+def text_pieces(
+    engine: Generator,
+    prompts: Sequence[str],
+    tokenizer: Any,
+    max_new_tokens: int | None = None,
+    options: GenerationOptions = DEFAULT_OPTIONS,
+    *,
+    stop: Sequence[str] = (),
+    tokens_per_chunk: int = 8,
+) -> Iterator[list[str]]:
+    """Do the work of `stream_text` with an engine."""
+    least = options.controls.min_lengths(len(prompts))
+    texts = [TextStream(tokenizer, stop, n) for n in least for _ in range(options.samples)]
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
-    chunks = stream(model, params, ids, max_new_tokens, options, tokens_per_chunk=tokens_per_chunk)
+    chunks = engine.stream(ids, max_new_tokens, tokens_per_chunk=tokens_per_chunk, **vars(options))
     return _pieces(chunks, texts)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms
     """Return the model, the weights and the programs of an exported model.
 
     Raises:
-        ValueError: if the folder is damaged, or for another version, JAX or platform.
+        ValueError: if the folder is damaged, or for another version, JAX or platform, or if its
+            executables are for another version of JAX or another processor.
     """
     folder = Path(folder)
     manifest, cfg = read_manifest(folder)
@@ -102,9 +104,10 @@ def _generation_programs(
     """Return the two programs with the arguments that the programs of a model have."""
 
     def run_prefill(
-        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int
+        _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int, __: int
     ) -> State:
-        rows, width = prompts.shape
+        rows, width = len(request.lengths), prompts.shape[1]
+        prompts = np.repeat(prompts, rows // len(prompts), axis=0)
         stop_ids = request.stop_ids.shape[1]
         sizes = prefill.roomy(Sizes(rows, width, slots, capacity, stop_ids))
         decode.start_loading(sizes._replace(width=0))
@@ -119,12 +122,21 @@ def _generation_programs(
         plain = decode(sizes, params, plain_state(state), plain_request(request), target_count)
         return state_from_plain(plain)
 
-    def run_slide(*_: Any) -> State:
-        raise ValueError(
-            "an exported model cannot slide past its context; load the model that was exported"
-        )
+    def refuse(what: str) -> Callable[..., Any]:
+        def run(*_: Any) -> Any:
+            raise ValueError(f"an exported model cannot {what}; load the model that was exported")
 
-    return GenerationPrograms(run_prefill, run_decode, run_slide, jitted=(prefill, decode))
+        return run
+
+    return GenerationPrograms(
+        run_prefill,
+        run_decode,
+        slide=refuse("slide past its context"),
+        read_prefix=refuse("keep a prefix"),
+        prefill_after=refuse("keep a prefix"),
+        jitted=(prefill, decode),
+        have_controls=False,
+    )
 
 
 def _read_checked(path: Path, digests: dict[str, str]) -> bytes:

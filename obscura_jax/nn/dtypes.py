@@ -21,3 +21,10 @@ def cast_params(params: Any, dtype: DTypeLike | None) -> Any:
     if not accepted:
         raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+
+
+def compute_dtype(params: Any) -> jnp.dtype:
+    """Return the type that a model with these parameters computes in: that of its norms."""
+    norms = params["final_norm"]
+    dtype: jnp.dtype = norms["scale"].dtype
+    return dtype

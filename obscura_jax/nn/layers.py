@@ -13,6 +13,7 @@ from obscura_jax.checks import check_drop_rate, check_eps, check_sizes
 from obscura_jax.nn.containers import ConfiguredModule, Sequential
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 from obscura_jax.nn.token_ids import validate_token_ids
+from obscura_jax.nn.weights import Int8Weight, Transposed, outputs, stored_weight
 
 
 def dropout(
@@ -77,14 +78,21 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def embed(
-    weight: Float[Array, "v d"], ids: Integer[Array | np.ndarray, "*batch"]
+    weight: Float[Array, "v d"] | Int8Weight, ids: Integer[Array | np.ndarray, "*batch"]
 ) -> Float[Array, "*batch d"]:
     """Return the row of `weight` for each id; an id outside [0, V) gives NaN, never another row."""
     if ids.dtype.itemsize > 4:  # a gather keeps 32 bits of an index: 2**32 + 1 would read row 1
         xp = np if isinstance(ids, np.ndarray) else jnp
-        ids = xp.where((ids >= 0) & (ids < len(weight)), ids, len(weight))
-    rows = jnp.asarray(weight).at[ids]
-    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        ids = xp.where((ids >= 0) & (ids < outputs(weight)), ids, outputs(weight))
+
+    def read(table: Array, outside: float | int = jnp.nan) -> Array:
+        rows = jnp.asarray(table).at[ids]
+        return rows.get(mode="fill", fill_value=outside, wrap_negative_indices=False)
+
+    if isinstance(weight, Int8Weight):
+        scale = read(weight.scale)[..., None]
+        return read(weight.quantized, 0).astype(scale.dtype) * scale
+    return read(weight)
 
 
 class Dropout(nn.Module):
@@ -115,7 +123,13 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         shape = (self.num_embeddings, self.embedding_dim)
-        self.weight = self.param("weight", nn.initializers.normal(1.0), shape, jnp.float32)
+        stored = stored_weight(self)
+        assert not isinstance(stored, Transposed), "only the weights of blocks are transposed"
+        self.weight = (
+            self.param("weight", nn.initializers.normal(1.0), shape, jnp.float32)
+            if stored is None
+            else stored
+        )
 
     def __call__(self, ids: ArrayLike) -> Float[Array, "*batch d"]:
         """Return the embeddings of `ids`, which may have any shape.

@@ -137,7 +137,7 @@ class GPTModel(ConfiguredModule):
         positions: Integer[Array, "*batch t"] | None = None,
         attention_fn: Callable[..., Array] | None = None,
         logits_at: Integer[Array, " b"] | None = None,
-    ) -> Float[Array, "*batch t v"]:
+    ) -> Float[Array, "*batch s v"]:
         """Return the logits for the token after each position, in at least float32.
 
         Args:

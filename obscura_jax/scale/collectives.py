@@ -1,7 +1,7 @@
 """Communication between devices in a compiled program, read from its HLO text.
 
-The text has no stable grammar. These regular expressions were written for XLA:CPU of jaxlib 0.10.2
-and XLA:TPU of libtpu 0.0.42; later versions may need others.
+The text has no stable grammar. These regular expressions were written for XLA:CPU and XLA:GPU of
+jaxlib 0.10.2 and XLA:TPU of libtpu 0.0.42; later versions may need others.
 """
 
 import math
@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+
+import numpy as np
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 _OP = re.compile(rf"= (.*?) ({_KINDS})(?:-start)?\(")
@@ -31,13 +34,18 @@ class Collective:
         kind: "all-reduce", "all-gather", ...
         arrays: type and shape of each result array, per device.
         times: executions per program run; loops of unknown length count once.
-        group: number of devices that communicate with each other.
+        members: the devices of the first group that communicates, by their number in the mesh.
     """
 
     kind: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     times: int
-    group: int
+    members: tuple[int, ...]
+
+    @property
+    def group(self) -> int:
+        """Return the number of devices that communicate with each other."""
+        return len(self.members)
 
     @property
     def bytes(self) -> int:
@@ -59,7 +67,8 @@ def collectives(hlo: str) -> list[Collective]:
     """Return all collectives in the text from `compiled.as_text()`."""
     bodies = dict(_computations(hlo))
     times = _times(bodies)
-    devices = _DEVICES.search(hlo)
+    count = _DEVICES.search(hlo)
+    everyone = tuple(range(int(count[1]) if count else 1))
     found, seen = [], set()
     for name, lines in bodies.items():
         for line in lines:
@@ -73,10 +82,10 @@ def collectives(hlo: str) -> list[Collective]:
                 # The result tuple has the operands, then the results, then internal numbers.
                 arrays = tuple(array for array in arrays if array != ("u32", ()))
                 arrays = arrays[len(arrays) // 2 :]
-            kind, group = match[2], _group(line) or (int(devices[1]) if devices else 1)
+            kind, members = match[2], _members(line) or everyone
             if name.startswith(_SCATTER):
                 kind, arrays = "reduce-scatter", _arrays(re.sub(r" [\w-]+\(.*", "", lines[-1]))
-            found.append(Collective(kind, arrays, times[name], group))
+            found.append(Collective(kind, arrays, times[name], members))
     return found
 
 
@@ -87,19 +96,32 @@ def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _group(line: str) -> int | None:
-    """Return the devices per group, from XLA's three notations; None means all devices."""
+def _members(line: str) -> tuple[int, ...] | None:
+    """Return the first group of devices, from XLA's three notations; None means all devices."""
     groups = _GROUPS.search(line)
     if not groups:
         return None
-    if tiled := re.match(r"\[\d+,(\d+)\]", groups[1]):  # [groups, devices per group]<=...
-        return int(tiled[1])
-    if axes := re.match(r"mesh\[([^]]*)\].*\{(.*)\}", groups[1]):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        split = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])  # an axis or a part of one
-        return math.prod(int(part or sizes[axis]) for axis, part in split)
+    if tiled := re.match(r"\[\d+,(\d+)\]<=(\S+)", groups[1]):  # [groups, devices per group]<=...
+        return tuple(_numbered(tiled[2])[: int(tiled[1])].tolist())
+    if axes := re.match(r"mesh\[([^]]*)\](?:, device_ids=\((.*)\))?.*\{(.*)\}", groups[1]):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+        places = {name: np.zeros(1, int) for name in sizes}
+        for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes[3]):
+            size = int(part or sizes[name])  # an axis or a part of one
+            step = sizes[name] // (size * int(before or 1))
+            places[name] = np.add.outer(places[name], step * np.arange(size)).ravel()
+        devices = _numbered(axes[2] or f"[{math.prod(sizes.values())}]")
+        chosen = devices.reshape(tuple(sizes.values()))[np.ix_(*places.values())]
+        return tuple(chosen.ravel().tolist())
     first = re.match(r"\{\{([\d,]+)\}", groups[1])
-    return len(first[1].split(",")) if first else None
+    return tuple(int(device) for device in first[1].split(",")) if first else None
+
+
+def _numbered(text: str) -> np.ndarray[Any, Any]:
+    """Return the devices in the order of XLA's notation [sizes]T(permutation of the axes)."""
+    sizes, *order = ([int(n) for n in part.split(",")] for part in re.findall(r"[\d,]*\d", text))
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    return (devices.transpose(order[0]) if order else devices).ravel()
 
 
 def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:

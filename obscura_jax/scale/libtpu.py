@@ -1,8 +1,11 @@
-"""Settings that let libtpu compile on a machine without a TPU, and keep it quiet."""
+"""TPUs that need not be present: the devices of libtpu that JAX compiles for, without warnings."""
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from obscura_jax.extras import require
 
 _GOOGLE = "0x1ae0"  # the PCI vendor id of Google, which makes TPUs
 _NO_TPU = {
@@ -27,3 +30,23 @@ def silence_if_no_tpu() -> None:
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if not any(vendor.read_text().strip() == _GOOGLE for vendor in vendors):
         disable_tpu_lookup()
+
+
+def tpu_devices(name: str) -> tuple[Any, ...]:
+    """Return the devices of a slice such as "v5e:4x4", to compile for. Call it before JAX is used.
+
+    Raises:
+        ValueError: if there is no such slice; MissingExtraError without libtpu.
+    """
+    require("libtpu", "tpu", "compiling for a TPU")
+    disable_tpu_lookup()
+    import jax  # only now: JAX reads these variables when it is imported
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
+
+    try:
+        return tuple(topologies.get_topology_desc(name, platform="tpu").devices)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0].removeprefix("INVALID_ARGUMENT: ")
+        raise ValueError(f"unknown topology {name!r}: {first}") from error

@@ -1,4 +1,4 @@
-"""Compilation for TPUs that are not present: memory, communication and best possible time."""
+"""Compilation for chips that are not present: memory, communication and best possible time."""
 
 import math
 import warnings
@@ -9,11 +9,18 @@ import jax
 from jax.sharding import Mesh
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.extras import require
 from obscura_jax.scale.collectives import collectives
-from obscura_jax.scale.libtpu import disable_tpu_lookup
+from obscura_jax.scale.cuda_commands import compile_with_plan, launch_report
+from obscura_jax.scale.libtpu import tpu_devices
 from obscura_jax.scale.mesh import batch_shards, check_batch, check_model, make_mesh
-from obscura_jax.scale.roofline import CHIPS, Chip, matrix_flops, roofline
+from obscura_jax.scale.nvidia import GPUS, gpu_devices
+from obscura_jax.scale.roofline import (
+    CHIPS,
+    Chip,
+    communication_seconds,
+    matrix_flops,
+    roofline,
+)
 from obscura_jax.scale.traced_programs import Program, trace_program
 
 
@@ -23,7 +30,7 @@ class DoesNotFitError(ValueError):
 
 @dataclass(frozen=True)
 class Topology:
-    """TPU chips that need not be present: their kind, and the JAX devices that describe them."""
+    """Chips that need not be present: their kind, and the JAX devices that describe them."""
 
     name: str
     chip: Chip
@@ -31,27 +38,22 @@ class Topology:
 
 
 def get_topology(name: str) -> Topology:
-    """Return the chips of a topology such as "v5e:4x4". Call it before JAX is used.
+    """Return the chips of a topology: a TPU slice, such as "v5e:4x4", or GPUs, such as "h100:8".
+
+    Call it before JAX is used. "h100:4x8" is 4 hosts with 8 GPUs each.
 
     Raises:
-        ValueError: if the kind or shape is unknown; MissingExtraError without libtpu.
+        ValueError: if the kind or shape is unknown; MissingExtraError without the compiler.
     """
     kind, _, shape = name.partition(":")
-    if kind not in CHIPS or not shape:
-        raise ValueError(
-            f"unknown topology {name!r}; give a chip ({', '.join(CHIPS)}) and a shape, like v5e:4x4"
-        )
-    require("libtpu", "tpu", "compiling for a TPU")
-    disable_tpu_lookup()
-    jax.config.update("jax_platforms", "cpu")
-    from jax.experimental import topologies
-
-    try:
-        devices = topologies.get_topology_desc(name, platform="tpu").devices
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        first = (str(error).splitlines() or [""])[0].removeprefix("INVALID_ARGUMENT: ")
-        raise ValueError(f"unknown topology {name!r}: {first}") from error
-    return Topology(name, CHIPS[kind], tuple(devices))
+    if shape and kind in CHIPS:
+        return Topology(name, CHIPS[kind], tpu_devices(name))
+    if shape and kind in GPUS:
+        return Topology(name, GPUS[kind].chip, gpu_devices(GPUS[kind], shape))
+    raise ValueError(
+        f"unknown topology {name!r}; give a TPU ({', '.join(CHIPS)}) and a shape, like v5e:4x4, "
+        f"or a GPU ({', '.join(GPUS)}) and a number, like h100:8, or hosts x GPUs, like h100:4x8"
+    )
 
 
 def default_mesh(program: Program, cfg: GPTConfig, chips: int) -> dict[str, int]:
@@ -76,7 +78,8 @@ def analyze_program(
         A dictionary for JSON, with figures per chip: `memory` in bytes (the `temporaries` are not
         all alive at once; `peak` must fit), `flops` of matrix products, `bytes` that memory must
         move, `collectives` with the bytes of their results, bytes that must be `sent`, and the
-        shortest possible times in seconds (`roofline`).
+        shortest possible times in seconds (`roofline`). For `decode` on GPUs also `launches`, from
+        `cuda_commands.launch_report`.
 
     Raises:
         DoesNotFitError: if the program needs more memory than a chip has.
@@ -87,15 +90,22 @@ def analyze_program(
     check_batch(batch, mesh)
     _reject_oversized_batch(topology, cfg, program, mesh, batch)
     traced = trace_program(program, mesh, cfg, batch)
-    compiled = _compiled(traced)
+    compiled, plan = _compiled(traced, with_plan=program == "decode" and _is_gpu(topology))
     memory: Any = compiled.memory_analysis()
+    peak = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    if peak > topology.chip.memory:  # XLA refuses it only for TPUs
+        raise DoesNotFitError(
+            f"{batch} rows need {peak / 2**30:,.1f} GiB per chip, which exceeds the "
+            f"{topology.chip.memory / 2**30:.4g} GiB that it has for programs; use fewer rows"
+        )
     counted: Any = compiled.cost_analysis() or {}
     found = collectives(compiled.as_text())
-    sent = sum(one.times * one.bytes_sent for one in found)
+    hosts = [device.process_index for device in mesh.devices.flat]
     flops = matrix_flops(traced.jaxpr.jaxpr) / len(topology.devices)
     moved = memory.argument_size_in_bytes
     if program != "decode":  # it updates the caches in place: one slot is new
         moved += memory.output_size_in_bytes
+    best = roofline(topology.chip, flops, moved, communication_seconds(topology.chip, found, hosts))
     return {
         "topology": topology.name,
         "chips": len(topology.devices),
@@ -107,7 +117,7 @@ def analyze_program(
             "arguments": memory.argument_size_in_bytes,
             "temporaries": memory.temp_size_in_bytes,
             "program": memory.generated_code_size_in_bytes,
-            "peak": memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes,
+            "peak": peak,
             "chip": topology.chip.memory,
         },
         "flops": flops,
@@ -120,8 +130,9 @@ def analyze_program(
             }
             for kind in sorted({one.kind for one in found})
         },
-        "sent": sent,
-        "roofline": roofline(topology.chip, flops, moved, sent),
+        "sent": sum(one.times * one.bytes_sent for one in found),
+        "roofline": best,
+        **({"launches": launch_report(plan, best)} if plan else {}),
     }
 
 
@@ -174,16 +185,22 @@ def _reject_oversized_batch(
     if kept > topology.chip.memory:
         raise DoesNotFitError(
             f"{rows} rows per chip need at least {kept / 2**30:,.1f} GiB, which exceeds the "
-            f"chip's {topology.chip.memory / 2**30:g} GiB; use fewer rows"
+            f"chip's {topology.chip.memory / 2**30:.4g} GiB; use fewer rows"
         )
 
 
-def _compiled(traced: Any) -> Any:
+def _is_gpu(topology: Topology) -> bool:
+    return bool(topology.devices[0].platform == "gpu")
+
+
+def _compiled(traced: Any, with_plan: bool) -> tuple[Any, str]:
+    """Return the compiled program, and the plan of its commands, empty unless asked for."""
     try:
         with warnings.catch_warnings():
-            # JAX can write this program to its cache, but cannot read it without a TPU.
+            # JAX can write this program to its cache, but cannot read it without the chips.
             warnings.filterwarnings("ignore", ".*persistent compilation cache")
-            return traced.lower().compile()
+            lowered = traced.lower()
+            return compile_with_plan(lowered) if with_plan else (lowered.compile(), "")
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -1,6 +1,7 @@
 """Training and generation traced over a mesh of any devices, with shapes in place of arrays."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import target_layout
+from obscura_jax.decoding.controls import ControlArrays
 from obscura_jax.decoding.sampling import SamplingArrays
 from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.nn.model import GPTModel
@@ -71,7 +73,9 @@ def _request(mesh: Mesh, rows: int) -> Request:
     floats, integers = shape((rows,), jnp.float32), shape((rows,), jnp.int32)
     keys, stop_ids = shape((rows,), jax.random.key(0).dtype), shape((rows, 16), jnp.int32)
     sampling = SamplingArrays(temperature=floats, top_k=integers, top_p=floats, min_p=floats)
-    request: Request = _shard(mesh, Request(integers, sampling, keys, stop_ids))
+    bias_ids, bias = shape((rows, 16), jnp.int32), shape((rows, 16), jnp.float32)
+    controls = ControlArrays(integers, bias_ids, bias, floats, floats, floats, integers)
+    request: Request = _shard(mesh, Request(integers, sampling, keys, stop_ids, controls))
     return request
 
 
@@ -88,7 +92,9 @@ def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
     slots = cfg.context_length
     with tracing_for(target_of(mesh)):
         cache = target_layout(cfg, jnp.bfloat16).empty(batch, slots, jax.ShapeDtypeStruct)
-    state = _shard(mesh, initial_state(batch, slots, cache, jax.ShapeDtypeStruct))
+    state = initial_state(batch, slots, cache, jax.ShapeDtypeStruct)
+    prompts: Any = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
+    state = _shard(mesh, replace(state, prompts=prompts))
     target_count = jax.ShapeDtypeStruct((), jnp.int32)
     decode: Any = mesh_programs(mesh).decode
     return decode.trace(GPTModel(cfg), params, request, state, target_count)

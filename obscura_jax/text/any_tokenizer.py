@@ -23,6 +23,14 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     return list(getattr(ids, "ids", ids))  # tokenizers.Tokenizer returns them in an object
 
 
+def single_token(tokenizer: Any, text: str) -> int:
+    """Return the id of `text`; ValueError unless the text is exactly one token."""
+    ids = token_ids(tokenizer, text)
+    if len(ids) != 1:
+        raise ValueError(f"{text!r} is {len(ids)} tokens; give the text of exactly one token")
+    return int(ids[0])
+
+
 class IncrementalDecoder:
     """Turn ids into text piece by piece. The pieces add up to `tokenizer.decode` of all ids.
 

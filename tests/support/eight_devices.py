@@ -294,7 +294,9 @@ def test_tokens_are_the_same_in_each_layout(layout, tie_weights):
     placed, over = place(mesh, params), mesh_programs(mesh)
     keys = jax.random.split(jax.random.key(5), 8)
     how = {"temperature": [0.0, 1.0] * 4, "top_k": 20, "top_p": 0.9, "key": keys}
-    for settings in ({}, how):
+    controlled = {"repetition_penalty": [1.5, 1.0] * 4, "presence_penalty": 0.5}
+    controlled |= {"logit_bias": {7: 2.0, 500: -3.0}, "banned_ids": [6], "frequency_penalty": 0.2}
+    for settings in ({}, how, controlled):
         want = generate(model, params, PROMPTS, 9, **jax.tree.map(lambda x: x, settings))
         got = generate(model, placed, PROMPTS, 9, **settings, programs=over)
         assert got.tokens == want.tokens

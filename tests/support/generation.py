@@ -1,9 +1,12 @@
 """One small model for the tests of generation: its programs are compiled once per process."""
 
+from collections.abc import Iterable
+from dataclasses import fields
+
 import jax
 import numpy as np
 
-from obscura_jax import GenerationOptions, GPTConfig, GPTModel, Sampling
+from obscura_jax import Controls, GenerationOptions, GPTConfig, GPTModel, Sampling
 from obscura_jax.rng.torch_generator import torch_seed_init
 
 CFG = GPTConfig(
@@ -22,7 +25,8 @@ PARAMS = torch_seed_init(CFG, 123)
 PARAMS["trf_blocks"] = jax.tree.map(lambda leaf: 6 * leaf, PARAMS["trf_blocks"])
 KEY = jax.random.key(5)
 SAMPLED = {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "key": KEY}
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLING = {field.name for field in fields(Sampling)}
+_CONTROLS = {field.name for field in fields(Controls)}
 
 
 def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -37,5 +41,11 @@ NEW = 20
 
 def options(**keywords) -> GenerationOptions:
     """The keyword arguments of `generate` as `stream` takes them."""
-    sampling = {name: keywords.pop(name) for name in _SAMPLING if name in keywords}
-    return GenerationOptions(Sampling(**sampling), **keywords)
+    sampling = {name: keywords.pop(name) for name in _SAMPLING & keywords.keys()}
+    controls = {name: keywords.pop(name) for name in _CONTROLS & keywords.keys()}
+    return GenerationOptions(Sampling(**sampling), controls=Controls(**controls), **keywords)
+
+
+def joined(chunks: Iterable[list[list[int]]]) -> list[list[int]]:
+    """Return the rows of all chunks of a stream put together."""
+    return [[token for ids in row for token in ids] for row in zip(*chunks, strict=True)]
