@@ -144,6 +144,13 @@ def test_every_width_has_an_executable(model, folder):
     assert programs.n_compilations() == 0
 
 
+def test_another_type_of_weights_is_refused(model, folder):
+    _, weights, programs = load_artifact(folder)
+    for prompts in (PROMPT, PROMPT * 2):  # as an executable, and compiled
+        with pytest.raises(ValueError, match="model in float32 cannot compute in bfloat16; leave"):
+            generate(model[0], weights, prompts, 4, dtype="bfloat16", programs=programs)
+
+
 def test_other_sizes_fall_back_to_the_exported_program(model, folder):
     _, weights, programs = load_artifact(folder)
     rows = [*PROMPT, [7, 8], [300]]
@@ -263,9 +270,10 @@ def test_the_command_adds_executables(model, tmp_path, fails):
         found[name] = json.loads(done.stdout)
     assert found[out]["tokens"] == found[source]["tokens"]
     assert (found[source]["compiled"], found[out]["compiled"]) == (2, 0)
-    for options in (["--compile", "h100"], ["--compile", "cpu", "--platforms", "tpu"]):
-        error = fails("export", source, tmp_path / "new", *options)
-        assert "cannot be added to programs for" in error
+    new = tmp_path / "new"
+    assert "are for cpu; got 'h100'" in fails("export", source, new, "--compile", "cpu,h100")
+    error = fails("export", source, new, "--compile", "cpu", "--platforms", "tpu")
+    assert "need programs for cpu, but the platforms are tpu; add cpu" in error
 
 
 def test_a_processor_needs_the_instructions_of_a_build(tmp_path):

@@ -95,17 +95,26 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms
     }
     for program in stored.values():
         program.start_loading_smallest()  # while the caller reads the tokenizer, for example
-    return GPTModel(cfg), params, _generation_programs(stored["prefill"], stored["decode"], layout)
+    dtype = next(iter(weights.values())).dtype
+    return GPTModel(cfg), params, _generation_programs(*stored.values(), layout, dtype)
 
 
 def _generation_programs(
-    prefill: StoredProgram, decode: StoredProgram, layout: CacheLayout
+    prefill: StoredProgram, decode: StoredProgram, layout: CacheLayout, dtype: Any
 ) -> GenerationPrograms:
-    """Return the two programs with the arguments that the programs of a model have."""
+    """Return the two programs with the arguments that the programs of a model have.
+
+    `layout` is that of the cache, and `dtype` the type of the weights.
+    """
 
     def run_prefill(
         _: Any, params: Any, request: Request, prompts: Any, slots: int, capacity: int, __: int
     ) -> State:
+        if (given := next(iter(params.values())).dtype) != dtype:
+            raise ValueError(
+                f"an exported model in {dtype} cannot compute in {given}; leave out dtype, or "
+                f"export the model with --dtype {given}"
+            )
         rows, width = len(request.lengths), prompts.shape[1]
         prompts = np.repeat(prompts, rows // len(prompts), axis=0)
         stop_ids = request.stop_ids.shape[1]

@@ -83,12 +83,14 @@ def export_model(
         raise ValueError(
             f"platforms must be among {', '.join(PLATFORMS)}; got {', '.join(platforms)!r}"
         )
-    possible = [target for target, platform in TARGETS.items() if platform in platforms]
-    if not set(compile_for) <= set(possible):
-        raise ValueError(
-            f"executables for {', '.join(compile_for)} cannot be added to programs for "
-            f"{', '.join(platforms)}; choose among {', '.join(TARGETS)}, and add the platform"
-        )
+    for target in compile_for:
+        if target not in TARGETS:
+            raise ValueError(f"executables are for {', '.join(TARGETS)}; got {target!r}")
+        if TARGETS[target] not in platforms:
+            raise ValueError(
+                f"executables for {target} need programs for {TARGETS[target]}, but the platforms "
+                f"are {', '.join(platforms)}; add {TARGETS[target]} (--platforms)"
+            )
     check_free(path, overwrite)
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What an executable was compiled with and for, and whether it can run here."""
+"""The versions and the processor that an executable is for, and a check that they fit here."""
 
 import platform
 from dataclasses import asdict, dataclass
