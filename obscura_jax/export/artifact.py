@@ -96,7 +96,8 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms
     for program in stored.values():
         program.start_loading_smallest()  # while the caller reads the tokenizer, for example
     dtype = next(iter(weights.values())).dtype
-    return GPTModel(cfg), params, _generation_programs(*stored.values(), layout, dtype)
+    programs = _generation_programs(stored["prefill"], stored["decode"], layout, dtype)
+    return GPTModel(cfg), params, programs
 
 
 def _generation_programs(
