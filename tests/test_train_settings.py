@@ -100,6 +100,9 @@ def test_bad_values_are_refused(bad, message):
         TrainSettings(**bad)
 
 
+REQUIRED = {f.name for f in fields(TrainSettings) if not setting_of(f.name).later}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -111,7 +114,8 @@ def test_bad_values_are_refused(bad, message):
 def test_json_keeps_every_setting(settings):
     saved = json.loads(json.dumps(settings.to_dict()))
     assert TrainSettings.from_dict(saved) == settings
-    for name in saved:
+    assert saved.keys() - REQUIRED == {"attention"}
+    for name in REQUIRED:
         with pytest.raises(ValueError, match=f"^{name} is missing$"):
             TrainSettings.from_dict({n: value for n, value in saved.items() if n != name})
 

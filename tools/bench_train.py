@@ -13,13 +13,11 @@ reported separately. Memory is the peak of the process.
 import argparse
 import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from obscura_jax.arguments import positive_int
 from obscura_jax.bench.measurements import BenchReport, environment
-from obscura_jax.bench.processes import peak_mebibytes
 from obscura_jax.bench.training import TimedStep, time_training, token_batch, training_step
 from obscura_jax.config import PRESETS
 from obscura_jax.training.options import StepOptions
@@ -27,6 +25,7 @@ from obscura_jax.training.options import StepOptions
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tools.side_by_side import Elsewhere, ratios, show
+from tools.torch_peers import torch_training_step
 
 
 def main() -> None:
@@ -78,28 +77,12 @@ def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads
     from obscura_jax.parity.gpt import torch_reference
 
     torch.set_num_threads(threads)
-    ids = torch.tensor(token_batch(cfg, rows, length), dtype=torch.long)
     model = torch_reference.GPTModel(cfg.to_dict())
     if cfg.tie_weights:
         model.out_head.weight = model.tok_emb.weight
-    adamw = torch.optim.AdamW(model.parameters())
-
-    def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = model(ids[:, :-1])
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-
-    measured: Any = torch.compile(loss) if compiled else loss
-
-    def step() -> tuple[float, float | None]:
-        begin = time.perf_counter()
-        adamw.zero_grad()
-        measured().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.step()
-        return time.perf_counter() - begin, peak_mebibytes()
-
-    return step
+    return torch_training_step(
+        model, model, token_batch(cfg, rows, length), dtype, compiled=compiled
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from obscura_jax.bench.measurements import Measurement
@@ -65,3 +65,22 @@ def show(ratios: list[dict[str, Any]]) -> None:
     """Print one line per ratio."""
     for ratio in ratios:
         print("{name:<28} {system:<9} / {peer:<24} {ratio:5.2f}x".format(**ratio))
+
+
+def table(figures: Sequence[Measurement], found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the medians, one workload per line, with each ratio after the peer's figure."""
+    systems = list(dict.fromkeys(figure.system for figure in figures))
+    ratio_of = {(ratio["name"], ratio["peer"]): f"{ratio['ratio']:.2f}x" for ratio in found}
+    lines = [f"{'':<20} {'':<9}" + "".join(f"{system:>26}" for system in systems)]
+    for name in dict.fromkeys(figure.name for figure in figures):
+        row = [figure for figure in figures if figure.name == name]
+        cells = [
+            f"{_rounded(figure.median):>17} {ratio_of.get((name, figure.system), ''):>8}"
+            for figure in row
+        ]
+        lines.append(f"{name:<20} {row[0].unit:<9}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -12,6 +12,8 @@ from obscura_jax.nn.model import GPTModel
 # the seconds for all other tokens, and the tokens.
 GenerateFn = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
+ONE_ROW = "decode, 1 row"  # the workload whose steps do little else than read the weights
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -37,9 +39,9 @@ def generation_workloads(cfg: GPTConfig) -> list[Workload]:
     steps = max(2, context // 16 + 1)
     return [
         Workload(f"prefill, {long} tokens", 1, long, 1, "tokens/s"),
-        Workload("decode, 1 row", 1, short, steps, "ms/step"),
+        Workload(ONE_ROW, 1, short, steps, "ms/step"),
         Workload("decode, 8 rows", 8, short, steps, "ms/step"),
-        Workload("decode, 1 row, full cache", 1, context - steps, steps, "ms/step"),
+        Workload(f"{ONE_ROW}, full cache", 1, context - steps, steps, "ms/step"),
     ]
 
 

@@ -73,6 +73,11 @@ class BenchReport:
         if not self._as_json:
             print(*measurements, sep="\n", flush=True)
 
+    def warn(self, line: str) -> None:
+        """Print a line unless the report is JSON, where the figures at the end have its facts."""
+        if not self._as_json:
+            print(line, flush=True)
+
     def end(self, model: str, **more: Any) -> None:
         """Print the JSON object, if the report is JSON."""
         if self._as_json:

@@ -18,11 +18,14 @@ from obscura_jax.decoding.alternatives import most_probable, write
 from obscura_jax.decoding.cache import CacheLayout, KVCache, target_layout
 from obscura_jax.decoding.cached_forward import decode_step, prefill_cache
 from obscura_jax.decoding.controls import History, apply_controls
-from obscura_jax.decoding.sampling import for_each_key, log_probability, sample
+from obscura_jax.decoding.fused import fuse_qkv
+from obscura_jax.decoding.graphs import JitWithOptions, decode_options
+from obscura_jax.decoding.next_token import choose_next
+from obscura_jax.decoding.qkv_cache import from_qkv_cache, to_qkv_cache
 from obscura_jax.decoding.state import Request, State, initial_state
 from obscura_jax.nn.dtypes import compute_dtype
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.target import on_one_cpu
+from obscura_jax.nn.target import on_one_cpu, on_one_gpu
 
 
 def prefill(
@@ -95,8 +98,12 @@ def decode(
     model: GPTModel, params: Any, request: Request, state: State, target_count: Int[Array, ""]
 ) -> State:
     """Sample tokens until each row has `target_count` of them or all rows have ended."""
+    few_kernels = on_one_gpu() and _has_one_row(request)
+    if few_kernels:
+        cache: Any = to_qkv_cache(state.cache)
+        params, state = fuse_qkv(params), replace(state, cache=cache)
     prompt_width = request.lengths.max()
-    slots = jnp.arange(state.cache.keys[0].shape[-2], dtype=jnp.int32)[None]
+    slots = jnp.arange(jax.tree.leaves(state.cache)[0].shape[-2], dtype=jnp.int32)[None]
 
     def step(weights: Any, token: Array, state: State) -> tuple[Array, KVCache]:
         slot = prompt_width + state.count - 1  # where this step stores the last sampled token
@@ -109,7 +116,8 @@ def decode(
         position = request.lengths + state.count - 1
         return decode_step(model, weights, token, position, slot, visible, state.cache)
 
-    return decode_tokens(params, request, state, target_count, step)
+    last: Any = decode_tokens(params, request, state, target_count, step)
+    return replace(last, cache=from_qkv_cache(last.cache)) if few_kernels else last
 
 
 def decode_tokens(
@@ -186,16 +194,25 @@ class GenerationPrograms:
         return sum(function._cache_size() for function in self.jitted)
 
 
-def jit_programs(wrap: Callable[[Any], Any] = lambda program: program) -> GenerationPrograms:
+def jit_programs(
+    wrap: Callable[[Any], Any] = lambda program: program,
+    options: Callable[[int], dict[str, Any]] = lambda rows: {},
+) -> GenerationPrograms:
     """Return the programs jitted, each through `wrap`, which must keep the argument names.
 
+    `decode` is compiled with `options(rows)`, XLA's options for a number of rows; by default none.
     `decode` and `slide` reuse the buffers of the state they are given.
     """
     sizes, given = ("capacity", "n_alternatives"), ("state",)
+    how: dict[str, Any] = {"static_argnames": ("model",), "donate_argnames": given}
+
+    def for_request(model: GPTModel, params: Any, request: Request, *_: Any) -> dict[str, Any]:
+        return options(request.lengths.shape[0])
+
     jitted: list[Any] = [
         jax.jit(wrap(prefill), static_argnames=("model", "slots", *sizes)),
-        jax.jit(wrap(decode), static_argnames=("model",), donate_argnames=given),
-        jax.jit(wrap(slide), static_argnames=("model",), donate_argnames=given),
+        JitWithOptions(wrap(decode), for_request, **how),
+        jax.jit(wrap(slide), **how),
         jax.jit(read_prefix, static_argnames=("model", "slots")),
         jax.jit(wrap(prefill_after), static_argnames=("model", *sizes)),
     ]
@@ -205,7 +222,7 @@ def jit_programs(wrap: Callable[[Any], Any] = lambda program: program) -> Genera
     )
 
 
-DEFAULT_PROGRAMS = jit_programs()
+DEFAULT_PROGRAMS = jit_programs(options=decode_options)
 
 
 def _layout(model: GPTModel, params: Any) -> CacheLayout:
@@ -248,30 +265,37 @@ def sample_next(
     """
     logits = logits.astype(jnp.float32)  # sampling uses float32, even for a float64 model
     positions = request.lengths + state.count
-    keys = for_each_key(jax.random.fold_in, request.keys, positions)
     controlled = logits
     if request.controls is not None and state.prompts is not None:
         history = History(state.prompts, request.lengths, state.tokens, state.count)
         controlled = apply_controls(logits, request.controls, request.stop_ids, history)
-    token = sample(controlled, request.sampling, keys)
-    logprob = log_probability(logits, token)
-    at = (jnp.zeros((), state.count.dtype), state.count)
-    done = state.done | (token[:, None] == request.stop_ids).any(axis=-1)
+    chosen = choose_next(logits, controlled, request.sampling, request.keys, positions)
+    done = state.done | (chosen.ids[:, None] == request.stop_ids).any(axis=-1)
     alternatives = state.alternatives
     if alternatives is not None:
         new = most_probable(logits, alternatives.ids.shape[-1])
         alternatives = write(alternatives, new, state.count)
+
+    def append(table: Array, new: Array) -> Array:
+        at = (jnp.zeros((), state.count.dtype), state.count)
+        return lax.dynamic_update_slice(table, new[:, None], at, allow_negative_indices=False)
+
     return State(
         count=state.count + 1,
-        tokens=lax.dynamic_update_slice(state.tokens, token[:, None], at),
-        logprobs=lax.dynamic_update_slice(state.logprobs, logprob[:, None], at),
+        tokens=append(state.tokens, chosen.ids),
+        logprobs=append(state.logprobs, chosen.logprobs),
         n_kept=jnp.where(done, state.n_kept, state.count + 1),
         done=done,
-        nonfinite=state.nonfinite | ~jnp.isfinite(logits).all(),
+        nonfinite=state.nonfinite | ~chosen.finite,
         cache=cache,
         prompts=state.prompts,
         alternatives=alternatives,
     )
+
+
+def _has_one_row(request: Request) -> bool:
+    rows = request.lengths.shape[0]  # symbolic in exported programs
+    return isinstance(rows, int) and rows == 1
 
 
 def _continues(state: State, target_count: Int[Array, ""]) -> Bool[Array, ""]:
@@ -280,7 +304,10 @@ def _continues(state: State, target_count: Int[Array, ""]) -> Bool[Array, ""]:
 
 def _last_token(state: State) -> Int[Array, " b"]:
     """Return the token sampled last in each row."""
-    return lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=1, keepdims=False)
+    last = state.count - 1
+    return lax.dynamic_index_in_dim(
+        state.tokens, last, axis=1, keepdims=False, allow_negative_indices=False
+    )
 
 
 def _block_hoisting(params: Any, step: Any) -> tuple[Any, Any]:

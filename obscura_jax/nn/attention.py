@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from obscura_jax.checks import check_drop_rate, check_heads, check_sizes
+from obscura_jax.nn.cudnn_attention import cudnn_attention, use_cudnn
 from obscura_jax.nn.layers import dropout, dropout_key
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 
@@ -178,7 +179,8 @@ class MultiHeadAttention(nn.Module):
     """Causal self-attention with `num_heads` heads (chapter 3.6.2).
 
     Three projections compute the queries, keys and values of all heads, which are then split. The
-    context vectors of the heads are merged and mixed by `out_proj`.
+    context vectors of the heads are merged and mixed by `out_proj`. Parameters with one projection
+    `W_qkv` in place of the three are accepted too; see `decoding.fused`.
 
     Attributes:
         d_in: width of the input.
@@ -206,6 +208,7 @@ class MultiHeadAttention(nn.Module):
         self.W_query = Linear(self.d_in, self.d_out, self.qkv_bias)
         self.W_key = Linear(self.d_in, self.d_out, self.qkv_bias)
         self.W_value = Linear(self.d_in, self.d_out, self.qkv_bias)
+        self.W_qkv = Linear(self.d_in, 3 * self.d_out, self.qkv_bias)
         self.out_proj = Linear(self.d_out, self.d_out)
 
     def __call__(
@@ -218,21 +221,23 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Array, "*batch t d_out"]:
         """Attend within each sequence, in every head; position t sees positions 0..t.
 
-        If given, `attention_fn` replaces causal attention. `key` is as in `dropout_key`.
+        If given, `attention_fn` replaces causal attention. `key` is as in `dropout_key`. The
+        target's choice of attention may be cuDNN; see `nn.cudnn_attention`.
         """
         check_length(x.shape[-2], self.context_length)
-        queries, keys, values = (
-            split_heads(project(x), self.num_heads)
-            for project in (self.W_query, self.W_key, self.W_value)
-        )
+        if self.has_variable("params", "W_qkv"):
+            projected = jnp.split(self.W_qkv(x), 3, axis=-1)
+        else:
+            projected = [self.W_query(x), self.W_key(x), self.W_value(x)]
+        queries, keys, values = (split_heads(part, self.num_heads) for part in projected)
         if attention_fn is not None:
             return self.out_proj(merge_heads(attention_fn(queries, keys, values)))
-        context = scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            causal_mask(x.shape[-2]),
-            dropout_rate=self.dropout,
-            key=dropout_key(self, self.dropout, deterministic, key),
-        )
+        key = dropout_key(self, self.dropout, deterministic, key)
+        if use_cudnn(queries, drops=key is not None):
+            context = cudnn_attention(queries, keys, values)
+        else:
+            mask, rate = causal_mask(x.shape[-2]), self.dropout
+            context = scaled_dot_product_attention(
+                queries, keys, values, mask, dropout_rate=rate, key=key
+            )
         return self.out_proj(merge_heads(context))

@@ -3,21 +3,25 @@
 A few operations are written differently for CPU, GPU and TPU, and for several devices. The target
 is a hidden input of these modules, which read it while they are traced:
 
+    nn.cudnn_attention          whether causal attention runs in cuDNN
     nn.linear                   the order of a product, and layouts of 16-bit operands
     decoding.cache              the shape, dtype and memory layout of the cache
     decoding.cached_forward     a barrier after the attention of one token
-    decoding.filters            the search for the k-th largest logit
-    decoding.programs           a barrier in the loops
+    decoding.filters            the searches for the k-th largest logit and for the last of top-p
+    decoding.programs           a barrier in the loops, and the form of the decode loop for a GPU
+    decoding.sampling           the order of a draw and of the search for the largest logit
 
 `jax.jit` traces again for another target, because the target is one of JAX's user contexts.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import jax
+
+AttentionKind = Literal["auto", "reference", "cudnn"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,24 @@ class Target:
     """The devices that a program is for.
 
     Attributes:
-        platform: "cpu", "cuda", "tpu", or another of JAX's.
+        platform: "cpu", "cuda", "tpu", or another of JAX's; its "gpu" becomes "cuda".
         multi_device: whether arrays are distributed over several devices.
         allow_layouts: whether memory-layout constraints may be used. False if heads are sharded,
             because the partitioner would all-gather them first, and in exported programs, whose
             format does not guarantee layouts.
+        attention: how causal attention is computed when training and reading prompts. "reference"
+            is the form of `nn.attention`, "cudnn" is cuDNN's kernel for 16-bit numbers on CUDA, and
+            "auto" is cuDNN where `nn.cudnn_attention.use_cudnn` says so.
     """
 
     platform: str
     multi_device: bool = False
     allow_layouts: bool = True
+    attention: AttentionKind = "auto"
+
+    def __post_init__(self) -> None:
+        if self.platform == "gpu":  # `jax.default_backend()` and devices have this name
+            object.__setattr__(self, "platform", "cuda")
 
 
 _target: Any = jax.make_user_context(default_value=None)  # part of the key of jit's caches
@@ -51,8 +63,21 @@ def on_one_cpu() -> bool:
     return target.platform == "cpu" and not target.multi_device
 
 
+def on_one_gpu() -> bool:
+    """Return whether the program being traced is for a single CUDA device."""
+    target = current_target()
+    return target.platform == "cuda" and not target.multi_device
+
+
 @contextmanager
 def tracing_for(target: Target) -> Iterator[None]:
     """Context manager: trace programs for `target` instead of the local backend."""
     with _target(target):
+        yield
+
+
+@contextmanager
+def choosing_attention(kind: AttentionKind) -> Iterator[None]:
+    """Context manager: trace programs for the current target with `kind` as its `attention`."""
+    with tracing_for(replace(current_target(), attention=kind)):
         yield

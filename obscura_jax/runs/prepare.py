@@ -71,6 +71,7 @@ def prepare(
             compute_dtype=settings.dtype,
             logits_chunk=settings.logits_chunk,
             remat=settings.remat,
+            attention=settings.attention,
         ),
     )
     rows = min(settings.batch_size, len(val_windows))

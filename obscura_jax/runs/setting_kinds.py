@@ -37,6 +37,7 @@ class Setting:
         help: a description that can be read alone.
         metavar: the name of the value in the help.
         old: the earlier name, still read in settings.json and on the command line.
+        later: whether settings.json of earlier runs lacks it; its default is then meant.
         changeable: whether a resumed run may use another value; only rounding depends on it.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     metavar: str | None = None
     old: str | None = None
     changeable: bool = False
+    later: bool = False
 
 
 def about(group: str, kind: Kind, help: str, *args: Any, **more: Any) -> dict[str, Setting]:

@@ -192,6 +192,16 @@ class TrainSettings:
             changeable=True,
         ),
     )
+    attention: Literal["auto", "reference", "cudnn"] = field(
+        default="auto",
+        metadata=about(
+            "memory",
+            one_of("auto", "reference", "cudnn"),
+            "how attention is computed; auto is cudnn in bfloat16 on a CUDA device",
+            changeable=True,
+            later=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -210,6 +220,11 @@ class TrainSettings:
                     f"preset {self.preset} has {name}={preset[name]}, not {getattr(self, name)}; "
                     "leave one of them out"
                 )
+        if self.attention == "cudnn":
+            if self.dtype == "float32":
+                raise ValueError("attention cudnn needs 16-bit numbers; add dtype bfloat16")
+            if self.drop_rate:
+                raise ValueError("attention cudnn cannot drop values; leave drop_rate out")
         if self.epochs is None and self.steps is None:
             self._set("steps", DEFAULT_STEPS)
         self.model_config()
@@ -239,6 +254,9 @@ class TrainSettings:
         for f in fields(cls):
             old = setting_of(f.name).old
             stored = f.name if f.name in saved or old is None else old
+            if stored not in saved and setting_of(f.name).later:
+                values[f.name] = f.default
+                continue
             values[f.name] = saved.get(stored)
             required = f.default is not None or f.name in DEFAULT_SIZES
             if stored not in saved or (values[f.name] is None and required):

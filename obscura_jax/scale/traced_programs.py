@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import target_layout
 from obscura_jax.decoding.controls import ControlArrays
+from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
 from obscura_jax.decoding.sampling import SamplingArrays
 from obscura_jax.decoding.state import Request, initial_state
 from obscura_jax.nn.model import GPTModel
@@ -90,14 +91,17 @@ def _prefill(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
 def _decode(mesh: Mesh, cfg: GPTConfig, batch: int) -> Any:
     params, request = _params(mesh, cfg, jnp.bfloat16), _request(mesh, batch)
     slots = cfg.context_length
-    with tracing_for(target_of(mesh)):
+    programs, target = mesh_programs(mesh), target_of(mesh)
+    if mesh.size == 1 and target.platform == "cuda":  # `generate` uses no mesh for one GPU
+        programs, target = DEFAULT_PROGRAMS, replace(target, multi_device=False)
+    with tracing_for(target):
         cache = target_layout(cfg, jnp.bfloat16).empty(batch, slots, jax.ShapeDtypeStruct)
-    state = initial_state(batch, slots, cache, jax.ShapeDtypeStruct)
-    prompts: Any = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
-    state = _shard(mesh, replace(state, prompts=prompts))
-    target_count = jax.ShapeDtypeStruct((), jnp.int32)
-    decode: Any = mesh_programs(mesh).decode
-    return decode.trace(GPTModel(cfg), params, request, state, target_count)
+        state = initial_state(batch, slots, cache, jax.ShapeDtypeStruct)
+        prompts: Any = jax.ShapeDtypeStruct((batch, slots), jnp.int32)
+        state = _shard(mesh, replace(state, prompts=prompts))
+        target_count = jax.ShapeDtypeStruct((), jnp.int32)
+        decode: Any = programs.decode
+        return decode.trace(GPTModel(cfg), params, request, state, target_count)
 
 
 _TRACE: dict[str, Callable[[Mesh, GPTConfig, int], Any]] = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from obscura_jax.checks import check_choice, check_size, check_sizes
 from obscura_jax.nn.model import RematPolicy
+from obscura_jax.nn.target import AttentionKind
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StepOptions:
             computes all of them. See `next_token_loss`.
         remat: activations that the backward pass computes again instead of storing; see
             `GPTModel.hidden_states`.
+        attention: how causal attention is computed; see `nn.target.Target`.
 
     Raises:
         ValueError: if a field is out of range; the message names it.
@@ -31,6 +33,7 @@ class StepOptions:
     compute_dtype: str | None = None
     logits_chunk: int | None = None
     remat: RematPolicy | None = None
+    attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
         check_sizes(self, "grad_accum_steps")
@@ -40,6 +43,7 @@ class StepOptions:
             object.__setattr__(self, "compute_dtype", _floating_name(self.compute_dtype))
         if self.remat is not None:
             check_choice("remat", self.remat, get_args(RematPolicy))
+        check_choice("attention", self.attention, get_args(AttentionKind))
 
     def micro_batch_size(self, batch_size: int) -> int:
         """Return the rows of a micro-batch; ValueError unless the batch splits into equal ones."""

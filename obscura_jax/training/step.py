@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from obscura_jax.nn.model import GPTModel
+from obscura_jax.nn.target import choosing_attention
 from obscura_jax.training.loss import next_token_loss
 from obscura_jax.training.optimizer import OptimizerConfig, learning_rate, optimizer
 from obscura_jax.training.options import DEFAULT_OPTIONS, StepOptions
@@ -103,15 +104,16 @@ def train_step(
             own_key = jax.random.fold_in(jax.random.fold_in(key, state.step), number)
         if options.compute_dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(options.compute_dtype), params)
-        return next_token_loss(
-            model,
-            view(params),
-            inputs,
-            targets,
-            key=own_key,
-            logits_chunk=options.logits_chunk,
-            remat=options.remat,
-        )
+        with choosing_attention(options.attention):
+            return next_token_loss(
+                model,
+                view(params),
+                inputs,
+                targets,
+                key=own_key,
+                logits_chunk=options.logits_chunk,
+                remat=options.remat,
+            )
 
     loss_and_gradients = jax.value_and_grad(loss_of)
 
