@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -44,6 +45,25 @@ def enable_compilation_cache() -> None:
             show(message, *args)  # type: ignore[arg-type]
 
     warnings.showwarning = repair  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def disabled_compilation_cache() -> Iterator[None]:
+    """Context manager: compile without reading or writing JAX's cache.
+
+    On a CPU a program from the cache cannot be serialized: the copy fails when it is run.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    compilation_cache.reset_cache()  # else JAX keeps its first decision to use the cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def folder() -> Path:

@@ -21,6 +21,11 @@ def add_parser(commands: Any) -> None:
     )
     platforms = "cpu,cuda,tpu"
     add_option(parser, "--platforms", "platforms for the programs", "P,...", default=platforms)
+    compiled = (
+        "add executables for this processor, so that one prompt of up to 64 tokens, and 128 tokens "
+        "in all, needs no compilation"
+    )
+    add_option(parser, "--compile", compiled, "cpu", action="append")
     add_model_arguments(parser)
     overwrite = "replace an existing model in the folder"
     add_option(parser, "--overwrite", overwrite, action="store_true")
@@ -39,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint.params,
         dtype=args.dtype,
         platforms=args.platforms.split(","),
+        compile_for=[name for names in args.compile or () for name in names.split(",")],
         tokens=checkpoint.tokens,
         overwrite=args.overwrite,
     )

@@ -19,12 +19,15 @@ from obscura_jax.atomic_files import require_path, write_atomically
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding import programs
 from obscura_jax.decoding.cache import CacheLayout, cache_layout, target_layout
-from obscura_jax.decoding.state import State, initial_state
+from obscura_jax.decoding.state import State
+from obscura_jax.export.executables import TARGETS, compile_executables
 from obscura_jax.export.file_format import (
     FORMAT,
     WEIGHTS,
+    Sizes,
     file_name,
     plain_state,
+    program_arguments,
     request_from_plain,
     state_from_plain,
 )
@@ -46,6 +49,7 @@ def export_model(
     *,
     dtype: DTypeLike = jnp.float32,
     platforms: Sequence[str] = PLATFORMS,
+    compile_for: Sequence[str] = (),
     tokens: TokenRecord = NO_TOKENS,
     overwrite: bool = False,
 ) -> dict[str, int]:
@@ -57,6 +61,8 @@ def export_model(
         params: its parameters.
         dtype: the type of the weights and the computation, float32 or bfloat16.
         platforms: the platforms that it will run on, out of "cpu", "cuda" and "tpu".
+        compile_for: what to add executables for, such as "cpu": this machine's processor. See
+            `export.executables` for their sizes.
         tokens: the model's special tokens and tokenizer, which are written too.
         overwrite: replace a model that is already in the folder.
 
@@ -64,8 +70,9 @@ def export_model(
         The size of each file, in bytes.
 
     Raises:
-        ValueError: for an unknown platform or type, parameters of another model, or a folder that
-            cannot be written or holds a model and `overwrite` is False.
+        ValueError: for an unknown platform or type, executables that cannot be compiled here or
+            that need another platform, parameters of another model, or a folder that cannot be
+            written or holds a model and `overwrite` is False.
     """
     path = require_path(folder)
     if path.exists() and not path.is_dir():
@@ -76,16 +83,31 @@ def export_model(
         raise ValueError(
             f"platforms must be among {', '.join(PLATFORMS)}; got {', '.join(platforms)!r}"
         )
+    for target in compile_for:
+        if target not in TARGETS:
+            raise ValueError(f"executables are for {', '.join(TARGETS)}; got {target!r}")
+        if TARGETS[target] not in platforms:
+            raise ValueError(
+                f"executables for {target} need programs for {TARGETS[target]}, but the platforms "
+                f"are {', '.join(platforms)}; add {TARGETS[target]} (--platforms)"
+            )
     check_free(path, overwrite)
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
     contents = {name: source.read_bytes() for name, source in tokens.files.items()}
-    cache_dtypes = {}
+    cache_dtypes, executables = {}, {}
     for platform in platforms:
         with tracing_for(Target(platform, allow_layouts=False)):
             cache_dtypes[platform] = str(target_layout(cfg, dtype).dtype)
-            for name, exported in _export_programs(cfg, tensors, platform).items():
-                contents[file_name(name, platform)] = bytes(exported.serialize())
+            exported = _export_programs(cfg, tensors, platform)
+        for name, program in exported.items():
+            contents[file_name(name, platform)] = bytes(program.serialize())
+        layout = cache_layout(cfg, cache_dtypes[platform])
+        for target in compile_for:
+            if TARGETS[target] == platform:
+                entry, compiled = compile_executables(target, exported, cfg, tensors, layout)
+                executables[target] = entry
+                contents |= compiled
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()
@@ -111,6 +133,8 @@ def export_model(
         "tokens": tokens.to_dict(),
         "files": entries,
     }
+    if executables:
+        manifest["executables"] = executables
 
     def write_manifest(to: Path) -> None:  # written after all others
         to.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -147,41 +171,15 @@ def _export_programs(
         params, request = unflatten_dict(weights, sep="."), request_from_plain(request)
         return to_outer(programs.decode(model, params, request, to_inner(state), until))
 
-    weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()}
     b, s, n, k, t = export.symbolic_shape(
         "b, s, n, k, t", constraints=["t <= s", f"s <= {limit}", f"t <= {limit}"]
     )
-    ids, state = jax.ShapeDtypeStruct((b, t), jnp.int32), _abstract_state(outer, b, s, n)
-    exported_prefill = export.export(jax.jit(prefill), platforms=[platform])(
-        weights, ids, _abstract_request(b, k), state
-    )
+    arguments = program_arguments("prefill", tensors, outer, Sizes(b, t, s, n, k))
+    exported_prefill = export.export(jax.jit(prefill), platforms=[platform])(*arguments)
     b, s, n, k = export.symbolic_shape("b, s, n, k", constraints=[f"s <= {limit}"])
-    until, state = jax.ShapeDtypeStruct((), jnp.int32), _abstract_state(outer, b, s, n)
-    exported_decode = export.export(jax.jit(decode), platforms=[platform])(
-        weights, state, _abstract_request(b, k), until
-    )
+    arguments = program_arguments("decode", tensors, outer, Sizes(b, 0, s, n, k))
+    exported_decode = export.export(jax.jit(decode), platforms=[platform])(*arguments)
     return {"prefill": exported_prefill, "decode": exported_decode}
-
-
-def _abstract_request(rows: Any, stop_ids: Any) -> dict[str, Any]:
-    """Return the shapes of a request in the file format."""
-    floats = jax.ShapeDtypeStruct((rows,), jnp.float32)
-    integers = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    return {
-        "lengths": integers,
-        "temperature": floats,
-        "top_k": integers,
-        "top_p": floats,
-        "min_p": floats,
-        "keys": jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
-        "stop_ids": jax.ShapeDtypeStruct((rows, stop_ids), jnp.int32),
-    }
-
-
-def _abstract_state(layout: CacheLayout, rows: Any, slots: Any, capacity: Any) -> dict[str, Any]:
-    """Return the shapes of a state in the file format."""
-    cache = layout.empty(rows, slots, jax.ShapeDtypeStruct)
-    return plain_state(initial_state(rows, capacity, cache, jax.ShapeDtypeStruct))
 
 
 def _with_layout(state: State, layout: CacheLayout) -> State:

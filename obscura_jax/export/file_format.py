@@ -10,23 +10,29 @@ take and return dictionaries and lists of arrays, so that they run without this 
 of its `SamplingArrays` next to the others, and keys as their data, (b, 2) uint32. `state` has the
 fields of `decoding.state.State`, two of them under older names, with the cache as two lists of
 arrays (b, h, s, k), one per block.
+
+A folder may also have executables: these programs compiled for some sizes and one kind of
+processor. The manifest has an entry "executables" only then; readers may ignore it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from obscura_jax.config import GENERATOR, GPTConfig
-from obscura_jax.decoding.cache import KVCache
+from obscura_jax.decoding.cache import CacheLayout, KVCache
 from obscura_jax.decoding.sampling import SamplingArrays
-from obscura_jax.decoding.state import Request, State
+from obscura_jax.decoding.state import Request, State, initial_state
 from obscura_jax.interop.locate import FORMATS, MANIFEST
 from obscura_jax.interop.tensor_files import read, read_json
 
 FORMAT = f"{FORMATS} 2"
 WEIGHTS = "model.safetensors"
 PROGRAMS = ("prefill", "decode")
+DONATED = {"prefill": 3, "decode": 1}  # the argument of each program whose buffers it reuses
 
 # Key of a state in files -> field of `State`; the cache is under the fields of `KVCache`.
 _STATE_FIELDS = {
@@ -39,9 +45,53 @@ _STATE_FIELDS = {
 }
 
 
+class Sizes(NamedTuple):
+    """The sizes that the arguments of a program depend on: integers, or symbols of `jax.export`.
+
+    Attributes:
+        rows: number of rows.
+        width: number of positions in the padded prompts; 0 for `decode`, which has no prompts.
+        slots: number of positions in the cache.
+        capacity: number of tokens that the state has room for.
+        stop_ids: number of stop ids per row, with padding.
+    """
+
+    rows: Any
+    width: Any
+    slots: Any
+    capacity: Any
+    stop_ids: Any
+
+
 def file_name(program: str, platform: str) -> str:
     """Return the name of the file that has a program for a platform."""
     return f"{program}.{platform}.jaxexport"
+
+
+def program_arguments(
+    program: str, weights: Mapping[str, Any], layout: CacheLayout, sizes: Sizes
+) -> tuple[Any, ...]:
+    """Return the shapes of a program's arguments, as `jax.ShapeDtypeStruct`.
+
+    `weights` has arrays or shapes, and `layout` is that of the cache in the file format.
+    """
+    shape = jax.ShapeDtypeStruct
+    rows, floats, integers = sizes.rows, jnp.float32, jnp.int32
+    given = {name: shape(x.shape, x.dtype) for name, x in weights.items()}
+    request = {
+        "lengths": shape((rows,), integers),
+        "temperature": shape((rows,), floats),
+        "top_k": shape((rows,), integers),
+        "top_p": shape((rows,), floats),
+        "min_p": shape((rows,), floats),
+        "keys": shape((rows, 2), jnp.uint32),
+        "stop_ids": shape((rows, sizes.stop_ids), integers),
+    }
+    cache = layout.empty(rows, sizes.slots, shape)
+    state = plain_state(initial_state(rows, sizes.capacity, cache, shape))
+    if program == "prefill":
+        return given, shape((rows, sizes.width), integers), request, state
+    return given, state, request, shape((), integers)
 
 
 def read_manifest(folder: str | Path) -> tuple[dict[str, Any], GPTConfig]:

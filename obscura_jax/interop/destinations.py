@@ -9,6 +9,7 @@ from obscura_jax.interop.tensor_files import read_json
 from obscura_jax.interop.tokens import CARRIED, TOKENS_FILE
 
 _PROGRAMS = ("prefill.*.jaxexport", "decode.*.jaxexport")
+_EXECUTABLES = ("prefill.*.executable", "decode.*.executable")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -29,7 +30,9 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 def remove_companions(folder: Path, written: Container[str]) -> None:
     """Remove files of an earlier model that would be read together with the one just written."""
-    programs = [path.name for pattern in _PROGRAMS for path in folder.glob(pattern)]
+    programs = [
+        path.name for pattern in (*_PROGRAMS, *_EXECUTABLES) for path in folder.glob(pattern)
+    ]
     # Other programs also write a manifest.json.
     manifest = [MANIFEST] if _is_of_an_export(folder / MANIFEST) else []
     for name in (*manifest, CONFIG, TOKENS_FILE, *CARRIED, *programs):
