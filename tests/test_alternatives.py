@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from obscura_jax import GenerationOptions, generate
+from obscura_jax.decoding.engine import Generator
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS
 from obscura_jax.decoding.request import plan_generation
 from obscura_jax.decoding.stream import stream
@@ -99,11 +100,11 @@ def test_a_text_has_the_alternatives_of_its_tokens():
     want = generate(MODEL, PARAMS, ROWS, NEW, top_logprobs=2)
     stop = [f" {want.tokens[0][6]}"]
     how = options(top_logprobs=2)
-    outputs = generate_text(MODEL, PARAMS, texts, IdTokenizer(), NEW, how, stop=stop)
+    outputs = generate_text(Generator(MODEL, PARAMS), texts, IdTokenizer(), NEW, how, stop=stop)
     for output, alternatives in zip(outputs, want.top_logprobs, strict=True):
         assert output.top_logprobs == alternatives[: len(output.tokens)]
     assert len(outputs[0].tokens) < NEW
-    (plain, *_) = generate_text(MODEL, PARAMS, texts, IdTokenizer(), NEW, options())
+    (plain, *_) = generate_text(Generator(MODEL, PARAMS), texts, IdTokenizer(), NEW, options())
     assert plain.top_logprobs is None
 
 

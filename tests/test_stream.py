@@ -300,7 +300,7 @@ def test_generated_text_is_the_streamed_text():
     assert outputs[1].tokens == full[1].tokens[: len(outputs[1].tokens)] != full[1].tokens
     assert outputs[1].logprobs == full[1].logprobs[: len(outputs[1].tokens)]
     later = options(temperature=0.8, key=jax.random.key(3), min_new_tokens=[0, 20, 0])
-    outputs = generate_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
+    outputs = generate_text(Generator(SPEAKER, SPOKEN), PROMPTS, TOKENIZER, 20, later, stop=stop)
     pieces = stream_text(SPEAKER, SPOKEN, PROMPTS, TOKENIZER, 20, later, stop=stop)
     assert [out.text for out in outputs] == joined_text(pieces)
     assert outputs[1].text == full[1].text

@@ -46,7 +46,7 @@ class TextStream:
         if self.stopped:
             return ""
         first, self._unchecked = ids[: self._unchecked], max(0, self._unchecked - len(ids))
-        start = self._decoder.feed(first) if first else ""
+        start = self._decoder.feed(first) if len(first) else ""
         return start + self._take(self._decoder.feed(ids[len(first) :]))
 
     def finish(self) -> str:
