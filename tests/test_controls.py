@@ -103,8 +103,8 @@ def test_logits_are_those_of_slow_numpy(logits, rows, data):
         row.new = data.draw(st.lists(ids, min_size=length, max_size=length))
     logits = np.array(logits, np.float32)
     want = [controlled(own, row) for own, row in zip(logits, rows, strict=True)]
-    # XLA may round a product and a sum once, where NumPy rounds twice: 6.0e-8 of a product measured,
-    # which is at most 100 times a logit.
+    # XLA may round a product and a sum once, where NumPy rounds twice: 6.0e-8 of a product was
+    # measured, and a product is at most 100 times a logit.
     largest = 100 * max(1, np.abs(logits[np.isfinite(logits)]).max(initial=0))
     np.testing.assert_allclose(applied(logits, rows), want, rtol=0, atol=1.2e-7 * largest)
 
