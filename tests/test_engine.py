@@ -1,14 +1,19 @@
 """`Generator`: one preparation, and the tokens of `generate`."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from obscura_jax import Controls, Generator, GPTModel, Sampling, generate, score
+from obscura_jax import Controls, Generator, GPTModel, Sampling, generate, save_model, score
+from obscura_jax.cli.main import main
 from obscura_jax.decoding import layout_choice
 from obscura_jax.decoding.prepared import prepare_params
 from obscura_jax.nn.parameters import named_leaves, parameter_bytes
+from obscura_jax.scale.generation import mesh_programs
+from obscura_jax.scale.mesh import make_mesh
 from tests.support.generation import CFG, KEY, MODEL, NEW, PARAMS, ROWS
 
 DRAWN = Sampling(1.3)
@@ -224,8 +229,71 @@ def test_weights_that_have_no_8_bit_form_are_refused():
         Generator(MODEL, PARAMS, weights="int4")
 
 
+def test_programs_of_others_take_weights_as_they_are():
+    mesh = mesh_programs(make_mesh({"data": 1}))
+    assert "weight" in Generator(MODEL, PARAMS, programs=mesh).params["out_head"]
+    with pytest.raises(ValueError, match="'int8' needs the programs for one device"):
+        Generator(MODEL, PARAMS, weights="int8", programs=mesh)
+
+
 def test_a_row_of_zeros_stays_zero():
     params = {**PARAMS, "out_head": {"weight": jnp.zeros_like(PARAMS["out_head"]["weight"])}}
     rounded = prepare_params(params, weights="int8")["out_head"]
     assert not rounded["quantized"].any()
     assert (rounded["scale"] == 1).all()
+
+
+# The command.
+
+
+def command(capsys, *words):
+    """Run `obscura generate` with --json, and return the object of each line."""
+    main(["generate", *words, "--json", "--no-compile-cache", "--max-new-tokens", "8"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("engine") / "model"
+    save_model(path, CFG, PARAMS)
+    return str(path)
+
+
+def test_the_command_generates_samples_with_any_form_of_weights(capsys, folder):
+    words = (*("--model", folder, "--ids", "--temperature", "1.3", "--seed", "3"), "1 2 3", "9")
+    both = [
+        command(capsys, *words, "--samples", "2", *more) for more in ((), ("--weights", "int8"))
+    ]
+    for found in both:
+        assert [one["prompt"] for one in found] == ["1 2 3", "1 2 3", "9", "9"]
+        assert found[0]["tokens"] != found[1]["tokens"]
+    assert both[0] != both[1]
+    want = Generator(MODEL, PARAMS, sampling=Sampling(1.3)).generate(
+        [[1, 2, 3], [9]], 8, key=jax.random.key(3), samples=2
+    )
+    assert [one["tokens"] for one in both[0]] == want.tokens
+
+
+def test_the_command_keeps_the_bits_of_a_prompt(capsys, folder):
+    words = ("--model", folder, "--ids", "--batch-invariant")
+    together = command(capsys, *words, "1 2 3", "9 8 7 6 5", "4")
+    assert together[1]["logprobs"] == command(capsys, *words, "9 8 7 6 5")[0]["logprobs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--mesh", "data=1", "--weights", "int8"], "--mesh stores and runs weights its own way"),
+        (["--mesh", "data=1", "--batch-invariant"], "--mesh stores and runs weights its own way"),
+        (["--weights", "int4"], "invalid choice: 'int4'"),
+        (["--samples", "0"], "--samples: must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_options_of_an_engine_that_do_not_fit_are_one_line(capsys, folder, words, line):
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--model", folder, "--ids", "1 2", *words])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+    assert line in err

@@ -71,9 +71,15 @@ class Generator:
             raise ValueError(
                 "batch_invariant runs programs of its own on one device; leave it out, or programs="
             )
+        if programs is not DEFAULT_PROGRAMS:
+            if weights not in ("auto", "as-given"):
+                raise ValueError(
+                    f"weights={weights!r} needs the programs for one device; leave it out, or "
+                    "programs="
+                )
+            weights = "as-given"
         self.model = model
-        form = weights if programs is DEFAULT_PROGRAMS else "as-given"
-        self.params = prepare_params(params, dtype, form)
+        self.params = prepare_params(params, dtype, weights)
         self.options = GenerationOptions(sampling)
         self.batch_invariant = batch_invariant
         self._programs = programs
