@@ -317,7 +317,7 @@ def test_the_cache_is_split_and_logits_are_not_gathered():
     state = over.prefill(model, placed, plan.request, plan.prompts, 16, 16)
     assert state.cache.keys[0].shape == (8, H, 16, D // H)
     assert state.cache.keys[0].addressable_shards[0].data.shape == (4, 1, 16, D // H)
-    decode = over.decode.lower(model, placed, plan.request, state, jnp.asarray(8))
+    decode = over.decode.trace(model, placed, plan.request, state, jnp.asarray(8)).lower()
     prefill = over.prefill.lower(model, placed, plan.request, plan.prompts, 16, 16)
     for lowered, positions in ((decode, 1), (prefill, plan.prompts.shape[1])):
         found = collectives(lowered.compile().as_text())
