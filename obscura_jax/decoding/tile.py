@@ -13,9 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from obscura_jax.decoding.cache import CacheUpdater, KVCache
-from obscura_jax.decoding.programs import decode_tokens, sample_next
 from obscura_jax.decoding.sampling import log_probability
 from obscura_jax.decoding.state import Request, State
+from obscura_jax.decoding.token_loop import decode_tokens, sample_next
 from obscura_jax.nn.linear import at_least_float32
 from obscura_jax.nn.model import GPTModel
 

@@ -11,7 +11,8 @@ is a hidden input of these modules, which read it while they are traced:
     decoding.graphs             XLA's options for the decode loop
     decoding.next_token         the number of passes over the logits
     decoding.prepared           the layout of weights
-    decoding.programs           a barrier in the loops, and the form of the decode loop for a GPU
+    decoding.programs           the form of the decode loop for a GPU
+    decoding.token_loop         a barrier in the loop
 
 `jax.jit` traces again for another target, because the target is one of JAX's user contexts.
 """
