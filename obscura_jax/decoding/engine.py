@@ -11,12 +11,12 @@ from jax.typing import DTypeLike
 
 from obscura_jax.checks import check_size
 from obscura_jax.decoding import invariant
-from obscura_jax.decoding.alternatives import alternative_counts, reported
+from obscura_jax.decoding.alternatives import reported
 from obscura_jax.decoding.cache import NO_CACHE, bucket_length
 from obscura_jax.decoding.prefix import Prefix
 from obscura_jax.decoding.prepared import WeightForm, prepare_params
 from obscura_jax.decoding.programs import DEFAULT_PROGRAMS, GenerationPrograms
-from obscura_jax.decoding.request import GenerationOptions, pad_sequences, plan_generation
+from obscura_jax.decoding.request import GenerationOptions, Plan, pad_sequences, plan_generation
 from obscura_jax.decoding.results import GenerateOutput, Stats
 from obscura_jax.decoding.run import run_plan
 from obscura_jax.decoding.sampling import GREEDY, Sampling
@@ -102,7 +102,8 @@ class Generator:
             ValueError: for whatever `decoding.generate.generate` rejects.
         """
         before, began = self.n_compilations(), time.perf_counter()
-        states = self._states(prompts, max_new_tokens, options, _TOKENS_PER_CHUNK)
+        plan = self._plan(prompts, max_new_tokens, options)
+        states = self._run(plan, _TOKENS_PER_CHUNK)
         state = next(states)
         jax.block_until_ready(state.count)
         prefilled = time.perf_counter()
@@ -117,12 +118,10 @@ class Generator:
 
         top_logprobs = None
         if state.alternatives is not None:
-            asked = options.get("top_logprobs", self.options.top_logprobs)
-            counts = alternative_counts(asked, len(prompts), self.model.cfg.vocab_size)
-            samples = len(state.n_kept) // len(prompts)
+            counts = zip(state.n_kept, plan.top_logprobs, strict=True)
             top_logprobs = [
-                reported(state.alternatives, row, length, counts[row // samples])
-                for row, length in enumerate(state.n_kept)
+                reported(state.alternatives, row, length, count)
+                for row, (length, count) in enumerate(counts)
             ]
         return GenerateOutput(
             tokens=kept(state.tokens),
@@ -150,7 +149,7 @@ class Generator:
         if options.get("top_logprobs") is not None:
             raise ValueError("a stream has no top_logprobs; leave it out, or use generate")
         tokens_per_chunk = check_size("tokens_per_chunk", tokens_per_chunk)
-        return _new_ids(self._states(prompts, max_new_tokens, options, tokens_per_chunk))
+        return _new_ids(self._run(self._plan(prompts, max_new_tokens, options), tokens_per_chunk))
 
     def score(
         self, texts: Sequence[str | Sequence[int]], *, tokenizer: Tokenizer | None = None
@@ -186,14 +185,13 @@ class Generator:
         own = invariant.n_compilations() if self.batch_invariant else 0
         return self._programs.n_compilations() + own
 
-    def _states(
+    def _plan(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int | None,
         changes: dict[str, Any],
-        tokens_per_chunk: int,
-    ) -> Iterator[State]:
-        """Check a call, and return the iterator of its states; see `run.run_plan`."""
+    ) -> Plan:
+        """Check a call with some of the options changed."""
         options = replace(self.options, **changes)
         if options.prefix is not None and options.prefix.engine is not self:
             raise ValueError("the prefix is of another Generator; make it with this one's prefix()")
@@ -203,7 +201,10 @@ class Generator:
                 f"an exported model has no {names[0]}; leave it out, or load the model that was "
                 "exported"
             )
-        plan = plan_generation(self.model.cfg, prompts, max_new_tokens, options)
+        return plan_generation(self.model.cfg, prompts, max_new_tokens, options)
+
+    def _run(self, plan: Plan, tokens_per_chunk: int) -> Iterator[State]:
+        """Return the iterator of the states of a call; see `run.run_plan`."""
         if self.batch_invariant:
             return invariant.run_plan(self.model, self.params, plan, tokens_per_chunk)
         return run_plan(self.model, self.params, plan, self._programs, tokens_per_chunk)

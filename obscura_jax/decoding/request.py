@@ -4,7 +4,7 @@ Everything is checked on the host, before anything is traced.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,7 @@ class Plan:
         samples: number of rows per prompt.
         prefix: the start of all prompts, already read.
         n_alternatives: number of most probable tokens to keep at each position of every row.
+        top_logprobs: how many of them each row reports.
     """
 
     prompts: NDArray[np.int32]
@@ -78,6 +79,7 @@ class Plan:
     samples: int = 1
     prefix: Prefix | None = None
     n_alternatives: int = 0
+    top_logprobs: list[int] = field(default_factory=list)
 
     @property
     def longest(self) -> int:
@@ -120,7 +122,8 @@ def plan_generation(
         )
     counts = alternative_counts(options.top_logprobs, rows, cfg.vocab_size)
     width = table_width(counts, cfg.vocab_size)
-    return Plan(padded, lengths, request, new, samples, options.prefix, width)
+    reported = [count for count in counts for _ in range(samples)]
+    return Plan(padded, lengths, request, new, samples, options.prefix, width, reported)
 
 
 def _sampled(request: Request, samples: int) -> Request:

@@ -32,7 +32,6 @@ def run_plan(
     else:
         rows = len(request.lengths)
         state = initial_state(rows, bucket_length(new), n_alternatives=plan.n_alternatives)
-    prompts = jnp.asarray(np.repeat(plan.prompts, plan.samples, axis=0))
     while count < new and not has_ended(state):
         count = min(count + tokens_per_chunk, cached if count < cached else new)
         target_count = jnp.asarray(count, jnp.int32)
@@ -40,6 +39,7 @@ def run_plan(
             state = programs.decode(model, params, request, state, target_count)
         else:
             state = replace(state, cache=NO_CACHE, prompts=None)
+            prompts = jnp.asarray(np.repeat(plan.prompts, plan.samples, axis=0))
             state = programs.slide(model, params, request, state, target_count, prompts)
         yield state
 
