@@ -10,24 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from obscura_jax import GPTConfig, GPTModel, generate, save_model
+from obscura_jax import generate, save_model
 from obscura_jax.cli.main import main
 from obscura_jax.export.artifact import load_artifact
+from obscura_jax.export.build import Build, this_build
 from obscura_jax.export.exporter import export_model
-from obscura_jax.export.processor import Build, this_build
-from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
+from tests.support.exported import CFG, decided_model
 
-CFG = GPTConfig(
-    vocab_size=307,
-    context_length=29,
-    emb_dim=12,
-    n_heads=3,
-    n_layers=2,
-    drop_rate=0.1,
-    qkv_bias=True,
-    tie_weights=True,
-)
 PROMPT = [[1, 2, 3, 4, 5]]
 FILES = {
     "prefill.cpu.1x16.executable",
@@ -46,9 +36,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd sve\n"
 
 @pytest.fixture(scope="module")
 def model():
-    """Return a model and parameters whose best tokens are far from ties."""
-    params = gpt2_init(CFG, jax.random.key(0))
-    return GPTModel(CFG), jax.tree.map(lambda leaf: leaf * 10, params)
+    return decided_model()
 
 
 @pytest.fixture(scope="module")

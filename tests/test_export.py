@@ -9,33 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from obscura_jax import GPTConfig, GPTModel, generate, save_model
+from obscura_jax import generate, save_model
 from obscura_jax.cli.main import main
 from obscura_jax.export.artifact import load_artifact
 from obscura_jax.export.exporter import PLATFORMS, export_model
 from obscura_jax.safetensors_files import write_safetensors
-from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
+from tests.support.exported import CFG, decided_model
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "run_artifact.py"
-CFG = GPTConfig(
-    vocab_size=307,
-    context_length=29,
-    emb_dim=12,
-    n_heads=3,
-    n_layers=2,
-    drop_rate=0.1,
-    qkv_bias=True,
-    tie_weights=True,
-)
 PROMPTS = [[1, 2, 3, 4, 5], [300], [7, 8]]
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Return a model and parameters whose best tokens are far from ties."""
-    params = gpt2_init(CFG, jax.random.key(0))
-    return GPTModel(CFG), jax.tree.map(lambda leaf: leaf * 10, params)
+    return decided_model()
 
 
 @pytest.fixture(scope="module")

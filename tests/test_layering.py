@@ -20,6 +20,7 @@ FLOORS = [
     "extras",
     "interrupts",
     "compile_cache",
+    "processor",
     "plots",
     "text",
     "nn",

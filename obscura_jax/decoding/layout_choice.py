@@ -8,7 +8,6 @@ fast on an Intel Xeon (Sapphire Rapids): the processor decides.
 import contextlib
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from obscura_jax.atomic_files import replace_text
 from obscura_jax.compile_cache import folder
 from obscura_jax.nn.linear import linear
 from obscura_jax.nn.weights import Transposed, Weight
+from obscura_jax.processor import processor_name
 
 _ROWS = 8
 _ROUNDS = 7
@@ -53,16 +53,9 @@ def transposed_is_faster(weights: Sequence[Float[Array, "d_out d_in"]]) -> bool:
 
 def _key(weights: Sequence[Any]) -> str:
     shapes = sorted({str(weight.shape) for weight in weights})
-    return f"{_processor()}, {os.cpu_count()} threads, jax {jax.__version__}: {' '.join(shapes)}"
-
-
-def _processor() -> str:
-    """Return the name of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return (
+        f"{processor_name()}, {os.cpu_count()} threads, jax {jax.__version__}: {' '.join(shapes)}"
+    )
 
 
 def _read(path: Path) -> dict[str, bool]:

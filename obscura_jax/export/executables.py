@@ -17,8 +17,8 @@ from jax.experimental import serialize_executable
 from obscura_jax.compile_cache import disabled_compilation_cache
 from obscura_jax.config import GPTConfig
 from obscura_jax.decoding.cache import CacheLayout, bucket_length
+from obscura_jax.export.build import Build, this_build
 from obscura_jax.export.file_format import DONATED, PROGRAMS, Sizes, program_arguments
-from obscura_jax.export.processor import Build, this_build
 
 TARGETS = {"cpu": "cpu"}  # what executables can be compiled for -> its platform
 _WIDTHS, _SLOTS = (16, 32, 64), 128

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jaxlib.version import __version__ as jaxlib_version
 
-_CPUINFO = Path("/proc/cpuinfo")
+from obscura_jax.processor import CPUINFO, processor_fields, processor_name
+
 # Beginnings of the flags of x86 that a compiler uses without being asked; others, such as those of
 # the hypervisor, may change on one machine.
 _X86: tuple[str, ...] = ("abm", "adx", "aes", "amx", "avx", "bmi", "cx16", "f16c", "fma", "gfni")
@@ -56,17 +57,13 @@ class Build:
         return f"jax {self.jax}, jaxlib {self.jaxlib} on {self.processor}"
 
 
-def this_build(cpuinfo: Path = _CPUINFO) -> Build:
+def this_build(cpuinfo: Path = CPUINFO) -> Build:
     """Return the build of this process, with the processor that `cpuinfo` describes.
 
     On a system without that file, which Linux has, no instruction sets are known.
     """
-    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
-    first = text.split("\n\n")[0].splitlines()  # of the first core
-    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in first)}
-    machine = platform.machine()
+    fields, machine = processor_fields(cpuinfo), platform.machine()
     found = fields.get("Features", "").split()  # ARM
     found += [flag for flag in fields.get("flags", "").split() if flag.startswith(_X86)]
-    name = fields.get("model name") or f"{platform.system()} {machine}"
     instructions = tuple(sorted({machine, *found})) if found else ()
-    return Build(jax.__version__, jaxlib_version, name, instructions)
+    return Build(jax.__version__, jaxlib_version, processor_name(cpuinfo), instructions)
