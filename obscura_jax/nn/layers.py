@@ -13,7 +13,7 @@ from obscura_jax.checks import check_drop_rate, check_eps, check_sizes
 from obscura_jax.nn.containers import ConfiguredModule, Sequential
 from obscura_jax.nn.linear import Linear, at_least_float32, check_floating
 from obscura_jax.nn.token_ids import validate_token_ids
-from obscura_jax.nn.weights import Int8Weight, Transposed, outputs, stored_weight
+from obscura_jax.nn.weights import Int8Weight, Transposed, outputs, weight_of
 
 
 def dropout(
@@ -123,13 +123,9 @@ class Embedding(nn.Module):
 
     def setup(self) -> None:
         shape = (self.num_embeddings, self.embedding_dim)
-        stored = stored_weight(self)
-        assert not isinstance(stored, Transposed), "only the weights of blocks are transposed"
-        self.weight = (
-            self.param("weight", nn.initializers.normal(1.0), shape, jnp.float32)
-            if stored is None
-            else stored
-        )
+        weight = weight_of(self, nn.initializers.normal(1.0), shape, jnp.float32)
+        assert not isinstance(weight, Transposed), "only the weights of blocks are transposed"
+        self.weight = weight
 
     def __call__(self, ids: ArrayLike) -> Float[Array, "*batch d"]:
         """Return the embeddings of `ids`, which may have any shape.

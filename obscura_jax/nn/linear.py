@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from obscura_jax.checks import check_sizes
 from obscura_jax.nn.target import on_one_cpu
-from obscura_jax.nn.weights import Int8Weight, Transposed, Weight, outputs, stored_weight
+from obscura_jax.nn.weights import Int8Weight, Transposed, Weight, outputs, weight_of
 
 
 def check_floating(x: Array) -> None:
@@ -140,12 +140,7 @@ class Linear(nn.Module):
 
     def setup(self) -> None:
         shape = (self.out_features, self.in_features)
-        stored = stored_weight(self)
-        self.weight = (
-            self.param("weight", uniform_fan_in, shape, self.in_features)
-            if stored is None
-            else stored
-        )
+        self.weight = weight_of(self, uniform_fan_in, shape, self.in_features)
         if self.use_bias:
             self.bias = self.param("bias", uniform_fan_in, shape[:1], self.in_features)
 

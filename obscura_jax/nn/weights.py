@@ -5,6 +5,7 @@ of the forms below, which `decoding.prepared` makes for inference. `nn.linear.li
 each of them, and `nn.layers.embed` reads rows of those that are not transposed.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,16 +28,18 @@ class Int8Weight(NamedTuple):
 Weight = Float[Array, "d_out d_in"] | Transposed | Int8Weight
 
 
-def stored_weight(module: nn.Module) -> Weight | None:
-    """Return the weight of a module whose parameters are in a prepared form, else None.
+def weight_of(module: nn.Module, init: Callable[..., Array], *shape_and_more: Any) -> Weight:
+    """Return the weight of a module: its parameter `weight`, or the form that is stored instead.
 
-    A prepared tree has the fields of the form in place of `weight`.
+    A prepared tree has the fields of the form in place of `weight`. The parameter is drawn by
+    `init(key, *shape_and_more)`.
     """
     for form in (Transposed, Int8Weight):
         if all(module.has_variable("params", name) for name in form._fields):
             fields: list[Any] = [module.get_variable("params", name) for name in form._fields]
             return form(*fields)
-    return None
+    drawn: Array = module.param("weight", init, *shape_and_more)
+    return drawn
 
 
 def outputs(weight: Weight) -> int:
