@@ -1,6 +1,5 @@
 """The kernels per token of decoding, compiled for an absent GPU: needs the extra `cuda-compile`."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -11,12 +10,10 @@ from obscura_jax.scale import topology
 from obscura_jax.scale.cuda_commands import commands_per_token, compile_with_plan
 from obscura_jax.scale.mesh import make_mesh
 from obscura_jax.scale.traced_programs import trace_program
+from tests.test_gpu_topology import compiles
 from tests.test_topology import CFG
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None,
-    reason="jax-cuda12-plugin is not installed: the extra cuda-compile",
-)
+pytestmark = compiles
 
 
 def commands(cfg, rows):

@@ -110,9 +110,8 @@ def run(args: argparse.Namespace) -> None:
     )
     how: Any = (tokenizer, args.max_new_tokens, options)
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    if (
-        terminal and not args.json and args.mesh is None and args.samples == 1
-    ):  # a mesh may need more rows than one
+    one_row = args.mesh is None and args.samples == 1  # a mesh may need several
+    if terminal and not args.json and one_row:
         # Every prompt is checked before the first is shown.
         streams = [text_pieces(engine, [prompt], *how, stop=args.stop) for prompt in prompts]
         _print_notice(tokenizer)

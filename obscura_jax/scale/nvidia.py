@@ -6,7 +6,7 @@ with sparsity, and links in both directions together; here are dense products an
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -61,6 +61,21 @@ class Gpu:
 
 # Adapters between hosts are those of DGX systems: 200 Gbit/s per A100, 400 Gbit/s per H100, H200
 # and B200. For L4, whose link is PCIe 4.0, 100 Gbit/s is assumed.
+_H100 = Gpu(
+    name="NVIDIA H100 80GB HBM3",
+    flops=989.5e12,
+    bandwidth=3.35e12,
+    memory=80_000_000_000,
+    link=450e9,
+    adapter=50e9,
+    capability=(9, 0),
+    cores=132,
+    lanes=128,
+    threads=2048,
+    shared=228 * _KIB,
+    l2=50 * _MIB,
+    clock=1.98,
+)
 GPUS = {
     "a100": Gpu(
         name="NVIDIA A100-SXM4-80GB",
@@ -77,36 +92,8 @@ GPUS = {
         l2=40 * _MIB,
         clock=1.41,
     ),
-    "h100": Gpu(
-        name="NVIDIA H100 80GB HBM3",
-        flops=989.5e12,
-        bandwidth=3.35e12,
-        memory=80_000_000_000,
-        link=450e9,
-        adapter=50e9,
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        threads=2048,
-        shared=228 * _KIB,
-        l2=50 * _MIB,
-        clock=1.98,
-    ),
-    "h200": Gpu(
-        name="NVIDIA H200",
-        flops=989.5e12,
-        bandwidth=4.8e12,
-        memory=141_000_000_000,
-        link=450e9,
-        adapter=50e9,
-        capability=(9, 0),
-        cores=132,
-        lanes=128,
-        threads=2048,
-        shared=228 * _KIB,
-        l2=50 * _MIB,
-        clock=1.98,
-    ),
+    "h100": _H100,
+    "h200": replace(_H100, name="NVIDIA H200", bandwidth=4.8e12, memory=141_000_000_000),
     "b200": Gpu(
         name="NVIDIA B200",
         flops=2250e12,
