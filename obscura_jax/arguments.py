@@ -39,6 +39,14 @@ def seed_value(text: str) -> int:
         raise argparse.ArgumentTypeError("must be a whole number from 0 to 2147483647") from None
 
 
+def port(text: str) -> int:
+    """Parse a port: an integer from 0, which stands for any free one, to 65535."""
+    number = nonnegative_int(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")
+    return number
+
+
 def utf8(word: str) -> str:
     """Decode a command-line argument as UTF-8, regardless of the locale.
 

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from obscura_jax import __version__
-from obscura_jax.cli import bench, compile, convert, export, generate, info, parity, train
+from obscura_jax.cli import bench, compile, convert, export, generate, info, look, parity, train
 from obscura_jax.scale import libtpu
 from obscura_jax.scale.cpu_devices import add_threads_for_cpu_devices
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = _OneLineParser(prog="obscura", description="GPT-2 from scratch in JAX.")
     parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (generate, train, convert, export, compile, parity, info, bench):
+    for command in (generate, train, convert, export, compile, parity, look, info, bench):
         command.add_parser(commands)
     try:
         try:
