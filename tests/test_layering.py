@@ -31,6 +31,7 @@ FLOORS = [
     "parity",
     "scale",
     "export",
+    "look",
     "runs",
     "bench",
     "cli",
@@ -46,6 +47,8 @@ EXTRAS = {
     "ctranslate2",
     "orbax",
     "jinja2",
+    "starlette",
+    "uvicorn",
 }
 OF_MODELS = {"config", "text", "nn", "rng", "decoding", "training", "interop"}
 FACE = {"__init__", "__main__"}  # these re-export names and start the command
