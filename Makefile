@@ -6,6 +6,8 @@
 # make test-tpu         install libtpu, and test compiling for a TPU without having one
 # make test-gpu         install JAX's CUDA plugin in an environment of its own, and test compiling for
 #                       NVIDIA GPUs without having one
+# make test-browser     install, and test the page of `obscura look` in Chromium, which is installed if
+#                       it is missing and apt-get can
 # make check            check lint and types
 # make notebooks        install, run the notebooks, and compare their outputs with the committed ones
 # make notebooks-write  run the notebooks, and save their outputs
@@ -28,9 +30,12 @@ CREATE := $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install -q
 endif
 
+CHROMIUM ?= /usr/bin/chromium
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-all test-x64 test-tpu test-gpu check notebooks notebooks-write parity-table tiny clean
+.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser check notebooks notebooks-write parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -55,6 +60,11 @@ test-gpu:
 	$(MAKE) VENV=$(CUDA_VENV) $(CUDA_VENV)/.cuda
 	JAX_PLATFORMS=cpu $(CUDA_VENV)/bin/python -m pytest -q tests/test_gpu_topology.py \
 	  tests/test_cuda_commands.py tests/test_gpu_kernels.py
+
+test-browser: $(VENV)/.test
+	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -q -y chromium; } || \
+	  { echo "make test-browser needs Chromium; install it, and set CHROMIUM to its path" >&2; exit 1; }
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q tests/browser
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
