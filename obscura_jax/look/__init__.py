@@ -4,7 +4,7 @@
 `jax.jit`, `jax.vmap` and `jax.grad`. `show` makes the page.
 """
 
-from obscura_jax.look.ablation import feed_forward_ablations, head_ablations
+from obscura_jax.look.ablation import block_ablations, feed_forward_ablations, head_ablations
 from obscura_jax.look.activations import Activations, apply_scaled, read_activations
 from obscura_jax.look.attribution import Attribution, direct_logit_attribution
 from obscura_jax.look.head_scores import (
@@ -26,6 +26,7 @@ __all__ = [
     "Prediction",
     "ablate_parts",
     "apply_scaled",
+    "block_ablations",
     "direct_logit_attribution",
     "feed_forward_ablations",
     "first_token_score",

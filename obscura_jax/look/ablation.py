@@ -19,32 +19,50 @@ from obscura_jax.nn.model import GPTModel
 Reduce = Callable[[Array], Any]
 
 
-def head_ablations(
-    model: GPTModel, params: Any, ids: Integer[Array, " t"], reduce: Reduce = jax.nn.log_softmax
-) -> Any:
-    """Return `reduce(logits)` of the model without each of its heads.
+def block_ablations(
+    model: GPTModel,
+    params: Any,
+    ids: Integer[Array, " t"],
+    block: Array | int,
+    reduce: Reduce = jax.nn.log_softmax,
+) -> tuple[Any, Any]:
+    """Return `reduce(logits)` without each head of a block, and without its feed-forward layers.
 
     Args:
         model: the model, of L blocks with H heads.
         params: its parameters.
         ids: the token ids of one text, (T,).
-        reduce: maps logits (T, V) to what is wanted of them. By default these are all
-            log-probabilities, which take L * H * T * V numbers.
+        block: the number of the block, which may be traced.
+        reduce: maps logits (T, V) to what is wanted of them; by default all log-probabilities.
 
     Returns:
-        The arrays that `reduce` returns, with two axes (L, H) before their own.
+        The arrays that `reduce` returns, with an axis (H,) before their own; and those for the
+        feed-forward layers, with only their own axes.
     """
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    everything = jnp.ones(layers)
+    every_head, every_layer = jnp.ones((layers, heads)), jnp.ones(layers)
 
-    def without(block: Array, head: Array) -> Any:
-        factors = jnp.ones((layers, heads)).at[block, head].set(0)
-        return reduce(apply_scaled(model, params, ids, factors, everything))
+    def without_head(head: Array) -> Any:
+        factors = every_head.at[block, head].set(0)
+        return reduce(apply_scaled(model, params, ids, factors, every_layer))
 
-    def without_each(block: Array) -> Any:
-        return jax.vmap(lambda head: without(block, head))(jnp.arange(heads))
+    logits = apply_scaled(model, params, ids, every_head, every_layer.at[block].set(0))
+    return jax.vmap(without_head)(jnp.arange(heads)), reduce(logits)
 
-    return lax.map(without_each, jnp.arange(layers))
+
+def head_ablations(
+    model: GPTModel, params: Any, ids: Integer[Array, " t"], reduce: Reduce = jax.nn.log_softmax
+) -> Any:
+    """Return `reduce(logits)` of the model without each of its heads.
+
+    Takes the arguments of `block_ablations`, except for the block. The arrays have two axes (L, H)
+    before their own; by default these are L * H * T * V numbers.
+    """
+
+    def of_block(block: Array) -> Any:
+        return block_ablations(model, params, ids, block, reduce)[0]
+
+    return lax.map(of_block, jnp.arange(model.cfg.n_layers))
 
 
 def feed_forward_ablations(
@@ -54,11 +72,8 @@ def feed_forward_ablations(
 
     Takes the arguments of `head_ablations`. The arrays have one axis (L,) before their own.
     """
-    layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    everything = jnp.ones((layers, heads))
 
-    def without(block: Array) -> Any:
-        factors = jnp.ones(layers).at[block].set(0)
-        return reduce(apply_scaled(model, params, ids, everything, factors))
+    def of_block(block: Array) -> Any:
+        return block_ablations(model, params, ids, block, reduce)[1]
 
-    return lax.map(without, jnp.arange(layers))
+    return lax.map(of_block, jnp.arange(model.cfg.n_layers))

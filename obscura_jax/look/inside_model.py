@@ -3,7 +3,7 @@
 Axes: T positions, L blocks, H heads, D width, V vocabulary, K alternatives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from jaxtyping import Array
 from obscura_jax.decoding.cache import bucket_length
 from obscura_jax.decoding.sampling import greedy, log_probability
 from obscura_jax.decoding.state import check_finite
-from obscura_jax.look.ablation import feed_forward_ablations, head_ablations
+from obscura_jax.look.ablation import block_ablations
 from obscura_jax.look.activations import read_activations
 from obscura_jax.look.attribution import Attribution, direct_logit_attribution
 from obscura_jax.look.head_scores import HEAD_SCORES
@@ -131,16 +131,29 @@ def inside(
     )
 
 
-def ablate_parts(model: GPTModel, params: Any, ids: Sequence[int] | ArrayLike) -> Ablations:
-    """Return the ablations of `inside`, which take most of its time."""
+def ablate_parts(
+    model: GPTModel,
+    params: Any,
+    ids: Sequence[int] | ArrayLike,
+    after_block: Callable[[], object] = lambda: None,
+) -> Ablations:
+    """Return the ablations of `inside`, which take most of its time.
+
+    `after_block` is called after each block of the model; what it raises ends the work.
+    """
     padded, length = _pad(model, ids)
-    heads, feed_forward, logprob = jax.device_get(_ablate(model, params, padded, length))
-    heads, feed_forward = _first(heads, length), _first(feed_forward, length)
+    found = []
+    for block in range(model.cfg.n_layers):
+        found.append(jax.device_get(_ablate(model, params, padded, length, block)))
+        after_block()
+    blocks: Any = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+    heads, feed_forward = (_first(part, length) for part in blocks[:2])
+    whole = blocks[2][0, :length]
     return Ablations(
         heads=heads,
         feed_forward=feed_forward,
-        heads_change=heads.target_logprob - logprob[:length],
-        feed_forward_change=feed_forward.target_logprob - logprob[:length],
+        heads_change=heads.target_logprob - whole,
+        feed_forward_change=feed_forward.target_logprob - whole,
     )
 
 
@@ -180,17 +193,16 @@ def _look(model: GPTModel, params: Any, ids: Array, length: Array) -> _Seen:
 
 @partial(jax.jit, static_argnames="model")
 def _ablate(
-    model: GPTModel, params: Any, ids: Array, length: Array
+    model: GPTModel, params: Any, ids: Array, length: Array, block: Array
 ) -> tuple[Prediction, Prediction, Array]:
-    """Return the predictions without each head and each feed-forward, and the whole logprob."""
+    """Return the predictions without each part of a block, and the whole model's logprob."""
     logits: Any = model.apply({"params": params}, ids)
     target = _targets(ids, logits, length)
 
     def reduce(logits: Array) -> Prediction:
         return _predict(logits, target)
 
-    heads = head_ablations(model, params, ids, reduce)
-    feed_forward = feed_forward_ablations(model, params, ids, reduce)
+    heads, feed_forward = block_ablations(model, params, ids, block, reduce)
     return heads, feed_forward, log_probability(logits, target)
 
 

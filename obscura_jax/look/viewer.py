@@ -1,6 +1,6 @@
 """A viewer: one model, or two side by side, that turn a text into the data of a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +103,10 @@ class Viewer:
 
         return page_data([looked(each) for each in self.models], TokenText(tokenizer))
 
-    def ablations(self, ids: Sequence[int]) -> list[dict[str, Any] | None]:
-        """Return the entry "ablation" of each model."""
-        found = [ablate_parts(each.model, each.params, ids) for each in self.models]
+    def ablations(
+        self, ids: Sequence[int], after_block: Callable[[], object] = lambda: None
+    ) -> list[dict[str, Any] | None]:
+        """Return the entry "ablation" of each model; `after_block` as in `ablate_parts`."""
+        models = self.models
+        found = [ablate_parts(each.model, each.params, ids, after_block) for each in models]
         return [ablation_data(each) for each in found]
