@@ -50,12 +50,14 @@ function changesOf(model, block, part) {
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
 function onePanel(panel, data, model, again) {
-  const columnHead = (part) => (part < model.heads ? `head ${part}` : "feed-forward");
+  const columnHead = (part) => (part < model.heads ? `${part}` : "feed-forward");
+  columnHead.corner = "head";
   const table = grid({
     label: `ablations of ${model.name}: blocks by heads and feed-forward`,
     rows: model.layers,
     columns: model.heads + 1,
     rowHead: layerName,
+    upward: false,
     columnHead,
     pick(block, part) {
       feedForward = part === model.heads;
@@ -63,7 +65,7 @@ function onePanel(panel, data, model, again) {
       again();
     },
   });
-  table.node.classList.add("parts");
+  table.node.classList.add("ablations", ...(model.heads > 8 ? ["many"] : []));
   const [low, high] = [element("span"), element("span")];
   const scale = element("p", { class: "scale" }, low, element("span", { class: "ramp effect turned" }), high,
     element("span", { class: "quiet" }, "change when taken out"));

@@ -2,7 +2,7 @@
 
 import { headPanel } from "./attention_head.js";
 import { drawMap } from "./attention_map.js";
-import { element, menu } from "./dom.js";
+import { element, menu, reveal } from "./dom.js";
 import { moveOf } from "./grid.js";
 import { panels } from "./panels.js";
 import { atFrame, blockOf, headOf, select } from "./state.js";
@@ -14,6 +14,7 @@ const MEASURES = {
   "same token": "The score is the mean weight of earlier copies of the token that reads.",
   induction: "The score is the mean weight of tokens that followed earlier copies of the token that reads.",
 };
+const MANY = 8; // more heads than this are drawn smaller
 let order = "block";
 
 export const attentionView = {
@@ -54,7 +55,9 @@ export const attentionView = {
 };
 
 function headMaps(data, model) {
-  const node = element("div", { class: "maps", role: "listbox", "aria-label": `heads of ${model.name}` });
+  const many = model.heads > MANY;
+  const node = element("div", { class: many ? "maps many" : "maps", role: "listbox", "aria-label": `heads of ${model.name}` });
+  node.style.setProperty("--heads", model.heads);
   const heads = Array.from({ length: model.layers * model.heads }, (_, i) => {
     const [layer, head] = [Math.floor(i / model.heads), i % model.heads];
     const canvas = element("canvas", { "aria-hidden": "true" });
@@ -83,7 +86,7 @@ function headMaps(data, model) {
     } else {
       node.replaceChildren(...Array.from({ length: model.layers }, (_, layer) =>
         element("div", { class: "map-row", role: "group", "aria-label": `block ${layer}` },
-          element("span", { class: "map-head quiet" }, `block ${layer}`),
+          element("span", { class: "map-head quiet" }, many ? `${layer}` : `block ${layer}`),
           ...heads.filter((one) => one.layer === layer).map((one) => one.map))));
     }
   }
@@ -110,6 +113,7 @@ function headMaps(data, model) {
       const chosen = layer === blockOf(model) && head === headOf(model);
       map.setAttribute("aria-selected", chosen);
       map.setAttribute("tabindex", chosen ? 0 : -1);
+      if (chosen) reveal(node, map);
     }
   }
   return { node, arrange, update };

@@ -89,7 +89,10 @@ function bigMap(data, model) {
     element("div", { class: few ? "labeled" : "plain" },
       few ? element("div", { class: "rows", "aria-hidden": "true" }, ...labels()) : "", square,
       few ? element("div", { class: "columns", "aria-hidden": "true" }, ...labels()) : ""),
-    readout);
+    readout, element("p", { class: "scale", "aria-hidden": "true" }, element("span", {}, "0%"),
+      element("span", { class: "ramp amount" }), element("span", {}, "100%"),
+      element("span", { class: "quiet" }, "weight, with 25% in the middle")));
+
   node.style.setProperty("--count", count);
 
   function placeOf(event) {

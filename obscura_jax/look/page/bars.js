@@ -7,7 +7,8 @@ import { percent, visible } from "./words.js";
  * Return a list with room for `count` tokens, so that nothing moves when they change.
  *
  * Its function `update` receives, for each token, its text and probability, and optionally the
- * probability `was`, drawn as an outline, a `note`, and whether it is `out` of the choice.
+ * probability `was`, drawn as an outline, whether it is the `target`, in the color of the selection,
+ * and whether it is `out` of the choice. A bar of probability `most` has the full width.
  */
 export function barList(label, count) {
   const rows = Array.from({ length: count }, () => {
@@ -15,9 +16,8 @@ export function barList(label, count) {
     const was = element("span", { class: "was" });
     const bar = element("span", { class: "bar" });
     const number = element("span", { class: "number" });
-    const note = element("span", { class: "note" });
     const track = element("span", { class: "track", "aria-hidden": "true" }, was, bar);
-    return { text, was, bar, number, note, node: element("li", {}, text, track, number, note) };
+    return { text, was, bar, number, node: element("li", {}, text, track, number) };
   });
   const node = element("ol", { class: "bars", "aria-label": label }, ...rows.map((row) => row.node));
 
@@ -30,7 +30,6 @@ export function barList(label, count) {
       row.node.classList.toggle("target", Boolean(token?.target));
       row.text.textContent = token ? visible(token.text) : "";
       row.number.textContent = token ? (token.out ? "—" : percent(token.probability)) : "";
-      row.note.textContent = token?.note ?? "";
       row.bar.style.width = width(token && !token.out ? token.probability : 0);
       row.was.style.width = width(token?.was ?? 0);
     });

@@ -19,6 +19,8 @@ export const contributionsView = {
   },
 };
 
+const CLOSE = 0.01; // twice the rounding of what is shown
+
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 /** Return the parts of the logit at a position, first layer first: {name, value, block, heads}. */
@@ -40,7 +42,7 @@ export function partsOf(model, t) {
 function onePanel(panel, data, model) {
   const heading = element("p", { class: "number-text" });
   const rows = new Map();
-  const list = element("ul", { class: "effects", "aria-label": `parts of the logit under ${model.name}` });
+  const list = element("ul", { class: "parts", "aria-label": `parts of the logit under ${model.name}` });
   const total = element("p", { class: "number-text total" });
   const chart = normChart(model);
 
@@ -51,7 +53,7 @@ function onePanel(panel, data, model) {
     const name = part.heads
       ? element("button", { type: "button", "aria-expanded": "false" }, part.name)
       : element("span", {}, part.name);
-    const line = element("div", { class: "effect" }, name, track, number);
+    const line = element("div", { class: "part" }, name, track, number);
     const node = element("li", { class: inside ? "inside" : "" }, line);
     rows.set(part.name + part.block, { bar, number, line });
     line.addEventListener("click", () => {
@@ -88,9 +90,9 @@ function onePanel(panel, data, model) {
       }
       const target = tokenText(data.texts[model.target[t]] ?? "");
       heading.replaceChildren("the logit of ", target, " after ", tokenText(ownText(data.tokens[t])));
-      total.textContent =
-        `sum of the parts ${decimal(sum(parts.map((part) => part.value)))} = ` +
-        `logit ${decimal(model.attribution.logit.values[t])}`;
+      const [whole, logit] = [sum(parts.map((part) => part.value)), model.attribution.logit.values[t]];
+      const relation = Math.abs(whole - logit) < CLOSE ? "=" : "≠";
+      total.textContent = `sum of the parts ${decimal(whole)} ${relation} logit ${decimal(logit)}`;
     }
     for (const part of partsOf(model, state.token)) {
       rows.get(part.name + part.block).line.classList.toggle("selected", part.block === now.layer);

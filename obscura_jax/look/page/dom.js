@@ -39,9 +39,18 @@ export function choice(words, name, options, choose) {
   return element("fieldset", { class: "choice" }, element("legend", {}, words), ...inputs);
 }
 
-/** Scroll `box` sideways until `node`, inside it, is visible; nothing else on the page moves. */
-export function reveal(box, node, margin = 0) {
+/**
+ * Scroll `box` until `node`, inside it, is visible; nothing else on the page moves.
+ *
+ * `covered` is how many pixels of the box other elements cover: {left, top, bottom}.
+ */
+export function reveal(box, node, { left = 0, top = 0, bottom = 0 } = {}) {
   const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
-  if (inner.left < outer.left + margin) box.scrollLeft -= outer.left + margin - inner.left;
+  const start = outer.left + left;
+  const over = outer.top + top;
+  const under = outer.top + box.clientHeight - bottom;
+  if (inner.left < start) box.scrollLeft -= start - inner.left;
   else if (inner.right > outer.right) box.scrollLeft += inner.right - outer.right;
+  if (inner.top < over) box.scrollTop -= over - inner.top;
+  else if (inner.bottom > under) box.scrollTop += inner.bottom - under;
 }

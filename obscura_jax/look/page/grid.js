@@ -17,12 +17,12 @@ export function moveOf(event) {
 }
 
 /**
- * Return a table whose row 0 is at the bottom.
+ * Return a table of cells; row 0 is at the bottom if `upward`, else at the top.
  *
  * `rowHead`, `columnHead` and, optionally, `topHead` return what to write at a row or column.
  * `pick` and `hover` receive a row and a column; `hover` receives nothing when the mouse leaves.
  */
-export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick, hover }) {
+export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick, hover, upward = true }) {
   const cells = Array.from({ length: rows }, (_, row) =>
     Array.from({ length: columns }, (_, column) => {
       const cell = element("td", { role: "gridcell", tabindex: -1 });
@@ -38,7 +38,7 @@ export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick,
     element("tr", {}, element("th", { scope: "row" }, rowHead(row)), ...line));
   const table = element("table", { role: "grid", "aria-label": label, class: "grid" },
     topHead ? element("thead", {}, heads(topHead, topHead.corner ?? "")) : "",
-    element("tbody", {}, ...body.reverse()),
+    element("tbody", {}, ...(upward ? body.reverse() : body)),
     element("tfoot", {}, heads(columnHead, columnHead.corner ?? "")));
   const node = element("div", { class: "scroll" }, table);
   let marked = null;
@@ -53,7 +53,7 @@ export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick,
     if (!move || !cell) return;
     event.preventDefault();
     const within = (x, count) => Math.min(Math.max(x, 0), count - 1);
-    const [row, column] = cell.at.map((x, axis) => within(x + move[axis], [rows, columns][axis]));
+    const [row, column] = [within(cell.at[0] + (upward ? 1 : -1) * move[0], rows), within(cell.at[1] + move[1], columns)];
     pick(row, column);
     cells[row][column].focus();
   });
@@ -72,7 +72,11 @@ export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick,
     marked = cells[row][column];
     marked.setAttribute("aria-selected", true);
     marked.setAttribute("tabindex", 0);
-    reveal(node, marked, node.querySelector("th").offsetWidth);
+    reveal(node, marked, {
+      left: table.querySelector("th").offsetWidth,
+      top: table.tHead?.offsetHeight ?? 0,
+      bottom: table.tFoot.offsetHeight,
+    });
   }
 
   /** Call `paint` with every cell, its row and its column. */

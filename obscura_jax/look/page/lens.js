@@ -38,7 +38,8 @@ export const lensView = {
 function columnHeads(data, model) {
   const text = (t) => tokenText(ownText(data.tokens[t]));
   text.corner = "token";
-  const next = (t) => tokenText(data.texts[model.target[t]] ?? "");
+  const last = data.tokens.length - 1;
+  const next = (t) => tokenText(data.texts[model.target[t]] ?? "", t === last ? "token guess" : "token");
   next.corner = "follows";
   return { columnHead: text, topHead: next };
 }
@@ -95,7 +96,8 @@ function lensDetail(data, model) {
     const logprob = lens.target_logprob.at(row, t);
     where.replaceChildren(row === 0 ? "embeddings of " : `after ${layerName(row - 1)}, at `,
       tokenText(ownText(data.tokens[t])), ` (position ${t})`);
-    target.replaceChildren("then follows ", tokenText(data.texts[model.target[t]] ?? ""),
+    const end = t === data.tokens.length - 1;
+    target.replaceChildren(end ? "the text ends here; the model's choice is " : "then follows ", tokenText(data.texts[model.target[t]] ?? ""),
       `: ${percent(Math.exp(logprob))}, ${place(lens.target_rank.at(row, t))}, log-probability ${decimal(logprob)}`);
     bars.update(Array.from(lens.ids.under(row, t), (id, i) => ({
       text: data.texts[id], probability: probs[i], target: id === model.target[t],

@@ -31,6 +31,7 @@ export async function show(packed) {
     views.replaceChildren(element("p", { class: "refusal", role: "alert" }, refusal));
     return;
   }
+  const height = scrollY;
   begin(data);
   document.getElementById("facts").replaceChildren(...facts(data));
   document.title = `obscura look: ${data.models.map((model) => model.name).join(" and ")}`;
@@ -41,6 +42,7 @@ export async function show(packed) {
     view.build(body, data);
     node.append(computedBy(view, data));
   });
+  scrollTo(0, height);
   document.documentElement.dataset.ready = call;
 }
 

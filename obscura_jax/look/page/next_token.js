@@ -89,7 +89,7 @@ function tailOf(model, t) {
 
 function onePanel(panel, data, model) {
   const count = Math.min(SHOWN, model.next.ids.shape[1]);
-  const heading = element("p", { class: "number-text" });
+  const heading = element("p", { class: "number-text after" });
   const kept = element("output", { class: "quiet number-text kept" });
   const bars = barList("the most probable next tokens", count);
   const rest = element("p", { class: "quiet number-text rest" });
@@ -110,11 +110,11 @@ function onePanel(panel, data, model) {
         was: plain.probs[i],
         out: !chosen.kept[i],
         target: !last && id === model.target[t],
-        note: !last && id === model.target[t] ? "in the text" : "",
       })),
       Math.max(chosen.probs[0], plain.probs[0]),
     );
-    heading.replaceChildren("after ", tokenText(ownText(data.tokens[t])), ` (position ${t})`);
+    heading.replaceChildren("after ", tokenText(ownText(data.tokens[t])), ` (position ${t})`,
+      ...(last ? ["; the text ends here"] : ["; the text has ", tokenText(ownText(data.tokens[t + 1]), "token target")]));
     const number = chosen.kept.filter(Boolean).length + chosen.tailKept;
     kept.textContent = `${number.toLocaleString("en")} of ${model.vocab_size.toLocaleString("en")} tokens kept`;
     const others = number - chosen.kept.slice(0, count).filter(Boolean).length;

@@ -38,7 +38,7 @@ export function selectionBar(bar, data) {
   if (frames) bar.append(frameSlider(frames));
   follow((now) => {
     name.replaceChildren(tokenText(ownText(tokens[now.token])));
-    at.textContent = `${now.token} of 0–${tokens.length - 1}`;
+    at.textContent = `position ${now.token}`;
     before.disabled = now.token === 0;
     after.disabled = now.token === tokens.length - 1;
     layer.list.value = now.layer;

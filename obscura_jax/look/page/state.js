@@ -3,6 +3,7 @@
 const LETTERS = { t: "token", l: "layer", h: "head", m: "model", f: "frame" };
 const followers = [];
 let ranges = {};
+let textShown = null;
 
 /**
  * The selection: the position of a token; a layer (a block from 0, or -1 for the embeddings); a
@@ -50,6 +51,9 @@ export function begin(data) {
   const last = (name) => ranges[name][1];
   Object.assign(state, { token: last("token"), layer: last("layer"), head: 0, model: null });
   Object.assign(state, { frame: last("frame") }, fromAddress());
+  const text = tokens.map((token) => token.id).join();
+  if (textShown !== null && text !== textShown) state.token = last("token"); // of another text
+  textShown = text;
 }
 
 /** Return the parts of the selection that the address names, without those out of range. */

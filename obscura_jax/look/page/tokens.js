@@ -33,12 +33,11 @@ function chipRow(data, label, hover) {
     const chip = tokenText(ownText(token), "chip");
     chip.setAttribute("role", "option");
     chip.setAttribute("tabindex", -1);
-    chip.title = `id ${token.id} · bytes ${token.bytes}`;
     chip.addEventListener("click", () => select({ token: t }));
     chip.addEventListener("mouseenter", () => hover(t));
     chip.addEventListener("mouseleave", () => hover(state.token));
     node.append(chip);
-    if (token.text.endsWith("\n")) node.append(element("span", { class: "line-end" }));
+    if (token.text.endsWith("\n")) node.append(element("span", { class: "line-end", role: "presentation" }));
     return chip;
   });
   node.addEventListener("keydown", (event) => {
