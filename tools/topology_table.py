@@ -49,10 +49,11 @@ def row(model: str, found: dict[str, Any]) -> str:
     """Return a row of the table, and print its figures on standard error."""
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
     memory, best = found["memory"], found["roofline"]
+    tera = float(f"{found['flops'] / 1e12:.3g}")
     return (
         f"| {model} | {found['topology']} | {found['program']} | {format_mesh(found['mesh'])} | "
         f"{found['batch']} | {memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
-        f"{found['flops'] / 1e12:.3g} | {found['sent'] / GIB:.2g} | "
+        f"{tera:g} | {found['sent'] / GIB:.2g} | "
         f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"
     )
 
