@@ -59,7 +59,7 @@ test-tpu: $(VENV)/.tpu
 test-gpu:
 	$(MAKE) VENV=$(CUDA_VENV) $(CUDA_VENV)/.cuda
 	JAX_PLATFORMS=cpu $(CUDA_VENV)/bin/python -m pytest -q tests/test_gpu_topology.py \
-	  tests/test_cuda_commands.py tests/test_gpu_kernels.py
+	  tests/test_cuda_commands.py tests/test_gpu_kernels.py tests/test_gpu_executables.py
 
 test-browser: $(VENV)/.test
 	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -q -y chromium; } || \

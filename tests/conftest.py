@@ -52,6 +52,17 @@ def no_process_outlives_its_test():
     kill_all()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_do_not_pile_up():
+    """Forget compiled programs after each file: a process may map only so many pieces of memory.
+
+    Linux allows 65,530 by default. The programs of all tests together need more, and XLA then ends
+    the process.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked():
     """Annotations are words only, as outside the tests: what they refuse meets our own checks."""

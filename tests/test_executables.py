@@ -259,7 +259,7 @@ def test_the_command_adds_executables(model, tmp_path, fails):
     assert found[out]["tokens"] == found[source]["tokens"]
     assert (found[source]["compiled"], found[out]["compiled"]) == (2, 0)
     new = tmp_path / "new"
-    assert "are for cpu; got 'h100'" in fails("export", source, new, "--compile", "cpu,h100")
+    assert "h100, h200, b200, l4; got 'v5e'" in fails("export", source, new, "--compile", "cpu,v5e")
     error = fails("export", source, new, "--compile", "cpu", "--platforms", "tpu")
     assert "need programs for cpu, but the platforms are tpu; add cpu" in error
 

@@ -1,10 +1,12 @@
 """The tables of obscura_jax/scale/README.md: GPT-2 on absent TPUs or GPUs, compiled but not run.
 
 `python tools/topology_table.py tpu` needs the extra `tpu`, and `gpu` the extra `cuda-compile`.
+Names of models after it limit the table to these, for parts of the work: `gpu gpt2-xl`.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from obscura_jax.config import PRESETS
@@ -47,30 +49,32 @@ def row(model: str, found: dict[str, Any]) -> str:
     """Return a row of the table, and print its figures on standard error."""
     print(json.dumps({"preset": model, **found}), file=sys.stderr, flush=True)
     memory, best = found["memory"], found["roofline"]
+    tera = float(f"{found['flops'] / 1e12:.3g}")
     return (
         f"| {model} | {found['topology']} | {found['program']} | {format_mesh(found['mesh'])} | "
         f"{found['batch']} | {memory['arguments'] / GIB:.2f} | {memory['peak'] / GIB:.1f} | "
-        f"{found['flops'] / 1e12:.3g} | {found['sent'] / GIB:.2g} | "
+        f"{tera:g} | {found['sent'] / GIB:.2g} | "
         f"{best['seconds'] * 1e3:.4g}, {best['bound']} |"
     )
 
 
-def tpu_table() -> None:
+def tpu_table(models: Sequence[str]) -> None:
     """Print the table: training on every slice; generation, whose chips work alone, on one."""
     print(HEAD)
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for model in MODELS:
+    for model in models:
         for name in SLICES:
             print(row(model, largest(model, name, "train", 1)), flush=True)
         for program in ("prefill", "decode"):
             print(row(model, largest(model, SLICES[1], program, 1)), flush=True)
 
 
-def gpu_table() -> None:
+def gpu_table(models: Sequence[str]) -> None:
     """Print training with the largest batch, then generation of one row and its commands."""
     print(HEAD)
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for model, start in MODELS.items():
+    for model in models:
+        start = MODELS[model]
         for name, twin in GPUS:
             found = largest(model, name, "train", start)
             print(row(model, found), flush=True)
@@ -82,7 +86,7 @@ def gpu_table() -> None:
             print(row(model, other), flush=True)
     print("\n| model | GPU | commands | graphs | returns | launches, ms | memory, ms | bound |")
     print("|---|---|---|---|---|---|---|---|")
-    for model in MODELS:
+    for model in models:
         for name in GPUS[0]:
             print(launches_row(model, analyze(model, name, "decode", 1)), flush=True)
 
@@ -105,9 +109,10 @@ def launches_row(model: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """Print the table of TPUs or of GPUs."""
     tables = {"tpu": tpu_table, "gpu": gpu_table}
-    if len(sys.argv) != 2 or sys.argv[1] not in tables:
-        sys.exit("usage: python tools/topology_table.py tpu|gpu")
-    tables[sys.argv[1]]()
+    kind, models = "".join(sys.argv[1:2]), sys.argv[2:]
+    if kind not in tables or not set(models) <= set(MODELS):
+        sys.exit(f"usage: python tools/topology_table.py tpu|gpu [{' '.join(MODELS)}]")
+    tables[kind](models or list(MODELS))
 
 
 if __name__ == "__main__":

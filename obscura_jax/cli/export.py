@@ -22,10 +22,11 @@ def add_parser(commands: Any) -> None:
     platforms = "cpu,cuda,tpu"
     add_option(parser, "--platforms", "platforms for the programs", "P,...", default=platforms)
     compiled = (
-        "add executables for this processor, so that one prompt of up to 64 tokens, and 128 tokens "
-        "in all, needs no compilation"
+        "add executables for this processor (cpu), or for a GPU that need not be present (a100, "
+        "h100, h200, b200, l4; extra cuda-compile), so that one prompt of up to 64 tokens, and 128 "
+        "tokens in all, needs no compilation"
     )
-    add_option(parser, "--compile", compiled, "cpu", action="append")
+    add_option(parser, "--compile", compiled, "C,...", action="append")
     add_model_arguments(parser)
     overwrite = "replace an existing model in the folder"
     add_option(parser, "--overwrite", overwrite, action="store_true")

@@ -42,7 +42,7 @@ def load_artifact(folder: str | Path) -> tuple[GPTModel, Any, GenerationPrograms
 
     Raises:
         ValueError: if the folder is damaged, or for another version, JAX or platform, or if its
-            executables are for another version of JAX or another processor.
+            executables are for another version of JAX or another processor or GPU.
     """
     folder = Path(folder)
     manifest, cfg = read_manifest(folder)

@@ -1,7 +1,9 @@
-"""The versions and the processor that an executable is for, and a check that they fit here."""
+"""The versions and the chip that an executable is for, and a check that they fit here."""
 
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,27 @@ from obscura_jax.processor import CPUINFO, processor_fields, processor_name
 # the hypervisor, may change on one machine.
 _X86: tuple[str, ...] = ("abm", "adx", "aes", "amx", "avx", "bmi", "cx16", "f16c", "fma", "gfni")
 _X86 += ("lahf", "movbe", "pclmul", "pni", "popcnt", "sha", "sse", "ssse", "vaes", "vpclmul")
+_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")  # in the order in which JAX looks for them
 
 
 @dataclass(frozen=True)
 class Build:
-    """Versions and a processor.
+    """Versions and a chip.
 
     Attributes:
         jax: version of JAX.
-        jaxlib: version of jaxlib, which contains the compiler.
-        processor: name of the processor.
-        instructions: its architecture and its instruction sets, sorted.
+        jaxlib: version of jaxlib, which contains the compiler for processors.
+        processor: name of the processor or of the GPU.
+        instructions: architecture and instruction sets of a processor, sorted; none for a GPU.
+        plugin: name and version of JAX's plugin for the GPU, which contains its compiler; None for
+            a processor.
     """
 
     jax: str
     jaxlib: str
     processor: str
     instructions: tuple[str, ...]
+    plugin: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON; `from_dict` reads them."""
@@ -40,21 +46,28 @@ class Build:
     def from_dict(cls, fields: Any) -> "Build":
         """Return the build with these fields; TypeError or KeyError if one is missing."""
         instructions = tuple(map(str, fields["instructions"]))
-        return cls(fields["jax"], fields["jaxlib"], fields["processor"], instructions)
+        versions = fields["jax"], fields["jaxlib"]
+        return cls(*versions, fields["processor"], instructions, fields.get("plugin"))
 
     def difference(self, here: "Build") -> str | None:
         """Return why what was built as this cannot run on `here`, naming both; None if it can.
 
-        The versions must be equal, and no instruction set may be missing.
+        The versions must be equal. No instruction set of a processor may be missing, and a GPU must
+        be of the same kind.
         """
         missing = sorted(set(self.instructions) - set(here.instructions))
-        if not missing and (self.jax, self.jaxlib) == (here.jax, here.jaxlib):
+        fits = self.plugin is None or self.processor == here.processor
+        if fits and not missing and self._versions() == here._versions():
             return None
         lacks = f" without {', '.join(missing[:3])}" if missing else ""
         return f"compiled for {self._name()}, but this is {here._name()}{lacks}"
 
     def _name(self) -> str:
-        return f"jax {self.jax}, jaxlib {self.jaxlib} on {self.processor}"
+        return f"{self._versions()} on {self.processor}"
+
+    def _versions(self) -> str:
+        plugin = f", {self.plugin}" if self.plugin else ""
+        return f"jax {self.jax}, jaxlib {self.jaxlib}{plugin}"
 
 
 def this_build(cpuinfo: Path = CPUINFO) -> Build:
@@ -67,3 +80,22 @@ def this_build(cpuinfo: Path = CPUINFO) -> Build:
     found += [flag for flag in fields.get("flags", "").split() if flag.startswith(_X86)]
     instructions = tuple(sorted({machine, *found})) if found else ()
     return Build(jax.__version__, jaxlib_version, processor_name(cpuinfo), instructions)
+
+
+def build_for(device: Any) -> Build:
+    """Return the build of this process for a device: this machine's CPU, or a GPU of any machine.
+
+    The GPU may be absent: a device that `scale.nvidia.gpu_devices` describes.
+    """
+    if device.platform != "gpu":
+        return this_build()
+    versions = jax.__version__, jaxlib_version
+    return Build(*versions, device.device_kind, instructions=(), plugin=_cuda_plugin())
+
+
+def _cuda_plugin() -> str:
+    """Return the name and version of JAX's CUDA plugin."""
+    for name in _PLUGINS:
+        with suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "unknown plugin"

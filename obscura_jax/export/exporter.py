@@ -20,7 +20,7 @@ from obscura_jax.config import GPTConfig
 from obscura_jax.decoding import programs
 from obscura_jax.decoding.cache import CacheLayout, cache_layout, target_layout
 from obscura_jax.decoding.state import State
-from obscura_jax.export.executables import TARGETS, compile_executables
+from obscura_jax.export.executables import TARGETS, compile_executables, target_device
 from obscura_jax.export.file_format import (
     FORMAT,
     WEIGHTS,
@@ -61,8 +61,8 @@ def export_model(
         params: its parameters.
         dtype: the type of the weights and the computation, float32 or bfloat16.
         platforms: the platforms that it will run on, out of "cpu", "cuda" and "tpu".
-        compile_for: what to add executables for, such as "cpu": this machine's processor. See
-            `export.executables` for their sizes.
+        compile_for: what to add executables for: "cpu", this machine's processor, or a kind of GPU
+            that need not be present, a key of `scale.nvidia.GPUS`. See `export.executables`.
         tokens: the model's special tokens and tokenizer, which are written too.
         overwrite: replace a model that is already in the folder.
 
@@ -92,6 +92,7 @@ def export_model(
                 f"are {', '.join(platforms)}; add {TARGETS[target]} (--platforms)"
             )
     check_free(path, overwrite)
+    devices = {target: target_device(target) for target in compile_for}
     tensors = named_tensors(cfg, params)
     tensors = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
     contents = {name: source.read_bytes() for name, source in tokens.files.items()}
@@ -100,14 +101,15 @@ def export_model(
         with tracing_for(Target(platform, allow_layouts=False)):
             cache_dtypes[platform] = str(target_layout(cfg, dtype).dtype)
             exported = _export_programs(cfg, tensors, platform)
-        for name, program in exported.items():
-            contents[file_name(name, platform)] = bytes(program.serialize())
-        layout = cache_layout(cfg, cache_dtypes[platform])
-        for target in compile_for:
-            if TARGETS[target] == platform:
-                entry, compiled = compile_executables(target, exported, cfg, tensors, layout)
-                executables[target] = entry
-                contents |= compiled
+            for name, program in exported.items():
+                contents[file_name(name, platform)] = bytes(program.serialize())
+            layout = cache_layout(cfg, cache_dtypes[platform])
+            for target, device in devices.items():
+                if TARGETS[target] == platform:
+                    executables[target], compiled = compile_executables(
+                        target, device, exported, cfg, tensors, layout
+                    )
+                    contents |= compiled
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()

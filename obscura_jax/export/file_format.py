@@ -11,8 +11,9 @@ of its `SamplingArrays` next to the others, and keys as their data, (b, 2) uint3
 fields of `decoding.state.State`, two of them under older names, with the cache as two lists of
 arrays (b, h, s, k), one per block.
 
-A folder may also have executables: these programs compiled for some sizes and one kind of
-processor. The manifest has an entry "executables" only then; readers may ignore it.
+A folder may also have executables: these programs compiled for some sizes, for one kind of
+processor or for kinds of GPU. The manifest has an entry "executables" only then; readers may ignore
+it.
 """
 
 from collections.abc import Mapping
