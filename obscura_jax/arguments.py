@@ -40,7 +40,7 @@ def seed_value(text: str) -> int:
 
 
 def port(text: str) -> int:
-    """Parse a port: an integer from 0, which stands for any free one, to 65535."""
+    """Parse a port: an integer from 0 (any free port) to 65535."""
     number = nonnegative_int(text)
     if number > 65535:
         raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")

@@ -14,7 +14,8 @@ FOLDERS = ("obscura_jax", "tests", "tools")
 # A docstring that starts with one of these is a clause, not a sentence.
 OPENINGS = {"What", "How", "Where", "Which", "Who", "Whose", "Whether", "Within", "Those", "Of"}
 WORDS = re.compile(
-    r"\b(anew|beside|so many|if need be|for ever|stands|lies|goes on|is told)\b", re.IGNORECASE
+    r"\b(anew|(?<!--)beside|so many|if need be|for ever|stands|lies|goes on|is told)\b",
+    re.IGNORECASE,
 )
 
 

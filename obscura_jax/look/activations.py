@@ -1,4 +1,4 @@
-"""What a forward pass computes on the way, and the same pass with parts of the model weakened.
+"""The intermediate values of a forward pass, and the same pass with parts of the model weakened.
 
 Axes: L blocks, H heads, T positions, D width, K width of a head, V vocabulary. All functions take
 one sequence of ids (T,); use `jax.vmap` for several.

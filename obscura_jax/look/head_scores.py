@@ -1,4 +1,4 @@
-"""What a head attends to, as one number per head: the mean weight that it gives to some keys.
+"""Scores that say what a head attends to: the mean weight that it gives to certain keys.
 
 Each function takes attention weights (..., T, T) and returns (...). The score is the mean, over the
 queries that have such a key, of the weight on all of those keys; NaN if no query has one. A query

@@ -31,7 +31,7 @@ ALTERNATIVES = 5  # most probable tokens that are kept where not all logits are
 
 
 class Prediction(NamedTuple):
-    """What a distribution says about the token after each position; axes as in its owner.
+    """A prediction of the token after each position; "..." are the axes of the field it is in.
 
     Attributes:
         ids: the most probable tokens, (..., T, K), the best first.
@@ -65,7 +65,7 @@ class Ablations(NamedTuple):
 
 @dataclass(frozen=True)
 class Inside:
-    """What a model computes for one text. All arrays are NumPy's, in float32 or wider.
+    """The values that a model computes for one text, as NumPy arrays.
 
     Attributes:
         ids: the token ids, (T,).
@@ -158,7 +158,7 @@ def ablate_parts(
 
 
 class _Seen(NamedTuple):
-    """What `_look` returns: the fields of `Inside`, with padding."""
+    """The fields of `Inside`, with padding."""
 
     target: Array
     logits: Array

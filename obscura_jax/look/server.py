@@ -7,10 +7,13 @@ computed at a time; a new one takes the place of those that wait, and of ablatio
 
 import asyncio
 import json
+import os
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
+from threading import Thread
 from typing import Any
 
 from obscura_jax.extras import require
@@ -73,6 +76,12 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
 
     desk = Desk()
 
+    def look(asked: str, check: Callable[[], None]) -> Any:
+        return viewer.data(viewer.ids(asked), ablate=False)
+
+    def ablations(asked: str, check: Callable[[], None]) -> Any:
+        return viewer.ablations(viewer.ids(asked), check)
+
     def refusal(request: Request) -> Response | None:
         """Return the answer to a request that does not come from the page, else None."""
         if not accepts(request.headers.get("host", "").lower()):
@@ -85,10 +94,10 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
         if refused := refusal(request):
             return refused
         try:
-            data = await desk.answer(lambda check: viewer.data(viewer.ids(text), ablate=False))
+            data = await desk.answer(lambda check: look(text, check))
         except ReplacedError:
             return PlainTextResponse("another page asked; load this one again\n", 409, _HEADERS)
-        return HTMLResponse(look_page(data, served=True), headers=_HEADERS)
+        return HTMLResponse(look_page({**data, "served_text": text}, served=True), headers=_HEADERS)
 
     def question(work: Callable[[str, Callable[[], None]], Any]) -> Any:
         async def answer(request: Request) -> Response:
@@ -106,18 +115,14 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
 
         return answer
 
-    def look(asked: str, check: Callable[[], None]) -> Any:
-        return viewer.data(viewer.ids(asked), ablate=False)
-
-    def ablations(asked: str, check: Callable[[], None]) -> Any:
-        return viewer.ablations(viewer.ids(asked), check)
-
     routes = [
         Route("/{token}/", page),
         Route("/{token}/look", question(look), methods=["POST"]),
         Route("/{token}/ablations", question(ablations), methods=["POST"]),
     ]
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return app
 
 
 class TooLargeError(ValueError):
@@ -165,7 +170,7 @@ def host_check(host: str, port: int) -> Callable[[str], bool]:
 def serve(
     viewer: Viewer, text: str, *, host: str, port: int, announce: Callable[[str], object]
 ) -> None:
-    """Serve the page until the process is told to stop.
+    """Serve the page until the process ends.
 
     Args:
         viewer: the models.
@@ -190,7 +195,11 @@ def serve(
         app = application(viewer, text, token, host_check(host, port))
         config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
         announce(f"http://{_in_url(host)}:{port}/{token}/")
-        uvicorn.Server(config).run(sockets=[listener])
+        # In a thread of its own, uvicorn leaves signals to this process.
+        run = partial(uvicorn.Server(config).run, sockets=[listener])
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        thread.join()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -198,7 +207,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or 0
+        why = os.strerror(number) if number > 0 else getattr(error, "strerror", str(error))
         raise ValueError(
             f"cannot serve on {host}, port {port}: {why}; choose another --port, or 0 for a free "
             "one"

@@ -59,8 +59,8 @@ def show(
     *,
     tokenizer: Any = None,
     name: str = "model",
-    beside: tuple[GPTModel, Any] | None = None,
-    beside_name: str = "beside",
+    other: tuple[GPTModel, Any] | None = None,
+    other_name: str = "other",
     ablate: bool = True,
 ) -> Page:
     """Look into a model, or two, and return the page for a text.
@@ -72,8 +72,8 @@ def show(
         tokenizer: the model's own, such as `load_tokenizer(source, model.cfg)`. By default GPT-2's,
             if the model has its number of tokens, padded or not.
         name: the name of the model on the page.
-        beside: another model and its parameters, to see the same text in both.
-        beside_name: its name on the page.
+        other: another model and its parameters, to show the same text in both.
+        other_name: its name on the page.
         ablate: whether to run the model without each of its parts, which takes most of the time.
 
     Raises:
@@ -90,8 +90,8 @@ def show(
             )
         tokenizer = gpt2_tokenizer()
     models = [Opened(name, model, params, tokenizer)]
-    if beside is not None:
-        models.append(Opened(beside_name, *beside, tokenizer))
+    if other is not None:
+        models.append(Opened(other_name, *other, tokenizer))
     viewer = Viewer(models)
     ids = viewer.ids(text) if isinstance(text, str) else viewer.check(text)
     return Page(look_page(viewer.data(ids, ablate=ablate)))

@@ -1,4 +1,4 @@
-"""The text and the bytes of single tokens, for a page on which each token stands alone."""
+"""The text and the bytes of single tokens, each of which a page shows by itself."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -53,8 +53,8 @@ class Viewer:
             sizes = [each.model.cfg.vocab_size for each in (first, other)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
-                    f"{first.name} has {sizes[0]} tokens and {other.name} has {sizes[1]}; to stand "
-                    "side by side, two models need the same tokens"
+                    f"{first.name} has {sizes[0]} tokens and {other.name} has {sizes[1]}; give "
+                    "two models with the same tokens"
                 )
 
     def ids(self, text: str) -> list[int]:
@@ -70,8 +70,8 @@ class Viewer:
         for other in others:
             if token_ids(other.tokenizer, text) != ids:
                 raise ValueError(
-                    f"{first.name} and {other.name} divide this text into different tokens; to "
-                    "stand side by side, two models need the same tokens"
+                    f"{first.name} and {other.name} divide this text into different tokens; "
+                    "give two models with the same tokenizer"
                 )
         return self.check(ids)
 

@@ -17,6 +17,7 @@ const FORMAT = "obscura-look";
 const VERSION = 1;
 const VIEWS = [tokensView, nextTokenView, lensView, attentionView, ablationView, contributionsView];
 let newest = 0;
+let shown = null; // the data that the page shows
 
 /** Show other data in place of what the page shows; if called twice, the later call wins. */
 export async function show(packed) {
@@ -32,6 +33,7 @@ export async function show(packed) {
     return;
   }
   const height = scrollY;
+  shown = data;
   begin(data);
   document.getElementById("facts").replaceChildren(...facts(data));
   document.title = `obscura look: ${data.models.map((model) => model.name).join(" and ")}`;
@@ -44,6 +46,17 @@ export async function show(packed) {
   });
   scrollTo(0, height);
   document.documentElement.dataset.ready = call;
+}
+
+/** Show ablations that were computed after the data of the page: one entry per model. */
+export async function showAblations(packed) {
+  const call = newest;
+  const entries = await unpack(packed);
+  if (call !== newest) return;
+  shown.models.forEach((model, m) => (model.ablation = entries[m]));
+  const body = document.querySelector(`#${ablationView.id} .body`);
+  body.replaceChildren();
+  ablationView.build(body, shown);
 }
 
 function whyNot(packed) {
