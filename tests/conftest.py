@@ -54,10 +54,9 @@ def no_process_outlives_its_test():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_do_not_pile_up():
-    """Forget compiled programs after each file: a process may map only so many pieces of memory.
+    """Forget compiled programs after each file: Linux lets a process map 65,530 areas of memory.
 
-    Linux allows 65,530 by default. The programs of all tests together need more, and XLA then ends
-    the process.
+    The programs of all tests together need more; XLA then ends the process.
     """
     yield
     jax.clear_caches()
