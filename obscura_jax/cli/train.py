@@ -49,6 +49,8 @@ def add_parser(commands: Any) -> None:
     add("--resume", "continue the run in the folder", action="store_true")
     add("--max-seconds", "time after which the run ends", "S", float)
     add("--validate-every", "steps between validations", "N", positive_int, default=100)
+    look = "steps between looks inside the model; look.html in the folder shows them"
+    add("--look-every", look, "N", positive_int)
     add("--save-every", "steps between checkpoints", "N", positive_int, default=100)
     kept = add("--max-checkpoints", "number of checkpoints to keep", "N", positive_int, default=2)
     add_hidden_alias(group, "--keep", kept)
@@ -64,9 +66,11 @@ def run(args: argparse.Namespace) -> None:
     from obscura_jax.runs.prepare import TextSource
 
     kept = args.max_checkpoints
+    every = args.validate_every, args.save_every
+    schedule = Schedule(*every, kept, args.max_seconds, args.look_every)
     how = Launch(
         resume=args.resume,
-        schedule=Schedule(args.validate_every, args.save_every, kept, args.max_seconds),
+        schedule=schedule,
         mesh=args.mesh,
         scan=args.scan,
         source=TextSource(getattr(sys.stdin, "buffer", None), show_tokenizing),

@@ -89,6 +89,15 @@ def embedded_json(data: Mapping[str, Any]) -> str:
     return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def embedded_data(page: str) -> dict[str, Any]:
+    """Return the data of a page that `look_page` made; ValueError if it has none."""
+    found = re.search('<script type="application/json" id="look-data">(.*?)</script>', page)
+    data = json.loads(found[1]) if found else None
+    if not isinstance(data, dict):
+        raise ValueError("this is not a page of obscura look")
+    return data
+
+
 def joined_modules(names: tuple[str, ...]) -> str:
     """Return one script with the code of all modules, in their order."""
     return "\n".join(_as_function(name, part(f"{name}.js")) for name in names)

@@ -82,8 +82,12 @@ def ablation_data(ablations: Ablations | None) -> dict[str, Any] | None:
     }
 
 
-def frame_data(found: Inside) -> dict[str, Any]:
-    """Return the entries of a model that change from frame to frame of a training run."""
+# The entries of a model that a frame of a training run has too.
+FRAME = ("target", "logprob", "rank", "lens", "attention", "head_scores")
+
+
+def _frame(found: Inside) -> dict[str, Any]:
+    """Return the entries in `FRAME`."""
     return {
         "target": found.target.tolist(),
         "logprob": pack(found.prediction.target_logprob),
@@ -118,7 +122,7 @@ def _model(model: Looked) -> dict[str, Any]:
         "vocab_size": cfg.vocab_size,
         "context": cfg.context_length,
         "dtype": model.dtype,
-        **frame_data(found),
+        **_frame(found),
         "next": _next(found.logits),
         "residual": {"norm": pack(found.residual_norm)},
         "attribution": attribution,

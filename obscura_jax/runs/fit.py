@@ -36,6 +36,8 @@ class Schedule:
         save_every: steps between checkpoints; there is also one at the end.
         max_to_keep: number of checkpoints to keep, the newest ones.
         max_seconds: stop after the first step that ends later than this; None sets no limit.
+        look_every: steps between looks inside the model; there is also one before the first step
+            and one after the last. None takes none.
 
     Raises:
         ValueError: if a field is out of range; the message names it.
@@ -45,9 +47,12 @@ class Schedule:
     save_every: int = 100
     max_to_keep: int = 2
     max_seconds: float | None = None
+    look_every: int | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "validate_every", "save_every", "max_to_keep")
+        if self.look_every is not None:
+            check_sizes(self, "look_every")
         if self.max_seconds is not None and not real_number(self.max_seconds) > 0:
             raise ValueError(f"max_seconds must be above 0, got {self.max_seconds!r}")
 
@@ -61,11 +66,14 @@ class Callbacks:
         should_stop: called after each step; a true result saves and ends the run.
         sample_text: maps the parameters, in the course's layout, to a text for the row of each
             validation; None adds no text.
+        look: called with the number of steps taken and the parameters, in the course's layout, when
+            the schedule says so.
     """
 
     on_metrics: Callable[[Mapping[str, Any]], object] = lambda row: None
     should_stop: Callable[[], int] = lambda: 0
     sample_text: Callable[[Any], str] | None = None
+    look: Callable[[int, Any], object] = lambda step, params: None
 
 
 def fit(
@@ -122,6 +130,11 @@ def fit(
         late = schedule.max_seconds is not None and seconds > schedule.max_seconds
         return bool(placement.max_over_processes(int(bool(late or callbacks.should_stop()))))
 
+    def look_at(state: TrainState, done: int) -> None:
+        every = schedule.look_every
+        if every is not None and (done % every == 0 or done == run.steps):
+            callbacks.look(done, placement.gather(state.params))
+
     path = folder / METRICS if placement.is_writer else os.devnull
     with open(path, "a", encoding="utf-8") as metrics:
 
@@ -136,6 +149,7 @@ def fit(
                 record(unread.popleft()())
 
         done = int(start.step)
+        look_at(start, done)
         try:
             for state, read in dispatch_steps(run, start, placement):
                 done += 1
@@ -148,6 +162,7 @@ def fit(
                     record_all_but(0)  # the next step donates this state
                 if validate_now:
                     record({"step": done - 1, **validate(state)})
+                look_at(state, done)
                 if stop:
                     break
                 if save_now:

@@ -13,7 +13,7 @@ from obscura_jax.atomic_files import new_folders, replace_text, temporary_paths
 from obscura_jax.runs.settings import TrainSettings
 
 SETTINGS, TOKENS, CHECKPOINTS = "settings.json", "tokens.bin", "checkpoints"
-METRICS, LOSS_PLOT, MODEL = "metrics.jsonl", "loss.png", "model"
+METRICS, LOSS_PLOT, MODEL, LOOK = "metrics.jsonl", "loss.png", "model", "look.html"
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def delete_partial_run(folder: Path) -> Iterator[None]:
         metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
         begun = (metrics.exists() and metrics.stat().st_size) or any(checkpoints.glob("[0-9]*"))
         if not begun and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
-            for name in (SETTINGS, TOKENS, TOKENS + ".json", METRICS):
+            for name in (SETTINGS, TOKENS, TOKENS + ".json", METRICS, LOOK):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(checkpoints, ignore_errors=True)
         raise

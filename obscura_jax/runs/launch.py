@@ -12,11 +12,13 @@ import jax
 from obscura_jax.atomic_files import require_path
 from obscura_jax.config import GENERATOR
 from obscura_jax.interop.checkpoint import save_model
+from obscura_jax.interop.model_tokenizer import IdTokenizer
 from obscura_jax.interop.tokens import NO_TOKENS, gpt2_record
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.plots import loss_curves
 from obscura_jax.runs.fit import Callbacks, Schedule, fit, read_metrics
 from obscura_jax.runs.folder import (
+    LOOK,
     LOSS_PLOT,
     METRICS,
     MODEL,
@@ -26,14 +28,18 @@ from obscura_jax.runs.folder import (
     resolve_settings,
     save_settings,
 )
+from obscura_jax.runs.looks import LookWriter, check_looks
 from obscura_jax.runs.prepare import TextSource, prepare
 from obscura_jax.runs.samples import text_sampler
 from obscura_jax.runs.settings import TrainSettings
 from obscura_jax.text.loader import DataLoader
+from obscura_jax.text.tokenizers import tokenizer_for
 from obscura_jax.training.initial import gpt2_init
 from obscura_jax.training.loop import DivergedError
 from obscura_jax.training.placement import Placement, SingleDevice
 from obscura_jax.training.run import TrainRun
+
+_LOOK_TOKENS = 32  # of the validation text
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ def launch(given: Mapping[str, Any], folder: str | Path, how: Launch) -> TrainRe
     """Train in a folder with some settings given; see `train`."""
     folder = require_path(folder)
     TrainSettings(**given)  # before the first process writes anything
+    if how.schedule.look_every is not None:
+        check_looks(one_device=how.mesh is None and jax.process_count() == 1)
     if jax.process_index() > 0:
         _wait_for_all_processes()
         with warnings.catch_warnings():
@@ -181,7 +189,7 @@ def _execute(job: _Job, how: Launch) -> TrainResult:
                 lambda: gpt2_init(model.cfg, key),
                 job.validation,
                 how.schedule,
-                replace(callbacks, sample_text=sample),
+                replace(callbacks, sample_text=sample, look=_look_writer(job, how.warn).add),
                 placement,
             )
             stopped_by = placement.max_over_processes(int(callbacks.should_stop()))
@@ -198,6 +206,15 @@ def _execute(job: _Job, how: Launch) -> TrainResult:
         tokens = NO_TOKENS if job.settings.data else gpt2_record(model.cfg)
         save_model(job.folder / MODEL, model.cfg, params, tokens=tokens)
     return replace(result, metrics=read_metrics(job.folder / METRICS))
+
+
+def _look_writer(job: _Job, warn: Callable[[str], object]) -> LookWriter:
+    """Return the writer of looks, which are at the beginning of the validation text."""
+    (ids, *_), _ = next(iter(job.validation))
+    cfg = job.run.model.cfg
+    tokenizer = IdTokenizer() if job.settings.data else tokenizer_for(cfg.vocab_size)
+    text = ids[:_LOOK_TOKENS].tolist()
+    return LookWriter(job.folder / LOOK, job.run.model, text, tokenizer, warn)
 
 
 def _draw_loss(folder: Path, warn: Callable[[str], object]) -> None:
