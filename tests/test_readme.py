@@ -15,7 +15,7 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-MODEL, DATA, GENERATION, STREAMING, ENGINE, TRAINING = blocks("README.md")
+MODEL, DATA, GENERATION, STREAMING, ENGINE, LOOK, TRAINING = blocks("README.md")
 (MESH,) = blocks("obscura_jax/scale/README.md")
 
 
@@ -28,6 +28,7 @@ MODEL, DATA, GENERATION, STREAMING, ENGINE, TRAINING = blocks("README.md")
         pytest.param(GENERATION, id="generation"),
         pytest.param(STREAMING, id="streaming"),
         pytest.param(ENGINE, id="engine"),
+        pytest.param(LOOK, id="look"),
         pytest.param(TRAINING, id="training"),
         pytest.param(MESH, id="mesh"),
     ],
