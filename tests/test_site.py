@@ -59,9 +59,9 @@ def test_links_are_those_of_the_site():
     expected += "[h](#y) [e](https://x.y) `[c](d)`"
     assert for_the_site(text, "docs/guides/train.md", ROOT, site) == expected
     with pytest.raises(ValueError, match=r"links to none\.md, which does not exist; correct"):
-        for_the_site("[x](none.md)", "docs/a/page.md", ROOT, site)
+        for_the_site("[x](none.md)", "docs/guides/train.md", ROOT, site)
     with pytest.raises(ValueError, match="which is outside of the repository"):
-        for_the_site("[x](../../../none.md)", "docs/a/page.md", ROOT, site)
+        for_the_site("[x](../../../none.md)", "docs/guides/train.md", ROOT, site)
 
 
 def test_generated_parts_replace_their_marks():
