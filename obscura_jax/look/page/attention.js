@@ -25,32 +25,33 @@ export const attentionView = {
     "the token that is read. Choose a head to enlarge it.",
   functions: ["attention", "head_scores"],
   build(body, data) {
-    const arrange = [];
+    const sorters = [];
     const measure = element("p", { class: "quiet measure" });
     const scores = Object.keys(data.models[0].head_scores ?? {});
     if (!scores.includes(order)) order = "block";
     const options = [["block", "block and head"], ...scores.map((name) => [name, name])];
     const sort = menu("sort heads by", options, (value) => {
       order = value;
-      show();
+      explain();
+      sorters.forEach((arrange) => arrange());
     });
     sort.list.value = order;
-    function show() {
+    function explain() {
       measure.textContent = order === "block" ? "" : (MEASURES[order] ?? "");
-      arrange.forEach((update) => update());
     }
+    explain();
     body.append(element("div", { class: "controls" }, sort.node, measure));
     panels(body, data.models, (panel, model) => {
       const maps = headMaps(data, model);
       const head = headPanel(data, model);
-      arrange.push(maps.arrange);
       panel.append(element("div", { class: "attention" }, maps.node, head.node));
+      maps.arrange();
+      sorters.push(maps.arrange);
       return (now, before) => {
         maps.update(now, before);
         head.update(now, before);
       };
     });
-    show();
   },
 };
 

@@ -84,7 +84,10 @@ function sliders(data, changed) {
 
 function tailOf(model, t) {
   const { low, width, counts } = model.next.tail;
-  return { low: low.values[t], width, counts: counts.under(t) };
+  const logits = model.next.logits.under(t);
+  const stored = logits.reduce((sum, logit) => sum + Math.exp(logit - logits[0]), 0);
+  const first = model.lens.probs.at(model.layers, t, 0); // the probability of the first
+  return { low: low.values[t], width, counts: counts.under(t), weight: 1 / first - stored };
 }
 
 function onePanel(panel, data, model) {
