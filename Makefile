@@ -11,7 +11,8 @@
 # make check            check lint and types
 # make notebooks        install, run the notebooks, and compare their outputs with the committed ones
 # make notebooks-write  run the notebooks, and save their outputs
-# make parity-table     measure the README's table of differences
+# make docs             install, and build the site in build/site
+# make parity-table     measure the table of differences in docs/explain/numerics.md
 # make tiny             train the shipped model again (about 15 minutes on two cores), and score it
 # make clean            remove the environments
 
@@ -35,7 +36,8 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser check notebooks notebooks-write parity-table tiny clean
+.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser check notebooks notebooks-write docs \
+  parity-table tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -77,6 +79,9 @@ notebooks: $(VENV)/.test
 notebooks-write: $(VENV)/.test
 	$(BIN)/python -m tests.support.notebooks --write
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 parity-table: $(VENV)/.test
 	@$(BIN)/python -m tests.parity.table
 
@@ -94,9 +99,10 @@ clean:
 # One stamp per set of packages, renewed when the files that list them change.
 $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
+$(VENV)/.docs: EXTRAS = [docs]
 $(VENV)/.tpu: EXTRAS = [test,tpu]
 $(VENV)/.cuda: EXTRAS = [test,cuda-compile]
-$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.tpu $(VENV)/.cuda: pyproject.toml constraints.txt
+$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.tpu $(VENV)/.cuda: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(CREATE)
 	@echo "installing obscura_jax$(EXTRAS) into $(VENV) ..."
 	@$(INSTALL) -c constraints.txt -e '.$(EXTRAS)'

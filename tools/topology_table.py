@@ -1,4 +1,4 @@
-"""The tables of obscura_jax/scale/README.md: GPT-2 on absent TPUs or GPUs, compiled but not run.
+"""The tables of docs/guides/absent-hardware.md: GPT-2 on absent TPUs or GPUs, compiled but not run.
 
 `python tools/topology_table.py tpu` needs the extra `tpu`, and `gpu` the extra `cuda-compile`.
 Names of models after it limit the table to these, for parts of the work: `gpu gpt2-xl`.

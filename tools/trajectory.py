@@ -1,4 +1,4 @@
-"""The README's two figures: the losses of 100 training steps in PyTorch and in JAX.
+"""Two figures of the documentation: the losses of 100 training steps in PyTorch and in JAX.
 
     python tools/trajectory.py
 

@@ -19,6 +19,16 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with one subparser per command."""
+    parser = _OneLineParser(prog="obscura", description="GPT-2 from scratch in JAX.")
+    parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    for command in (generate, train, convert, export, compile, parity, look, info, bench):
+        command.add_parser(commands)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command. Exit with code 0, or with code 2 after one line on standard error."""
     # JAX and libtpu warn on standard error about missing accelerators; we keep it for errors.
@@ -27,11 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # characters that it cannot encode are escaped
         sys.stdout.reconfigure(errors="backslashreplace")
-    parser = _OneLineParser(prog="obscura", description="GPT-2 from scratch in JAX.")
-    parser.add_argument("--version", action="version", version=f"obscura_jax {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    for command in (generate, train, convert, export, compile, parity, look, info, bench):
-        command.add_parser(commands)
+    parser = command_parser()
     try:
         if "_ARGCOMPLETE" in os.environ:  # a shell wants to know what can follow; this exits
             require("argcomplete", "completion", "shell completion").autocomplete(parser)

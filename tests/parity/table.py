@@ -1,4 +1,4 @@
-"""Print the README's table of the largest difference between each component and its PyTorch twin.
+"""Print the largest difference between each component and its PyTorch twin, for docs/explain.
 
     python -m tests.parity.table        # or: make parity-table
 

@@ -6,10 +6,12 @@ A page contains, in this order of a reader's steps:
 
 - `python` blocks whose first line is a comment such as `# port.py: ...`; they are written to it;
 - `diff` blocks that begin with `--- port.py`: removed lines are replaced by the added ones;
-- `console` blocks: a line that starts with `$ ` is a command, and the lines after it its output.
+- `console` blocks: a line that starts with `$ ` is a command, and the lines after it its output, in
+  which `...` is any number of lines. An output that is not shown is not compared.
 
-Other blocks are not run. With --write the new outputs are kept. Numbers are compared as in
-notebooks, because rounding differs between machines.
+Other blocks are not run. A command must succeed, unless the next one is `echo $?` or its output
+has a verdict that programs differ. With --write the new outputs are kept. Numbers are compared as
+in notebooks, because rounding differs between machines.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +27,7 @@ from tests.support import processes
 from tests.support.notebooks import text_difference
 
 _BLOCK = re.compile(r"(?<=```)(python|diff|console)\n(.*?)(?=```)", re.DOTALL)
-_FILE = re.compile(r"# ([\w.]+\.py)\b")
+FILE = re.compile(r"# ([\w.]+\.py)\b")
 
 
 def main() -> int:
@@ -46,22 +48,35 @@ def main() -> int:
     return int(bool(found))
 
 
-def executed(text: str, folder: Path) -> str:
-    """Return the text of a page with the outputs of its commands, which run in a folder."""
+def executed(text: str, folder: Path, not_run: Sequence[str] = ()) -> str:
+    """Return the text of a page with the outputs of its commands, which run in a folder.
+
+    `not_run` has regular expressions; commands that match one keep the outputs that the page shows.
+    """
     rc = 0
+    settings: list[str] = []  # `export` and `unset`, which are true for all later commands
 
     def block(match: re.Match[str]) -> str:
         nonlocal rc
         kind, body = match.groups()
-        if kind == "python" and (name := _FILE.match(body)):
+        if kind == "python" and (name := FILE.match(body)):
             (folder / name[1]).write_text(body, encoding="utf-8")
         elif kind == "diff":
             _edit(folder, body)
         elif kind == "console":
             lines = []
-            for command in commands(body):
-                out, rc = _run(command, rc, folder)
-                lines += [f"$ {command}", *out.splitlines()]
+            for command, shown, rc_shown in _steps(body):
+                out = shown
+                if re.match("export |unset ", command):
+                    settings.append(command)
+                elif not any(re.search(pattern, command) for pattern in not_run):
+                    printed, rc = _run(command, rc, folder, settings)
+                    found = printed.splitlines()
+                    out = abridged(found, shown)
+                    differs = any(line.startswith("verdict: differs") for line in found)
+                    if rc and not (differs or rc_shown):
+                        out = [f"exit code {rc}:", *found]
+                lines += [f"$ {command}", *out]
             body = "".join(f"{line}\n" for line in lines)
         return f"{kind}\n{body}"
 
@@ -78,6 +93,21 @@ def commands(console: str) -> list[str]:
     return re.findall(r"^\$ (.*)$", console, re.MULTILINE)
 
 
+def abridged(printed: list[str], shown: list[str]) -> list[str]:
+    """Return the lines of an output that correspond to those that a page shows."""
+    if not shown:
+        return []
+    first, *parts = _split(shown)
+    if not parts:
+        return printed
+    kept, rest = printed[: len(first)], printed[len(first) :]
+    for part in parts[:-1]:
+        start = rest.index(part[0]) if part[0] in rest else 0
+        kept += ["...", *rest[start : start + len(part)]]
+        rest = rest[start + len(part) :]
+    return [*kept, "...", *rest[len(rest) - len(parts[-1]) :]]
+
+
 def differences(old: str, new: str) -> Iterator[str]:
     """Yield the first difference in each console block of two versions of a page."""
     for (kind, old_body), (_, new_body) in zip(blocks(old), blocks(new), strict=True):
@@ -85,7 +115,25 @@ def differences(old: str, new: str) -> Iterator[str]:
             yield f"{commands(old_body)[0]}: {found}"
 
 
-def _run(command: str, rc: int, folder: Path) -> tuple[str, int]:
+def _steps(console: str) -> Iterator[tuple[str, list[str], bool]]:
+    """Yield each command, the lines of output below it, and whether its exit code is shown next."""
+    steps = [step.splitlines() for step in re.split(r"(?m)^\$ ", console)[1:]]
+    for (command, *shown), (following, *_) in zip(steps, [*steps[1:], [""]], strict=True):
+        yield command, shown, following == "echo $?"
+
+
+def _split(shown: list[str]) -> list[list[str]]:
+    """Return the parts of an output between the lines `...`."""
+    parts: list[list[str]] = [[]]
+    for line in shown:
+        if line == "...":
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    return parts
+
+
+def _run(command: str, rc: int, folder: Path, settings: Sequence[str]) -> tuple[str, int]:
     """Return the output of a command of a shell, and its exit code; `rc` is the last one."""
     (shim := folder / ".bin").mkdir(exist_ok=True)
     for name, module in (("obscura", "obscura_jax"), ("pytest", "pytest")):
@@ -97,7 +145,8 @@ def _run(command: str, rc: int, folder: Path) -> tuple[str, int]:
         "PATH": os.pathsep.join([str(shim), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
     }
-    process = processes.start("bash", "-c", f"(exit {rc}); {command}", cwd=folder, env=paths)
+    script = "\n".join([*settings, f"(exit {rc})", command])
+    process = processes.start("bash", "-c", script, cwd=folder, env=paths)
     out = process.communicate()[0]
     return re.sub(r" in \d+\.\d+s\b", "", out), process.returncode  # without pytest's times
 

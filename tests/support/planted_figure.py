@@ -2,8 +2,8 @@
 
     python -m tests.support.planted_figure
 
-Writes `tests/golden/planted_faults.json`, which a test compares with, and prints the table of the
-README.
+Writes `tests/golden/planted_faults.json`, which a test compares with, and prints the table of
+docs/guides/compare.md.
 """
 
 import json

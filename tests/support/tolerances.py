@@ -29,7 +29,7 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
 
 
 def as_markdown() -> str:
-    """Return the table of the README."""
+    """Return the table of docs/explain/numerics.md."""
     rows = [
         f"| {quantity} | {dtype} | {b.measured:.1e} | {b.allowed:.1e} |"
         for (quantity, dtype), b in TOLERANCES.items()

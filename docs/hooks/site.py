@@ -1,0 +1,56 @@
+"""Hooks of MkDocs: pages from other folders of the repository, links to it, generated text."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+from docs.hooks import command_line, tables
+from docs.hooks.links import filled, for_the_site
+
+ROOT = Path(__file__).parents[2]
+_ELSEWHERE = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "notebooks/README.md",
+    "notebooks/*.ipynb",
+    "obscura_jax/models/tiny/README.md",
+    "tools/*.png",
+)
+_GENERATED = {
+    "command line": command_line.as_markdown,
+    "TPUs": tables.tpus,
+    "GPUs": tables.gpus,
+    "dialects": tables.dialects,
+    "report of two programs": tables.program_report,
+    "report of two GPTs": tables.gpt_report,
+}
+
+
+def site_files() -> dict[str, str]:
+    """Return the files of the repository that are part of the site, and their paths there."""
+    outside = [path for pattern in _ELSEWHERE for path in sorted(ROOT.glob(pattern))]
+    inside = sorted((ROOT / "docs").rglob("*.md"))
+    files = [path.relative_to(ROOT).as_posix() for path in (*outside, *inside)]
+    return {file: file.removeprefix("docs/") for file in files}
+
+
+@event_priority(100)  # before mkdocs-jupyter, which takes the notebooks from the list
+def on_files(files: Files, config: Any) -> Files:
+    """Add the files from outside of `docs`."""
+    for file in site_files():
+        if not file.startswith("docs/"):
+            files.append(File(file, str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Return the text of a page with generated parts, and with links that work on the site."""
+    file = Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
+    try:
+        return for_the_site(filled(markdown, _GENERATED), file, ROOT, site_files())
+    except ValueError as error:
+        raise PluginError(str(error)) from error

@@ -1,0 +1,71 @@
+"""The examples of the README and of the documentation run, and print what the pages say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from obscura_jax.text import sample_text
+from tests.support import examples
+from tests.support.pages import (
+    GUIDE,
+    NOT_RUN,
+    PAGES,
+    commands,
+    is_run,
+    prepare,
+    python_blocks,
+    text_of,
+)
+
+PROMISE = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
+
+
+def python_parameters():
+    for page in PAGES:
+        for number, block in enumerate(python_blocks(page)):
+            marks = [pytest.mark.gpt2_124m] if "torch-seed:" in block else []
+            yield pytest.param(block, marks=marks, id=f"{page} {number}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [*python_parameters()])
+def test_python_block(block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(sample_text(), encoding="utf-8")  # blocks that train read it
+    exec(compile(block, "page", "exec"), {})
+    promised = PROMISE.findall(block)
+    assert promised
+    assert capsys.readouterr().out.splitlines() == promised
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, commands(page)))])
+def test_commands(page, tmp_path):
+    prepare(page, tmp_path)
+    text = text_of(page)
+    assert list(examples.differences(text, examples.executed(text, tmp_path, [*NOT_RUN]))) == []
+
+
+def test_each_reason_not_to_run_a_command_is_needed():
+    everything = [command for page in PAGES for command in commands(page)]
+    assert len(everything) > 50
+    for pattern in NOT_RUN:
+        assert any(re.search(pattern, command) for command in everything), pattern
+
+
+def test_the_readme_shows_the_guides_first_report():
+    (shown,) = (
+        block
+        for kind, block in examples.blocks(text_of("README.md"))
+        if kind == "console" and "obscura parity pair.py" in block
+    )
+    guide = text_of(GUIDE).splitlines()
+    lines = [line for line in shown.splitlines() if line != "..."]
+    assert len(lines) > 3
+    assert set(lines) <= set(guide)
+    assert not {line.replace("1e-06", "1e-07") for line in lines} <= set(guide)
+
+
+def test_the_readme_is_one_page():
+    assert len(text_of("README.md").splitlines()) <= 150
