@@ -120,17 +120,15 @@ def test_hovering_describes_another_token_and_moves_nothing(opened, data, width)
 def test_the_next_token_is_the_softmax_of_the_stored_logits(opened, data):
     page = opened(data, fragment="#t=2")
     stored = arrays(data, "next", "logits")[2].astype(float)
-    tail = data["models"][0]["next"]["tail"]
-    low, counts = arrays(data, "next", "tail", "low")[2], arrays(data, "next", "tail", "counts")[2]
-    middle = low + (np.arange(counts.size) + 0.5) * tail["width"]
-    total = np.exp(stored).sum() + counts @ np.exp(middle)
-    expected = [percent(p) for p in np.exp(stored)[:20] / total]
+    probs = arrays(data, "lens", "probs")[-1, 2, 0] * np.exp(stored - stored[0])
+    assert probs.sum() < 0.999
+    expected = [percent(p) for p in probs[:20]]
     shown = bars(page, "#next")
     assert [number for _, number in shown] == expected
     assert [token for token, _ in shown] == words(data, arrays(data, "next", "ids")[2][:20])
     assert page.locator("#next .kept").inner_text() == "90 of 90 tokens kept"
-    rest = 1 - np.exp(stored)[:20].sum() / total
-    assert page.locator("#next .rest").inner_text() == f"70 more kept: {percent(rest)} together"
+    rest = percent(1 - probs[:20].sum())
+    assert page.locator("#next .rest").inner_text() == f"70 more kept: {rest} together"
     page.locator("#tokens .chip").nth(3).click()
     assert [number for _, number in bars(page, "#next")] != expected
 

@@ -12,7 +12,8 @@ const MEASURES = {
   "previous token": "The score is the mean weight of the token right before the one that reads.",
   "first token": "The score is the mean weight of the first token of the text.",
   "same token": "The score is the mean weight of earlier copies of the token that reads.",
-  induction: "The score is the mean weight of tokens that followed earlier copies of the token that reads.",
+  induction:
+    "The score is the mean weight of tokens that followed earlier copies of the token that reads.",
 };
 const MANY = 8; // more heads than this are drawn smaller
 let order = "block";
@@ -57,14 +58,28 @@ export const attentionView = {
 
 function headMaps(data, model) {
   const many = model.heads > MANY;
-  const node = element("div", { class: many ? "maps many" : "maps", role: "listbox", "aria-label": `heads of ${model.name}` });
+  const node = element("div", {
+    class: many ? "maps many" : "maps",
+    role: "listbox",
+    "aria-label": `heads of ${model.name}`,
+  });
   node.style.setProperty("--heads", model.heads);
   const heads = Array.from({ length: model.layers * model.heads }, (_, i) => {
     const [layer, head] = [Math.floor(i / model.heads), i % model.heads];
     const canvas = element("canvas", { "aria-hidden": "true" });
     const words = element("span", { class: "number-text" });
-    const map = element("button", { type: "button", class: "map", role: "option", tabindex: -1,
-      "aria-label": `block ${layer}, head ${head}` }, canvas, words);
+    const map = element(
+      "button",
+      {
+        type: "button",
+        class: "map",
+        role: "option",
+        tabindex: -1,
+        "aria-label": `block ${layer}, head ${head}`,
+      },
+      canvas,
+      words,
+    );
     map.addEventListener("click", () => select({ layer, head }));
     return { layer, head, canvas, words, map };
   });
@@ -85,10 +100,16 @@ function headMaps(data, model) {
     if (byScore) {
       node.replaceChildren(element("div", { class: "map-row" }, ...shown.map((one) => one.map)));
     } else {
-      node.replaceChildren(...Array.from({ length: model.layers }, (_, layer) =>
-        element("div", { class: "map-row", role: "group", "aria-label": `block ${layer}` },
-          element("span", { class: "map-head quiet" }, many ? `${layer}` : `block ${layer}`),
-          ...heads.filter((one) => one.layer === layer).map((one) => one.map))));
+      node.replaceChildren(
+        ...Array.from({ length: model.layers }, (_, layer) =>
+          element(
+            "div",
+            { class: "map-row", role: "group", "aria-label": `block ${layer}` },
+            element("span", { class: "map-head quiet" }, many ? `${layer}` : `block ${layer}`),
+            ...heads.filter((one) => one.layer === layer).map((one) => one.map),
+          ),
+        ),
+      );
     }
   }
 

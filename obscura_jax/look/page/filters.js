@@ -22,7 +22,10 @@ function binsOf(tail, largest, temperature) {
   // All bins move by one amount, so that together they weigh what the tail weighs at temperature 1.
   const shift = Math.log(tail.weight / weight) || 0;
   const within = Math.min(Math.max(shift, -tail.width / 2), tail.width / 2);
-  return Array.from(tail.counts, (count, b) => ({ logit: (middle(b) + within) / temperature, count }))
+  return Array.from(tail.counts, (count, b) => ({
+    logit: (middle(b) + within) / temperature,
+    count,
+  }))
     .filter((bin) => bin.count > 0)
     .reverse();
 }
@@ -37,12 +40,14 @@ function keepTopP(logits, kept, bins, p) {
   const weights = Array.from(logits, (logit, i) => (kept[i] ? fround(Math.exp(logit)) : 0));
   const tailWeights = bins.map((bin) => Math.exp(bin.logit));
   const sum =
-    weights.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailWeights[b], 0);
+    weights.reduce((a, b) => a + b, 0) +
+    bins.reduce((a, bin, b) => a + bin.count * tailWeights[b], 0);
   // The package sums probabilities as integers, whose unit is the same in any batch.
   const unit = powerOfTwo(fround(sum)) / 2 ** 30;
   const mass = weights.map((weight) => roundToEven(weight / unit));
   const tailMass = tailWeights.map((weight) => roundToEven(weight / unit));
-  const total = mass.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailMass[b], 0);
+  const total =
+    mass.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailMass[b], 0);
   const wanted = Math.ceil(fround(fround(p) * fround(total)));
   const enough = Math.min(Math.max(wanted, 1), total);
 
@@ -82,8 +87,8 @@ function keepMinP(logits, kept, bins, p) {
  *                probable as the first token
  * @param settings  {temperature, topK, topP, minP}; temperature 0 takes the most probable token,
  *                and null turns a filter off
- * @returns {kept, tailKept, probs, tailProb}: whether each of `logits` is kept; how many of the tail;
- *                the probabilities of the former; the sum of those of the latter
+ * @returns {kept, tailKept, probs, tailProb}: whether each of `logits` is kept; how many of the
+ *                tail are; the probabilities of the former; the sum of those of the latter
  */
 export function filtered(logits, tail, { temperature, topK = null, topP = null, minP = null }) {
   const kept = new Array(logits.length).fill(true);
