@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("obscura_jax", "tests", "tools")
+FOLDERS = ("docs", "obscura_jax", "tests", "tools")
 # A docstring that starts with one of these is a clause, not a sentence.
 OPENINGS = {"What", "How", "Where", "Which", "Who", "Whose", "Whether", "Within", "Those", "Of"}
 WORDS = re.compile(

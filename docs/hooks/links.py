@@ -71,6 +71,8 @@ def for_the_site(text: str, page: str, root: Path, site: Mapping[str, str]) -> s
         if file not in site:
             return match["text"]
         there = _relative(PurePosixPath(site[file]), here) if file != page else ""
+        if file.endswith(".ipynb"):  # the site's notebooks have the anchors of other pages
+            anchor = re.sub(r"[^\w-]", "", anchor.lower())
         return f"{match['image']}[{match['text']}]({there}{'#' * bool(anchor)}{anchor})"
 
     return _LINK.sub(link, text)

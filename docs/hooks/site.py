@@ -1,5 +1,7 @@
 """Hooks of MkDocs: pages from other folders of the repository, links to it, generated text."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 from docs.hooks import command_line, tables
-from docs.hooks.links import filled, for_the_site
+from docs.hooks.links import filled, for_the_site, is_external, resolved
 
 ROOT = Path(__file__).parents[2]
 _ELSEWHERE = (
@@ -54,3 +56,34 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return for_the_site(filled(markdown, _GENERATED), file, ROOT, site_files())
     except ValueError as error:
         raise PluginError(str(error)) from error
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Return a notebook's page with links that work on the site, and mend its list of contents.
+
+    mkdocs-jupyter leaves code out of that list, and so out of the anchors that it links to.
+    """
+    file = Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
+    if not file.endswith(".ipynb"):
+        return html
+    headings = re.findall(r'<h[1-6] id="([^"]*)"[^>]*>(.*?)<a ', html, re.DOTALL)
+    for entry, (anchor, title) in zip(_entries(page.toc), headings, strict=True):
+        entry.id, entry.title = anchor, re.sub("<.*?>", "", title)
+    return re.sub('(?<=<a href=")[^"#]+', lambda match: _url(match[0], file, page, files), html)
+
+
+def _entries(contents: Any) -> Iterator[Any]:
+    """Yield all entries of a list of contents, in order."""
+    for entry in contents:
+        yield entry
+        yield from _entries(entry.children)
+
+
+def _url(target: str, file: str, page: Any, files: Files) -> str:
+    """Return the address of a link in a notebook, relative to the notebook's page."""
+    if is_external(target):
+        return target
+    path = site_files().get(resolved(file, target)[0], "")
+    if (there := files.get_file_from_path(path)) is None:
+        raise PluginError(f"{file} links to {target}, which is not part of the site")
+    return there.url_relative_to(page.file)
