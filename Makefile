@@ -8,6 +8,7 @@
 #                       NVIDIA GPUs without having one
 # make test-browser     install, and test the page of `obscura look` in Chromium, which is installed if
 #                       it is missing and apt-get can
+# make wheel            build the wheel and the source distribution into dist
 # make check            check lint and types
 # make notebooks        install, run the notebooks, and compare their outputs with the committed ones
 # make notebooks-write  run the notebooks, and save their outputs
@@ -36,7 +37,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser check notebooks notebooks-write docs \
+.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser wheel check notebooks notebooks-write docs \
   parity-table tiny clean
 
 demo: $(VENV)/.package
@@ -67,6 +68,10 @@ test-browser: $(VENV)/.test
 	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -q -y chromium; } || \
 	  { echo "make test-browser needs Chromium; install it, and set CHROMIUM to its path" >&2; exit 1; }
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q tests/browser
+
+wheel: $(VENV)/.test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

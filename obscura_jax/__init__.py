@@ -6,7 +6,7 @@ The public names are listed in `__init__.pyi`. Each is imported when it is first
 
 import sys
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 
 def _load_names() -> None:

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK: shells look for these words before they start a command to complete it.
 """The command `obscura`, also started as `python -m obscura_jax`."""
 
 import signal

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from obscura_jax import __version__
 from obscura_jax.checks import check_heads, check_size
 from obscura_jax.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from obscura_jax.extras import MissingExtraError, require
@@ -146,6 +147,17 @@ def test_require_says_how_to_install_what_is_not_there(monkeypatch):
     )
     assert isinstance(caught.value, ImportError)
     assert isinstance(caught.value, ValueError)
+
+
+def test_require_names_the_wheel_outside_a_clone(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("obscura_jax.extras._CLONE", tmp_path)
+    with pytest.raises(MissingExtraError) as caught:
+        require("torch", "torch", "reading w.pth")
+    assert str(caught.value) == (
+        f"reading w.pth needs torch: run pip install 'obscura_jax-{__version__}-py3-none-any.whl"
+        "[torch]' in the folder of that wheel"
+    )
 
 
 def test_require_says_why_an_installed_package_does_not_load(monkeypatch, tmp_path):

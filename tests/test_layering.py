@@ -49,6 +49,7 @@ EXTRAS = {
     "jinja2",
     "starlette",
     "uvicorn",
+    "argcomplete",
 }
 OF_MODELS = {"config", "text", "nn", "rng", "decoding", "training", "interop"}
 FACE = {"__init__", "__main__"}  # these re-export names and start the command

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from obscura_jax.bench.measurements import Measurement
@@ -48,15 +49,20 @@ def generation_workloads(cfg: GPTConfig) -> list[Workload]:
 def generate_functions(
     model: GPTModel, params: Any, dtype: str | None = None
 ) -> dict[str, GenerateFn]:
-    """Return `generate` of this package in `dtype`, by default in float32 and in bfloat16."""
-    from obscura_jax.decoding.generate import generate
-    from obscura_jax.nn.dtypes import cast_params
+    """Return `Generator.generate` in `dtype`, by default in float32 and in bfloat16.
+
+    One prompt is continued with weights as given, and several with `weights="auto"`, as in the
+    commands.
+    """
+    from obscura_jax.decoding.engine import Generator
 
     def in_dtype(dtype: str) -> GenerateFn:
-        own = cast_params(params, dtype)
+        @cache
+        def engine(one_row: bool) -> Generator:
+            return Generator(model, params, dtype=dtype, weights="as-given" if one_row else "auto")
 
         def call(prompts: list[list[int]], new_tokens: int) -> tuple[float, float, list[list[int]]]:
-            out = generate(model, own, prompts, new_tokens)
+            out = engine(len(prompts) == 1).generate(prompts, new_tokens)
             return out.stats.prefill_seconds, out.stats.decode_seconds, out.tokens
 
         return call

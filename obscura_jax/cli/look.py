@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     if args.serve:
         from obscura_jax.look.server import serve
 
-        serve(viewer, args.text or "", host=args.host, port=args.port, announce=_print)
+        text = args.text or ("0" if args.ids else "")
+        serve(viewer, text, host=args.host, port=args.port, announce=_print)
         return
     from obscura_jax.look.assemble import look_page
 

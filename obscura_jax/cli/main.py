@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from obscura_jax import __version__
 from obscura_jax.cli import bench, compile, convert, export, generate, info, look, parity, train
+from obscura_jax.extras import require
 from obscura_jax.scale import libtpu
 from obscura_jax.scale.cpu_devices import add_threads_for_cpu_devices
 
@@ -38,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = command_parser()
     try:
+        if "_ARGCOMPLETE" in os.environ:  # a shell wants to know what can follow; this exits
+            require("argcomplete", "completion", "shell completion").autocomplete(parser)
         try:
             args = parser.parse_args(argv)
             parser.prog = f"obscura {args.command}"

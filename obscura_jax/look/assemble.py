@@ -39,8 +39,8 @@ MODULES = (
     "main",
 )
 STYLES = ("style", "views")
-_IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
-_EXPORT = re.compile(r"^export ((?:async )?(?:function|const) (\w+))", re.MULTILINE)
+IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', re.MULTILINE)
+EXPORT = re.compile(r"^export ((?:async )?(?:function|const) (\w+))", re.MULTILINE)
 
 
 def look_page(data: Mapping[str, Any], *, served: bool = False) -> str:
@@ -104,9 +104,9 @@ def joined_modules(names: tuple[str, ...]) -> str:
 
 
 def _as_function(name: str, code: str) -> str:
-    exported = ", ".join(found[2] for found in _EXPORT.finditer(code))
-    code = _IMPORT.sub(r"const \1 = of_\2;", code)
-    code = _EXPORT.sub(r"\1", code)
+    exported = ", ".join(found[2] for found in EXPORT.finditer(code))
+    code = IMPORT.sub(r"const \1 = of_\2;", code)
+    code = EXPORT.sub(r"\1", code)
     return f"const of_{name} = (() => {{\n{code}return {{ {exported} }};\n}})();"
 
 

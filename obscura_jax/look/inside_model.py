@@ -179,11 +179,13 @@ def _look(model: GPTModel, params: Any, ids: Array, length: Array) -> _Seen:
     def through_lens(residual: Array) -> Prediction:
         return _predict(logit_lens(model, params, residual), target)
 
+    own = _predict(seen.logits, target)
+    earlier = lax.map(through_lens, seen.residual[:-1])
     return _Seen(
         target=target,
         logits=seen.logits,
-        prediction=_predict(seen.logits, target),
-        lens=lax.map(through_lens, seen.residual),
+        prediction=own,
+        lens=jax.tree.map(lambda rows, last: jnp.concatenate([rows, last[None]]), earlier, own),
         attention=seen.attention,
         head_scores={name: score(seen.attention, counted) for name, score in HEAD_SCORES.items()},
         residual_norm=jnp.linalg.norm(seen.residual, axis=-1),

@@ -33,6 +33,10 @@ class ReplacedError(Exception):
     """A newer question took the place of this one."""
 
 
+class TooLargeError(ValueError):
+    """A request is larger than any question."""
+
+
 class Desk:
     """Answers one question at a time, and of those that wait only the newest."""
 
@@ -82,6 +86,8 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
     def ablations(asked: str, check: Callable[[], None]) -> Any:
         return viewer.ablations(viewer.ids(asked), check)
 
+    first = look_page({**look(text, lambda: None), "served_text": text}, served=True)
+
     def refusal(request: Request) -> Response | None:
         """Return the answer to a request that does not come from the page, else None."""
         if not accepts(request.headers.get("host", "").lower()):
@@ -91,13 +97,7 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
         return None
 
     async def page(request: Request) -> Response:
-        if refused := refusal(request):
-            return refused
-        try:
-            data = await desk.answer(lambda check: look(text, check))
-        except ReplacedError:
-            return PlainTextResponse("another page asked; load this one again\n", 409, _HEADERS)
-        return HTMLResponse(look_page({**data, "served_text": text}, served=True), headers=_HEADERS)
+        return refusal(request) or HTMLResponse(first, headers=_HEADERS)
 
     def question(work: Callable[[str, Callable[[], None]], Any]) -> Any:
         async def answer(request: Request) -> Response:
@@ -123,10 +123,6 @@ def application(viewer: Viewer, text: str, token: str, accepts: Callable[[str], 
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
     return app
-
-
-class TooLargeError(ValueError):
-    """A request is larger than any question."""
 
 
 async def _body(request: Any) -> bytes:
@@ -188,7 +184,6 @@ def serve(
     import uvicorn
 
     text = text or FIRST_TEXT
-    viewer.ids(text)  # refuse it now
     with _listen(host, port) as listener:
         port = listener.getsockname()[1]
         token = secrets.token_urlsafe(16)

@@ -10,37 +10,22 @@ import socket
 import threading
 
 import pytest
-import uvicorn
 
-from obscura_jax import load_model
-from obscura_jax.interop.model_tokenizer import load_tokenizer
 from obscura_jax.look.page_data import unpack
-from obscura_jax.look.server import Desk, ReplacedError, application, host_check, serve
-from obscura_jax.look.viewer import Opened, Viewer
+from obscura_jax.look.server import Desk, ReplacedError, host_check, serve
 from tests.support import processes
-
-TOKEN = "not-to-be-guessed"
+from tests.support.look_server import TOKEN, serving, tiny_viewer
 
 
 @pytest.fixture(scope="module")
 def viewer():
-    model, params = load_model("tiny")
-    return Viewer([Opened("tiny", model, params, load_tokenizer("tiny", model.cfg))])
+    return tiny_viewer()
 
 
 @pytest.fixture(scope="module")
 def port(viewer):
-    """Serve in a thread, and return the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        app = application(viewer, "A list is", TOKEN, host_check("127.0.0.1", port))
-        config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
+    with serving(viewer, "A list is") as port:
         yield port
-        server.should_exit = True
-        thread.join()
 
 
 def ask(port, method, path, body=None, **headers):

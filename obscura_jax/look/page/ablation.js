@@ -15,8 +15,8 @@ export const ablationView = {
   id: "ablation",
   title: "Ablation",
   says:
-    "How the log-probability of the token that follows changes when one part is taken out: blue if " +
-    "the part helped, orange if it stood in the way. Choose a part to see the distribution without it.",
+    "How the log-probability of the token that follows changes when one part is taken out: blue " +
+    "if the part helped, orange if it did harm. Choose a part to see the distribution without it.",
   functions: ["ablation"],
   ofLastFrame: true,
   build(body, data) {
@@ -27,14 +27,24 @@ export const ablationView = {
     over = "token";
     feedForward = false;
     const repaint = [];
-    body.append(choice("show", "ablation-over",
-      [["token", "the selected token"], ["mean", "the mean over all tokens"]],
-      (value) => {
-        over = value;
-        repaint.forEach((update) => update(state, {}));
-      }));
+    body.append(
+      choice(
+        "show",
+        "ablation-over",
+        [
+          ["token", "the selected token"],
+          ["mean", "the mean over all tokens"],
+        ],
+        (value) => {
+          over = value;
+          repaint.forEach((update) => update(state, {}));
+        },
+      ),
+    );
     panels(body, data.models, (panel, model) => {
-      const update = onePanel(panel, data, model, () => repaint.forEach((all) => all(state, state)));
+      const update = onePanel(panel, data, model, () =>
+        repaint.forEach((all) => all(state, state)),
+      );
       repaint.push(update);
       return update;
     });
@@ -67,10 +77,18 @@ function onePanel(panel, data, model, again) {
   });
   table.node.classList.add("ablations", ...(model.heads > 8 ? ["many"] : []));
   const [low, high] = [element("span"), element("span")];
-  const scale = element("p", { class: "scale" }, low, element("span", { class: "ramp effect turned" }), high,
-    element("span", { class: "quiet" }, "change when taken out"));
+  const scale = element(
+    "p",
+    { class: "scale" },
+    low,
+    element("span", { class: "ramp effect turned" }),
+    high,
+    element("span", { class: "quiet" }, "change when taken out"),
+  );
   const without = withoutPanel(data, model);
-  panel.append(element("div", { class: "two" }, element("div", {}, table.node, scale), without.node));
+  panel.append(
+    element("div", { class: "two" }, element("div", {}, table.node, scale), without.node),
+  );
 
   function paintCells() {
     const value = (block, part) => {
@@ -100,29 +118,50 @@ function withoutPanel(data, model) {
   const count = model.ablation.head_ids.shape[3];
   const title = element("h4");
   const said = element("p", { class: "number-text" });
-  const [full, less] = ["with it", "without it"].map((words) => barList(`${words}: the next token`, count));
-  const node = element("div", { class: "without" }, title, said,
-    element("div", { class: "pair" },
+  const [full, less] = ["with it", "without it"].map((words) =>
+    barList(`${words}: the next token`, count),
+  );
+  const node = element(
+    "div",
+    { class: "without" },
+    title,
+    said,
+    element(
+      "div",
+      { class: "pair" },
       element("div", {}, element("p", { class: "quiet" }, "with it"), full.node),
-      element("div", {}, element("p", { class: "quiet" }, "without it"), less.node)));
+      element("div", {}, element("p", { class: "quiet" }, "without it"), less.node),
+    ),
+  );
 
   function show(block, part) {
     const t = state.token;
     const isHead = part < model.heads;
     const { head_ids, head_probs, feed_forward_ids, feed_forward_probs } = model.ablation;
     const rows = (ids, probs) =>
-      Array.from(ids, (id, i) => ({ text: data.texts[id], probability: probs[i], target: id === model.target[t] }))
-        .slice(0, count);
-    title.textContent = `Block ${block} without ${isHead ? `head ${part}` : "its feed-forward layer"}`;
+      Array.from(ids, (id, i) => ({
+        text: data.texts[id],
+        probability: probs[i],
+        target: id === model.target[t],
+      })).slice(0, count);
+    const name = isHead ? `head ${part}` : "its feed-forward layer";
+    title.textContent = `Block ${block} without ${name}`;
     const logprob = model.logprob.values[t];
     const change = changesOf(model, block, part)[t];
-    said.replaceChildren("log-probability of ", tokenText(data.texts[model.target[t]] ?? ""), " after ",
-      tokenText(ownText(data.tokens[t])), `: ${decimal(logprob)} → ${decimal(logprob + change)}`);
+    said.replaceChildren(
+      "log-probability of ",
+      tokenText(data.texts[model.target[t]] ?? ""),
+      " after ",
+      tokenText(ownText(data.tokens[t])),
+      `: ${decimal(logprob)} → ${decimal(logprob + change)}`,
+    );
     const last = model.layers;
     full.update(rows(model.lens.ids.under(last, t), model.lens.probs.under(last, t)));
-    less.update(isHead
-      ? rows(head_ids.under(block, part, t), head_probs.under(block, part, t))
-      : rows(feed_forward_ids.under(block, t), feed_forward_probs.under(block, t)));
+    less.update(
+      isHead
+        ? rows(head_ids.under(block, part, t), head_probs.under(block, part, t))
+        : rows(feed_forward_ids.under(block, t), feed_forward_probs.under(block, t)),
+    );
   }
   return { node, show };
 }

@@ -12,7 +12,8 @@ const MEASURES = {
   "previous token": "The score is the mean weight of the token right before the one that reads.",
   "first token": "The score is the mean weight of the first token of the text.",
   "same token": "The score is the mean weight of earlier copies of the token that reads.",
-  induction: "The score is the mean weight of tokens that followed earlier copies of the token that reads.",
+  induction:
+    "The score is the mean weight of tokens that followed earlier copies of the token that reads.",
 };
 const MANY = 8; // more heads than this are drawn smaller
 let order = "block";
@@ -25,45 +26,60 @@ export const attentionView = {
     "the token that is read. Choose a head to enlarge it.",
   functions: ["attention", "head_scores"],
   build(body, data) {
-    const arrange = [];
+    const sorters = [];
     const measure = element("p", { class: "quiet measure" });
     const scores = Object.keys(data.models[0].head_scores ?? {});
     if (!scores.includes(order)) order = "block";
     const options = [["block", "block and head"], ...scores.map((name) => [name, name])];
     const sort = menu("sort heads by", options, (value) => {
       order = value;
-      show();
+      explain();
+      sorters.forEach((arrange) => arrange());
     });
     sort.list.value = order;
-    function show() {
+    function explain() {
       measure.textContent = order === "block" ? "" : (MEASURES[order] ?? "");
-      arrange.forEach((update) => update());
     }
+    explain();
     body.append(element("div", { class: "controls" }, sort.node, measure));
     panels(body, data.models, (panel, model) => {
       const maps = headMaps(data, model);
       const head = headPanel(data, model);
-      arrange.push(maps.arrange);
       panel.append(element("div", { class: "attention" }, maps.node, head.node));
+      maps.arrange();
+      sorters.push(maps.arrange);
       return (now, before) => {
         maps.update(now, before);
         head.update(now, before);
       };
     });
-    show();
   },
 };
 
 function headMaps(data, model) {
   const many = model.heads > MANY;
-  const node = element("div", { class: many ? "maps many" : "maps", role: "listbox", "aria-label": `heads of ${model.name}` });
+  const node = element("div", {
+    class: many ? "maps many" : "maps",
+    role: "listbox",
+    "aria-label": `heads of ${model.name}`,
+  });
   node.style.setProperty("--heads", model.heads);
   const heads = Array.from({ length: model.layers * model.heads }, (_, i) => {
     const [layer, head] = [Math.floor(i / model.heads), i % model.heads];
     const canvas = element("canvas", { "aria-hidden": "true" });
     const words = element("span", { class: "number-text" });
-    const map = element("button", { type: "button", class: "map", role: "option", tabindex: -1,
-      "aria-label": `block ${layer}, head ${head}` }, canvas, words);
+    const map = element(
+      "button",
+      {
+        type: "button",
+        class: "map",
+        role: "option",
+        tabindex: -1,
+        "aria-label": `block ${layer}, head ${head}`,
+      },
+      canvas,
+      words,
+    );
     map.addEventListener("click", () => select({ layer, head }));
     return { layer, head, canvas, words, map };
   });
@@ -84,10 +100,16 @@ function headMaps(data, model) {
     if (byScore) {
       node.replaceChildren(element("div", { class: "map-row" }, ...shown.map((one) => one.map)));
     } else {
-      node.replaceChildren(...Array.from({ length: model.layers }, (_, layer) =>
-        element("div", { class: "map-row", role: "group", "aria-label": `block ${layer}` },
-          element("span", { class: "map-head quiet" }, many ? `${layer}` : `block ${layer}`),
-          ...heads.filter((one) => one.layer === layer).map((one) => one.map))));
+      node.replaceChildren(
+        ...Array.from({ length: model.layers }, (_, layer) =>
+          element(
+            "div",
+            { class: "map-row", role: "group", "aria-label": `block ${layer}` },
+            element("span", { class: "map-head quiet" }, many ? `${layer}` : `block ${layer}`),
+            ...heads.filter((one) => one.layer === layer).map((one) => one.map),
+          ),
+        ),
+      );
     }
   }
 

@@ -30,12 +30,29 @@ export function headPanel(data, model) {
       .filter(({ key, weight }) => key <= state.token && weight > 0)
       .sort((a, b) => b.weight - a.weight)
       .slice(0, LISTED);
-    reads.replaceChildren(tokenText(ownText(data.tokens[state.token])), " reads ",
+    reads.replaceChildren(
+      tokenText(ownText(data.tokens[state.token])),
+      " reads ",
       ...most.flatMap(({ weight, key }, i) => [
-        i ? ", " : "", tokenText(ownText(data.tokens[key])), ` ${percent(weight / 255)}`,
-      ]));
+        i ? ", " : "",
+        tokenText(ownText(data.tokens[key])),
+        ` ${percent(weight / 255)}`,
+      ]),
+    );
   }
   return { node, update };
+}
+
+/** Return the path of an arc between two positions along the line of tokens. */
+function arc(from, to) {
+  const top = ARCS - 1.3 * Math.min(ARCS - 8, 22 + 0.3 * (from - to));
+  return `M ${from} ${ARCS} C ${from} ${top}, ${to} ${top}, ${to} ${ARCS}`;
+}
+
+/** Return the path of an arc from a token to itself. */
+function loop(at) {
+  const top = ARCS - 34;
+  return `M ${at - 7} ${ARCS} C ${at - 16} ${top}, ${at + 16} ${top}, ${at + 7} ${ARCS}`;
 }
 
 function arcsOf(data) {
@@ -46,9 +63,16 @@ function arcsOf(data) {
     return name;
   });
   const row = element("div", { class: "arc-tokens" }, ...names);
-  const node = element("div", { class: "scroll arc-box", tabindex: 0, role: "group",
-    "aria-label": "arcs from the selected token to the tokens that it reads" },
-  element("div", { class: "arc-inside" }, figure, row));
+  const node = element(
+    "div",
+    {
+      class: "scroll arc-box",
+      tabindex: 0,
+      role: "group",
+      "aria-label": "arcs from the selected token to the tokens that it reads",
+    },
+    element("div", { class: "arc-inside" }, figure, row),
+  );
 
   function show(line) {
     const middle = names.map((name) => name.offsetLeft + name.offsetWidth / 2);
@@ -60,12 +84,15 @@ function arcsOf(data) {
       names[key].style.opacity = 0.45 + 0.55 * Math.sqrt(weight);
       if (weight < LEAST) continue;
       const to = middle[key];
-      const height = Math.min(ARCS - 8, 22 + 0.3 * (from - to));
-      const curve = key === state.token
-        ? `M ${from - 7} ${ARCS} C ${from - 16} ${ARCS - 34}, ${from + 16} ${ARCS - 34}, ${from + 7} ${ARCS}`
-        : `M ${from} ${ARCS} C ${from} ${ARCS - 1.3 * height}, ${to} ${ARCS - 1.3 * height}, ${to} ${ARCS}`;
-      arcs.push(drawing("path", { d: curve, "stroke-width": (0.8 + 8 * weight).toFixed(2),
-        "stroke-opacity": (0.3 + 0.6 * weight).toFixed(2), "data-key": key }));
+      const curve = key === state.token ? loop(from) : arc(from, to);
+      arcs.push(
+        drawing("path", {
+          d: curve,
+          "stroke-width": (0.8 + 8 * weight).toFixed(2),
+          "stroke-opacity": (0.3 + 0.6 * weight).toFixed(2),
+          "data-key": key,
+        }),
+      );
     }
     figure.replaceChildren(...arcs);
     names.forEach((name, t) => {
@@ -85,26 +112,44 @@ function bigMap(data, model) {
   const square = element("div", { class: "square" }, canvas, cursor);
   const readout = element("p", { class: "quiet number-text readout" });
   const few = count <= LABELED;
-  const node = element("div", { class: "big-map" },
-    element("div", { class: few ? "labeled" : "plain" },
-      few ? element("div", { class: "rows", "aria-hidden": "true" }, ...labels()) : "", square,
-      few ? element("div", { class: "columns", "aria-hidden": "true" }, ...labels()) : ""),
-    readout, element("p", { class: "scale", "aria-hidden": "true" }, element("span", {}, "0%"),
-      element("span", { class: "ramp amount" }), element("span", {}, "100%"),
-      element("span", { class: "quiet" }, "weight, with 25% in the middle")));
+  const node = element(
+    "div",
+    { class: "big-map" },
+    element(
+      "div",
+      { class: few ? "labeled" : "plain" },
+      few ? element("div", { class: "rows", "aria-hidden": "true" }, ...labels()) : "",
+      square,
+      few ? element("div", { class: "columns", "aria-hidden": "true" }, ...labels()) : "",
+    ),
+    readout,
+    element(
+      "p",
+      { class: "scale", "aria-hidden": "true" },
+      element("span", {}, "0%"),
+      element("span", { class: "ramp amount" }),
+      element("span", {}, "100%"),
+      element("span", { class: "quiet" }, "weight, with 25% in the middle"),
+    ),
+  );
 
   node.style.setProperty("--count", count);
 
   function placeOf(event) {
     const box = canvas.getBoundingClientRect();
-    const along = (x, from, size) => Math.min(Math.max(Math.floor((count * (x - from)) / size), 0), count - 1);
+    const along = (x, from, size) =>
+      Math.min(Math.max(Math.floor((count * (x - from)) / size), 0), count - 1);
     return [along(event.clientY, box.top, box.height), along(event.clientX, box.left, box.width)];
   }
   function tell(query, key) {
     const weights = atFrame(model, "attention");
     const weight = weights.at(blockOf(model), headOf(model), query, key) / 255;
-    readout.replaceChildren(tokenText(ownText(data.tokens[query])), ` (${query}) reads `,
-      tokenText(ownText(data.tokens[key])), ` (${key}): ${key > query ? "comes later, never read" : percent(weight)}`);
+    readout.replaceChildren(
+      tokenText(ownText(data.tokens[query])),
+      ` (${query}) reads `,
+      tokenText(ownText(data.tokens[key])),
+      ` (${key}): ${key > query ? "comes later, never read" : percent(weight)}`,
+    );
   }
   const quiet = () => {
     readout.textContent = "Point at the map to see a weight; click to select the token that reads.";

@@ -4,7 +4,7 @@ import { amountColor } from "./colors.js";
 
 const MOST = 96; // pixels along a side of a small map
 
-/** Return how strongly to color a weight from 0 to 255: its square root, so that small ones show. */
+/** Return how strongly to color a weight (0 to 255): its square root, so that small ones show. */
 const strength = (weight) => Math.sqrt(weight / 255);
 
 /**

@@ -7,8 +7,8 @@ import { percent, visible } from "./words.js";
  * Return a list with room for `count` tokens, so that nothing moves when they change.
  *
  * Its function `update` receives, for each token, its text and probability, and optionally the
- * probability `was`, drawn as an outline, whether it is the `target`, in the color of the selection,
- * and whether it is `out` of the choice. A bar of probability `most` has the full width.
+ * probability `was`, drawn as an outline, whether it is the `target`, which has the color of the
+ * selection, and whether it is `out` of the choice. A bar of probability `most` has the full width.
  */
 export function barList(label, count) {
   const rows = Array.from({ length: count }, () => {
@@ -19,7 +19,11 @@ export function barList(label, count) {
     const track = element("span", { class: "track", "aria-hidden": "true" }, was, bar);
     return { text, was, bar, number, node: element("li", {}, text, track, number) };
   });
-  const node = element("ol", { class: "bars", "aria-label": label }, ...rows.map((row) => row.node));
+  const node = element(
+    "ol",
+    { class: "bars", "aria-label": label },
+    ...rows.map((row) => row.node),
+  );
 
   function update(tokens, most = 1) {
     const width = (p) => `${Math.min(100, (100 * p) / most).toFixed(2)}%`;

@@ -21,7 +21,9 @@ function between(points) {
 }
 
 function readScales() {
-  const amount = between(stops(["--amount-0", "--amount-1", "--amount-2", "--amount-3", "--amount-4"]));
+  const amount = between(
+    stops(["--amount-0", "--amount-1", "--amount-2", "--amount-3", "--amount-4"]),
+  );
   const effect = between(stops(["--against-2", "--against-1", "--neutral", "--for-1", "--for-2"]));
   return { amount, effect };
 }

@@ -29,10 +29,18 @@ export function partsOf(model, t) {
   const parts = [{ name: "embeddings", value: embeddings.values[t], block: -1 }];
   for (let block = 0; block < model.layers; block++) {
     const each = Array.from({ length: model.heads }, (_, head) => ({
-      name: `head ${head}`, value: heads.at(block, head, t), block, head,
+      name: `head ${head}`,
+      value: heads.at(block, head, t),
+      block,
+      head,
     }));
     each.push({ name: "bias", value: attention_bias.at(block, t), block });
-    parts.push({ name: `block ${block} attention`, value: sum(each.map((one) => one.value)), block, heads: each });
+    parts.push({
+      name: `block ${block} attention`,
+      value: sum(each.map((one) => one.value)),
+      block,
+      heads: each,
+    });
     parts.push({ name: `block ${block} feed-forward`, value: feed_forward.at(block, t), block });
   }
   parts.push({ name: "final normalization", value: final_norm.values[t], block: model.layers });
@@ -42,7 +50,10 @@ export function partsOf(model, t) {
 function onePanel(panel, data, model) {
   const heading = element("p", { class: "number-text" });
   const rows = new Map();
-  const list = element("ul", { class: "parts", "aria-label": `parts of the logit under ${model.name}` });
+  const list = element("ul", {
+    class: "parts",
+    "aria-label": `parts of the logit under ${model.name}`,
+  });
   const total = element("p", { class: "number-text total" });
   const chart = normChart(model);
 
@@ -71,8 +82,9 @@ function onePanel(panel, data, model) {
     return node;
   }
   list.append(...partsOf(model, 0).map((part) => row(part)));
-  panel.append(element("div", { class: "two" },
-    element("div", {}, heading, list, total), chart.node));
+  panel.append(
+    element("div", { class: "two" }, element("div", {}, heading, list, total), chart.node),
+  );
 
   return (now, before) => {
     if (now.token !== before.token) {
@@ -89,8 +101,16 @@ function onePanel(panel, data, model) {
         number.textContent = signed(part.value);
       }
       const target = tokenText(data.texts[model.target[t]] ?? "");
-      heading.replaceChildren("the logit of ", target, " after ", tokenText(ownText(data.tokens[t])));
-      const [whole, logit] = [sum(parts.map((part) => part.value)), model.attribution.logit.values[t]];
+      heading.replaceChildren(
+        "the logit of ",
+        target,
+        " after ",
+        tokenText(ownText(data.tokens[t])),
+      );
+      const [whole, logit] = [
+        sum(parts.map((part) => part.value)),
+        model.attribution.logit.values[t],
+      ];
       const relation = Math.abs(whole - logit) < CLOSE ? "=" : "≠";
       total.textContent = `sum of the parts ${decimal(whole)} ${relation} logit ${decimal(logit)}`;
     }

@@ -29,7 +29,7 @@ export function menu(words, options, choose) {
   return { node: element("label", { class: "menu" }, element("span", {}, words), list), list };
 }
 
-/** Return a row of radio buttons, of which one is on; `choose` receives the value of the new one. */
+/** Return a row of radio buttons, of which one is on; `choose` receives the value of that one. */
 export function choice(words, name, options, choose) {
   const inputs = options.map(([value, text], i) => {
     const input = element("input", { type: "radio", name, value, checked: i === 0 });

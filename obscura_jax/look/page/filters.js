@@ -2,7 +2,7 @@
 // temperature, top-k, top-p, min-p, each on what the one before kept.
 //
 // The most probable tokens have exact logits. The others, the tail, are counted in bins of logits:
-// a bin is treated as that many tokens in its middle.
+// a bin is treated as that many equal tokens near its middle.
 
 const { fround } = Math;
 
@@ -15,10 +15,15 @@ function roundToEven(x) {
   return below % 2 === 0 ? below : below + 1;
 }
 
-/** Return the tail's bins, highest first: the logit of the middle over temperature, and a count. */
+/** Return the tail's bins, highest first: a logit, less the largest, over temperature; a count. */
 function binsOf(tail, largest, temperature) {
+  const middle = (b) => tail.low + (b + 0.5) * tail.width - largest;
+  const weight = tail.counts.reduce((sum, count, b) => sum + count * Math.exp(middle(b)), 0);
+  // All bins move by one amount, so that together they weigh what the tail weighs at temperature 1.
+  const shift = Math.log(tail.weight / weight) || 0;
+  const within = Math.min(Math.max(shift, -tail.width / 2), tail.width / 2);
   return Array.from(tail.counts, (count, b) => ({
-    logit: (tail.low + (b + 0.5) * tail.width - largest) / temperature,
+    logit: (middle(b) + within) / temperature,
     count,
   }))
     .filter((bin) => bin.count > 0)
@@ -35,12 +40,14 @@ function keepTopP(logits, kept, bins, p) {
   const weights = Array.from(logits, (logit, i) => (kept[i] ? fround(Math.exp(logit)) : 0));
   const tailWeights = bins.map((bin) => Math.exp(bin.logit));
   const sum =
-    weights.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailWeights[b], 0);
+    weights.reduce((a, b) => a + b, 0) +
+    bins.reduce((a, bin, b) => a + bin.count * tailWeights[b], 0);
   // The package sums probabilities as integers, whose unit is the same in any batch.
   const unit = powerOfTwo(fround(sum)) / 2 ** 30;
   const mass = weights.map((weight) => roundToEven(weight / unit));
   const tailMass = tailWeights.map((weight) => roundToEven(weight / unit));
-  const total = mass.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailMass[b], 0);
+  const total =
+    mass.reduce((a, b) => a + b, 0) + bins.reduce((a, bin, b) => a + bin.count * tailMass[b], 0);
   const wanted = Math.ceil(fround(fround(p) * fround(total)));
   const enough = Math.min(Math.max(wanted, 1), total);
 
@@ -75,12 +82,13 @@ function keepMinP(logits, kept, bins, p) {
  * Return which tokens the settings keep, and the probabilities to choose from.
  *
  * @param logits  of the most probable tokens, highest first (float32)
- * @param tail    of the other tokens: {low, width, counts}; counts[b] have a logit from
- *                low + b * width to low + (b + 1) * width
+ * @param tail    of the other tokens: {low, width, counts, weight}; counts[b] have a logit from
+ *                low + b * width to low + (b + 1) * width, and together they are `weight` times as
+ *                probable as the first token
  * @param settings  {temperature, topK, topP, minP}; temperature 0 takes the most probable token,
  *                and null turns a filter off
- * @returns {kept, tailKept, probs, tailProb}: whether each of `logits` is kept; how many of the tail;
- *                the probabilities of the former; the sum of those of the latter
+ * @returns {kept, tailKept, probs, tailProb}: whether each of `logits` is kept; how many of the
+ *                tail are; the probabilities of the former; the sum of those of the latter
  */
 export function filtered(logits, tail, { temperature, topK = null, topP = null, minP = null }) {
   const kept = new Array(logits.length).fill(true);

@@ -22,7 +22,17 @@ export function moveOf(event) {
  * `rowHead`, `columnHead` and, optionally, `topHead` return what to write at a row or column.
  * `pick` and `hover` receive a row and a column; `hover` receives nothing when the mouse leaves.
  */
-export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick, hover, upward = true }) {
+export function grid({
+  label,
+  rows,
+  columns,
+  rowHead,
+  columnHead,
+  topHead,
+  pick,
+  hover,
+  upward = true,
+}) {
   const cells = Array.from({ length: rows }, (_, row) =>
     Array.from({ length: columns }, (_, column) => {
       const cell = element("td", { role: "gridcell", tabindex: -1 });
@@ -31,15 +41,24 @@ export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick,
     }),
   );
   const heads = (head, corner) =>
-    element("tr", {}, element("th", { scope: "row", class: "corner" }, corner),
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row", class: "corner" }, corner),
       ...Array.from({ length: columns }, (_, column) =>
-        element("th", { scope: "col" }, head(column))));
+        element("th", { scope: "col" }, head(column)),
+      ),
+    );
   const body = cells.map((line, row) =>
-    element("tr", {}, element("th", { scope: "row" }, rowHead(row)), ...line));
-  const table = element("table", { role: "grid", "aria-label": label, class: "grid" },
+    element("tr", {}, element("th", { scope: "row" }, rowHead(row)), ...line),
+  );
+  const table = element(
+    "table",
+    { role: "grid", "aria-label": label, class: "grid" },
     topHead ? element("thead", {}, heads(topHead, topHead.corner ?? "")) : "",
     element("tbody", {}, ...(upward ? body.reverse() : body)),
-    element("tfoot", {}, heads(columnHead, columnHead.corner ?? "")));
+    element("tfoot", {}, heads(columnHead, columnHead.corner ?? "")),
+  );
   const node = element("div", { class: "scroll" }, table);
   let marked = null;
 
@@ -53,7 +72,10 @@ export function grid({ label, rows, columns, rowHead, columnHead, topHead, pick,
     if (!move || !cell) return;
     event.preventDefault();
     const within = (x, count) => Math.min(Math.max(x, 0), count - 1);
-    const [row, column] = [within(cell.at[0] + (upward ? 1 : -1) * move[0], rows), within(cell.at[1] + move[1], columns)];
+    const [row, column] = [
+      within(cell.at[0] + (upward ? 1 : -1) * move[0], rows),
+      within(cell.at[1] + move[1], columns),
+    ];
     pick(row, column);
     cells[row][column].focus();
   });

@@ -10,11 +10,11 @@ let waiting = null;
 const field = element("textarea", { id: "live-text", rows: 2, spellcheck: "false", dir: "auto", oninput: later });
 const status = element("p", { class: "live-status number-text", role: "status" });
 
-/** Send a question; return the answer, or null if a newer question took its place. */
+/** Send a question and return the answer. */
 async function answerTo(what, text) {
   const how = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text }) };
   const response = await fetch(what, how);
-  if (response.status === 409) return null;
+  if (response.status === 409) throw new Error("Another page asked meanwhile; change the text to ask again.");
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
   return answer;
@@ -34,12 +34,12 @@ async function ask(text, isNew) {
     if (isNew) {
       say("computing…");
       const data = await answerTo("look", text);
-      if (!data || !isCurrent()) return;
+      if (!isCurrent()) return;
       await show(data);
     }
     say("computing the ablations…");
     const ablations = await answerTo("ablations", text);
-    if (ablations && isCurrent()) await showAblations(ablations);
+    if (isCurrent()) await showAblations(ablations);
     say("");
   } catch (error) {
     say(error instanceof TypeError ? "The server does not answer; start obscura look --serve again." : error.message);

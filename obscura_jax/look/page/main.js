@@ -12,6 +12,7 @@ import { selectionBar } from "./selection_bar.js";
 import { begin, drawAgain, follow, fromAddress, select } from "./state.js";
 import { tokensView } from "./tokens.js";
 import { unpack } from "./unpack.js";
+import { whole } from "./words.js";
 
 const FORMAT = "obscura-look";
 const VERSION = 1;
@@ -60,7 +61,8 @@ export async function showAblations(packed) {
 }
 
 function whyNot(packed) {
-  if (packed?.format !== FORMAT) return "This page has no data of obscura look; make it again with obscura look.";
+  if (packed?.format !== FORMAT)
+    return "This page has no data of obscura look; make it again with obscura look.";
   if (packed.version === VERSION) return "";
   return (
     `This page shows data of version ${VERSION}, but its data has version ${packed.version}; ` +
@@ -70,10 +72,19 @@ function whyNot(packed) {
 
 function section(view) {
   const body = element("div", { class: "body" });
-  const note = element("p", { class: "note-last", hidden: true }, "This view shows the last step of training.");
-  const node = element("section", { id: view.id, "aria-labelledby": `${view.id}-title` },
-    element("h2", { id: `${view.id}-title` }, view.title), element("p", { class: "lead" }, view.says),
-    view.ofLastFrame ? note : "", body);
+  const note = element(
+    "p",
+    { class: "note-last", hidden: true },
+    "This view shows the last step of training.",
+  );
+  const node = element(
+    "section",
+    { id: view.id, "aria-labelledby": `${view.id}-title` },
+    element("h2", { id: `${view.id}-title` }, view.title),
+    element("p", { class: "lead" }, view.says),
+    view.ofLastFrame ? note : "",
+    body,
+  );
   const last = (models) => Math.max(...models.map((model) => model.frames?.length ?? 1)) - 1;
   const build = (at, data) => {
     view.build(at, data);
@@ -87,15 +98,24 @@ function section(view) {
 function computedBy(view, data) {
   const names = view.functions.map((name) => data.functions[name]).filter(Boolean);
   if (names.length === 0) return "";
-  return element("p", { class: "computed" }, "computed by ",
-    ...names.flatMap((name, i) => [i ? " and " : "", element("code", {}, name)]));
+  return element(
+    "p",
+    { class: "computed" },
+    "computed by ",
+    ...names.flatMap((name, i) => [i ? " and " : "", element("code", {}, name)]),
+  );
 }
 
 function facts(data) {
   return data.models.map((model, m) =>
-    element("p", { class: "number-text" }, element("strong", {}, modelName(data.models, m)),
+    element(
+      "p",
+      { class: "number-text" },
+      element("strong", {}, modelName(data.models, m)),
       ` ${model.layers} blocks × ${model.heads} heads · width ${model.width} · ` +
-        `vocabulary ${model.vocab_size.toLocaleString("en")} · context ${model.context} · ${model.dtype}`));
+        `vocabulary ${whole(model.vocab_size)} · context ${model.context} · ${model.dtype}`,
+    ),
+  );
 }
 
 onTheme(drawAgain);

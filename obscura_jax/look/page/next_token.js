@@ -5,7 +5,7 @@ import { element } from "./dom.js";
 import { filtered } from "./filters.js";
 import { panels } from "./panels.js";
 import { state } from "./state.js";
-import { ownText, percent, tokenText } from "./words.js";
+import { ownText, percent, tokenText, whole } from "./words.js";
 
 const SHOWN = 20;
 // Kept when other data is shown.
@@ -15,8 +15,9 @@ export const nextTokenView = {
   id: "next",
   title: "Next token",
   says:
-    "What the model would say after the selected token. The settings work as in obscura generate, " +
-    "in this order: temperature, top-k, top-p, min-p. The outline is the distribution without them.",
+    "What the model would say after the selected token. The settings work as in obscura " +
+    "generate, in this order: temperature, top-k, top-p, min-p. An outline shows the " +
+    "probability without them.",
   functions: ["next_token"],
   ofLastFrame: true,
   build(body, data) {
@@ -60,23 +61,53 @@ function sliders(data, changed) {
       input.value = first;
       apply();
     });
-    node.append(element("div", { class: "slider" },
-      element("label", { for: `set-${name}` }, words, output), input, element("small", {}, help)));
+    node.append(
+      element(
+        "div",
+        { class: "slider" },
+        element("label", { for: `set-${name}` }, words, output),
+        input,
+        element("small", {}, help),
+      ),
+    );
     return (value) => {
       input.value = value;
       apply();
     };
   }
   const keep = { ...settings };
-  slider("temperature", "temperature", { min: 0, max: 2, step: 0.05, value: 1 }, (x) => x,
-    (x) => (x === 0 ? "0 (greedy)" : x.toFixed(2)), "below 1: bolder; above 1: more varied")(keep.temperature);
-  slider("topK", "top-k", { min: 0, max: sizes.length - 1, step: 1, value: sizes.length - 1 },
-    (i) => sizes[i], (k) => (k === null ? "off" : `${k}`), "keep the k most probable")(
-    sizes.includes(keep.topK) ? sizes.indexOf(keep.topK) : sizes.length - 1);
-  slider("topP", "top-p", { min: 0.01, max: 1, step: 0.01, value: 1 }, (p) => (p === 1 ? null : p),
-    (p) => (p === null ? "off" : p.toFixed(2)), "keep the fewest that reach p together")(keep.topP ?? 1);
-  slider("minP", "min-p", { min: 0, max: 0.99, step: 0.01, value: 0 }, (p) => (p === 0 ? null : p),
-    (p) => (p === null ? "off" : p.toFixed(2)), "keep those p times as probable as the first")(keep.minP ?? 0);
+  slider(
+    "temperature",
+    "temperature",
+    { min: 0, max: 2, step: 0.05, value: 1 },
+    (x) => x,
+    (x) => (x === 0 ? "0 (greedy)" : x.toFixed(2)),
+    "below 1: bolder; above 1: more varied",
+  )(keep.temperature);
+  slider(
+    "topK",
+    "top-k",
+    { min: 0, max: sizes.length - 1, step: 1, value: sizes.length - 1 },
+    (i) => sizes[i],
+    (k) => (k === null ? "off" : `${k}`),
+    "keep the k most probable",
+  )(sizes.includes(keep.topK) ? sizes.indexOf(keep.topK) : sizes.length - 1);
+  slider(
+    "topP",
+    "top-p",
+    { min: 0.01, max: 1, step: 0.01, value: 1 },
+    (p) => (p === 1 ? null : p),
+    (p) => (p === null ? "off" : p.toFixed(2)),
+    "keep the fewest that reach p together",
+  )(keep.topP ?? 1);
+  slider(
+    "minP",
+    "min-p",
+    { min: 0, max: 0.99, step: 0.01, value: 0 },
+    (p) => (p === 0 ? null : p),
+    (p) => (p === null ? "off" : p.toFixed(2)),
+    "keep those p times as probable as the first",
+  )(keep.minP ?? 0);
   node.append(element("button", { type: "reset" }, "reset"));
   node.addEventListener("reset", () => changed());
   return node;
@@ -84,7 +115,10 @@ function sliders(data, changed) {
 
 function tailOf(model, t) {
   const { low, width, counts } = model.next.tail;
-  return { low: low.values[t], width, counts: counts.under(t) };
+  const logits = model.next.logits.under(t);
+  const stored = logits.reduce((sum, logit) => sum + Math.exp(logit - logits[0]), 0);
+  const first = model.lens.probs.at(model.layers, t, 0); // the probability of the first
+  return { low: low.values[t], width, counts: counts.under(t), weight: 1 / first - stored };
 }
 
 function onePanel(panel, data, model) {
@@ -113,12 +147,18 @@ function onePanel(panel, data, model) {
       })),
       Math.max(chosen.probs[0], plain.probs[0]),
     );
-    heading.replaceChildren("after ", tokenText(ownText(data.tokens[t])), ` (position ${t})`,
-      ...(last ? ["; the text ends here"] : ["; the text has ", tokenText(ownText(data.tokens[t + 1]), "token target")]));
+    heading.replaceChildren(
+      "after ",
+      tokenText(ownText(data.tokens[t])),
+      ` (position ${t})`,
+      ...(last
+        ? ["; the text ends here"]
+        : ["; the text has ", tokenText(ownText(data.tokens[t + 1]), "token target")]),
+    );
     const number = chosen.kept.filter(Boolean).length + chosen.tailKept;
-    kept.textContent = `${number.toLocaleString("en")} of ${model.vocab_size.toLocaleString("en")} tokens kept`;
+    kept.textContent = `${whole(number)} of ${whole(model.vocab_size)} tokens kept`;
     const others = number - chosen.kept.slice(0, count).filter(Boolean).length;
     const share = chosen.probs.slice(count).reduce((a, b) => a + b, chosen.tailProb);
-    rest.textContent = others > 0 ? `${others.toLocaleString("en")} more kept: ${percent(share)} together` : "";
+    rest.textContent = others > 0 ? `${whole(others)} more kept: ${percent(share)} together` : "";
   };
 }

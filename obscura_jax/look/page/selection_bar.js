@@ -3,7 +3,7 @@
 import { choice, element, menu } from "./dom.js";
 import { modelName } from "./panels.js";
 import { follow, select, state } from "./state.js";
-import { ownText, tokenText } from "./words.js";
+import { ownText, tokenText, whole } from "./words.js";
 
 const PACE = 800; // milliseconds per frame
 
@@ -13,22 +13,43 @@ export function selectionBar(bar, data) {
   const most = (count) => Math.max(...models.map(count));
   const upTo = (count, words) => Array.from({ length: count }, (_, i) => [i, words(i)]);
   const step = (words, sign, by) =>
-    element("button", { type: "button", "aria-label": words, onclick: () => select({ token: state.token + by }) }, sign);
+    element(
+      "button",
+      { type: "button", "aria-label": words, onclick: () => select({ token: state.token + by }) },
+      sign,
+    );
   const before = step("token before", "‹", -1);
   const after = step("token after", "›", 1);
   const name = element("span", { class: "current" });
   const at = element("span", { class: "quiet number-text" });
-  const layer = menu("layer", [[-1, "embeddings"], ...upTo(most((m) => m.layers), (i) => `block ${i}`)],
-    (value) => select({ layer: Number(value) }));
-  const head = menu("head", upTo(most((m) => m.heads), (i) => `head ${i}`),
-    (value) => select({ head: Number(value) }));
+  const layer = menu(
+    "layer",
+    [
+      [-1, "embeddings"],
+      ...upTo(
+        most((m) => m.layers),
+        (i) => `block ${i}`,
+      ),
+    ],
+    (value) => select({ layer: Number(value) }),
+  );
+  const head = menu(
+    "head",
+    upTo(
+      most((m) => m.heads),
+      (i) => `head ${i}`,
+    ),
+    (value) => select({ head: Number(value) }),
+  );
   bar.replaceChildren(
     element("div", { class: "which" }, before, name, after, at),
-    element("div", { class: "which" }, layer.node, head.node));
+    element("div", { class: "which" }, layer.node, head.node),
+  );
   if (models.length > 1) {
     const options = [["both", "both"], ...models.map((_, m) => [`${m}`, modelName(models, m)])];
-    const pick = choice("models", "models", options,
-      (value) => select({ model: value === "both" ? null : Number(value) }));
+    const pick = choice("models", "models", options, (value) =>
+      select({ model: value === "both" ? null : Number(value) }),
+    );
     bar.append(pick);
     follow((now) => {
       pick.querySelector(`[value="${now.model ?? "both"}"]`).checked = true;
@@ -57,7 +78,13 @@ function frameSlider(frames) {
   stop();
   const last = frames.length - 1;
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
-  const slider = element("input", { type: "range", min: 0, max: last, step: 1, "aria-label": "step of training" });
+  const slider = element("input", {
+    type: "range",
+    min: 0,
+    max: last,
+    step: 1,
+    "aria-label": "step of training",
+  });
   const words = element("output", { class: "number-text" });
   const play = element("button", { type: "button", class: "play" });
 
@@ -87,7 +114,7 @@ function frameSlider(frames) {
   follow((now) => {
     slider.value = now.frame;
     const step = frames[Math.min(now.frame, last)].step;
-    words.textContent = `step ${step.toLocaleString("en")}`;
+    words.textContent = `step ${whole(step)}`;
     slider.setAttribute("aria-valuetext", words.textContent);
   });
   draw();

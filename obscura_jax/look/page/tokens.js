@@ -6,19 +6,30 @@ import { element } from "./dom.js";
 import { moveOf } from "./grid.js";
 import { differencePanel, panels } from "./panels.js";
 import { atFrame, select, state } from "./state.js";
-import { decimal, direction, ownText, percent, place, signed, tokenText, visible } from "./words.js";
+import {
+  decimal,
+  direction,
+  ownText,
+  percent,
+  place,
+  signed,
+  tokenText,
+  visible,
+} from "./words.js";
 
 export const tokensView = {
   id: "tokens",
   title: "Tokens",
   says:
-    "Each piece of the text, colored by the probability that the model gave it after reading only " +
-    "what comes before it. Choose one: every view below follows.",
+    "Each piece of the text, colored by the probability that the model gave it after reading " +
+    "only what comes before it. Choose one: every view below follows.",
   functions: ["tokens"],
   build(body, data) {
     panels(body, data.models, (panel, model) => onePanel(panel, data, model));
     if (data.models.length > 1) {
-      differencePanel(body, data.models, "Difference: B minus A", (panel) => difference(panel, data));
+      differencePanel(body, data.models, "Difference: B minus A", (panel) =>
+        difference(panel, data),
+      );
     }
   },
 };
@@ -27,8 +38,13 @@ export const tokensView = {
 function chipRow(data, label, hover) {
   const text = data.tokens.map((token) => token.text).join("");
   const dir = direction(text);
-  const node = element("div", { class: "chips", role: "listbox", "aria-label": label, dir,
-    "aria-orientation": "horizontal" });
+  const node = element("div", {
+    class: "chips",
+    role: "listbox",
+    "aria-label": label,
+    dir,
+    "aria-orientation": "horizontal",
+  });
   const chips = data.tokens.map((token, t) => {
     const chip = tokenText(ownText(token), "chip");
     chip.setAttribute("role", "option");
@@ -37,7 +53,8 @@ function chipRow(data, label, hover) {
     chip.addEventListener("mouseenter", () => hover(t));
     chip.addEventListener("mouseleave", () => hover(state.token));
     node.append(chip);
-    if (token.text.endsWith("\n")) node.append(element("span", { class: "line-end", role: "presentation" }));
+    if (token.text.endsWith("\n"))
+      node.append(element("span", { class: "line-end", role: "presentation" }));
     return chip;
   });
   node.addEventListener("keydown", (event) => {
@@ -60,9 +77,14 @@ function chipRow(data, label, hover) {
 function onePanel(panel, data, model) {
   const detail = tokenDetail(data, model);
   const row = chipRow(data, `tokens under ${model.name}`, detail.show);
-  const scale = element("p", { class: "scale", "aria-hidden": "true" },
-    element("span", {}, "≤0.01%"), element("span", { class: "ramp amount" }), element("span", {}, "100%"),
-    element("span", { class: "quiet" }, "probability, on a logarithmic scale"));
+  const scale = element(
+    "p",
+    { class: "scale", "aria-hidden": "true" },
+    element("span", {}, "≤0.01%"),
+    element("span", { class: "ramp amount" }),
+    element("span", {}, "100%"),
+    element("span", { class: "quiet" }, "probability, on a logarithmic scale"),
+  );
   panel.append(row.node, scale, detail.node);
   return (now, before) => {
     if (now.frame !== before.frame) {
@@ -84,8 +106,12 @@ function tokenDetail(data, model) {
   const said = element("p", { class: "number-text" });
   const expected = barList("what the model expected", model.lens.ids.shape[2]);
   const heading = element("p", { class: "quiet" });
-  const node = element("div", { class: "detail token-detail" },
-    element("div", {}, name, facts, said), element("div", {}, heading, expected.node));
+  const node = element(
+    "div",
+    { class: "detail token-detail" },
+    element("div", {}, name, facts, said),
+    element("div", {}, heading, expected.node),
+  );
 
   function show(t) {
     const token = data.tokens[t];
@@ -106,9 +132,13 @@ function tokenDetail(data, model) {
       `${rank === 0 ? "the most probable token" : `${place(rank)} in the model's order`}`;
     heading.textContent = "what the model expected here";
     const probs = lens.probs.under(last, t - 1);
-    expected.update(Array.from(lens.ids.under(last, t - 1), (id, i) => ({
-      text: data.texts[id], probability: probs[i], target: id === token.id,
-    })));
+    expected.update(
+      Array.from(lens.ids.under(last, t - 1), (id, i) => ({
+        text: data.texts[id],
+        probability: probs[i],
+        target: id === token.id,
+      })),
+    );
   }
   return { node, show };
 }
@@ -119,8 +149,18 @@ function difference(panel, data) {
   const row = chipRow(data, "difference of the two models", show);
   const low = element("span");
   const high = element("span");
-  panel.append(row.node, element("p", { class: "scale" }, low, element("span", { class: "ramp effect" }),
-    high, element("span", { class: "quiet" }, "change of the log-probability")), said);
+  panel.append(
+    row.node,
+    element(
+      "p",
+      { class: "scale" },
+      low,
+      element("span", { class: "ramp effect" }),
+      high,
+      element("span", { class: "quiet" }, "change of the log-probability"),
+    ),
+    said,
+  );
 
   function values() {
     const [before, after] = [a, b].map((model) => atFrame(model, "logprob").values);
@@ -128,9 +168,12 @@ function difference(panel, data) {
   }
   function show(t) {
     const change = values()[t];
-    said.replaceChildren(tokenText(ownText(data.tokens[t]), "token"),
-      t === 0 ? " is the first token, to which no model gives a probability."
-        : ` ${signed(change)}: ${change >= 0 ? "B" : "A"} finds it more probable.`);
+    said.replaceChildren(
+      tokenText(ownText(data.tokens[t]), "token"),
+      t === 0
+        ? " is the first token, to which no model gives a probability."
+        : ` ${signed(change)}: ${change >= 0 ? "B" : "A"} finds it more probable.`,
+    );
   }
   return (now, before) => {
     if (now.frame !== before.frame) {

@@ -3,7 +3,8 @@
 import { element } from "./dom.js";
 
 const SHOWN = { " ": "·", "\u00a0": "⍽", "\n": "↵", "\r": "␍", "\t": "⇥", "\u007f": "␡" };
-const RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
+const RIGHT_TO_LEFT =
+  /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 
 /** Return a token's text with its white space and control characters visible. */
 export function visible(text) {
@@ -54,9 +55,12 @@ export function signed(value, digits = 2) {
   return value > 0 && Number(text) !== 0 ? `+${text}` : text;
 }
 
+/** Return a whole number with commas, such as "50,257". */
+export const whole = (number) => number.toLocaleString("en");
+
 /** Return a rank for readers, who count from 1: "#1" is the most probable token. */
 export function place(rank) {
-  return `#${(rank + 1).toLocaleString("en")}`;
+  return `#${whole(rank + 1)}`;
 }
 
 /** Return the name of a layer: a block by its number, which counts from 0, or the embeddings. */
