@@ -19,7 +19,12 @@ from tests.support.pages import PAGES, ROOT
 
 TEXTS = [
     *PAGES,
-    *("CONTRIBUTING.md", "notebooks/README.md", "obscura_jax/models/tiny/README.md"),
+    *(
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "notebooks/README.md",
+        "obscura_jax/models/tiny/README.md",
+    ),
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("notebooks/*.ipynb"))),
 ]
 
