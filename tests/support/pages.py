@@ -40,6 +40,13 @@ def python_blocks(page: str) -> list[str]:
     return [body for body in blocks if not examples.FILE.match(body)]
 
 
+def documented_keys(heading: str) -> set[str]:
+    """Return the keys in the table of a section of the page on JSON."""
+    section = text_of("docs/reference/json.md").split(f"## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"(?m)^\| (`.*?) \|", section)
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
 def commands(page: str) -> list[str]:
     """Return the commands of all console blocks of a page."""
     blocks = (body for kind, body in examples.blocks(text_of(page)) if kind == "console")
