@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,14 @@ def test_the_reference_has_every_option():
     assert "--learning-rat`" not in text
     assert "| `--learning-rate X` | peak learning rate; default: 0.001 |" in text
     assert all(preset in text for preset in PRESETS)
+
+
+def test_every_extra_is_documented():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    table = (ROOT / "docs/getting-started.md").read_text("utf-8").split("| extra |")[1]
+    cells = re.findall(r"(?m)^\| (`.*?) \|", table)
+    documented = [name for cell in cells for name in re.findall("`(.*?)`", cell)]
+    assert sorted(documented) == sorted(project["optional-dependencies"])
 
 
 def test_the_tables_are_the_packages_data():

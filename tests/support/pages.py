@@ -16,6 +16,7 @@ NOT_RUN = {
     r"^make ": "installs an environment; .ci/run runs it",
     r"^source ": "enters the environment that make has installed",
     r"^pytest -n 2$": "runs all tests",
+    r"register-python-argcomplete": "changes a shell; tests/test_completion.py does the same",
     r"pip install ": "needs a network",
     r"^obscura convert gpt2 ": "needs a network",
     r"^srun ": "needs SLURM",
