@@ -55,8 +55,8 @@ def commands(page: str) -> list[str]:
 
 
 def is_run(command: str) -> bool:
-    """Tell whether a test runs a command."""
-    return not any(re.search(pattern, command) for pattern in NOT_RUN)
+    """Tell whether a test runs a command; settings by themselves are not run."""
+    return not any(re.search(pattern, command) for pattern in (*NOT_RUN, "^export ", "^unset "))
 
 
 def prepare(page: str, folder: Path) -> None:
