@@ -67,5 +67,26 @@ def test_the_readme_shows_the_guides_first_report():
     assert not {line.replace("1e-06", "1e-07") for line in lines} <= set(guide)
 
 
+def in_one_line(numbers, page):
+    lines = (set(re.findall(r"\d[\d.,]*x?", line)) for line in text_of(page).splitlines())
+    return any(set(numbers) <= line for line in lines)
+
+
+def test_the_readmes_figures_are_those_of_the_pages():
+    readme = text_of("README.md")
+    section = readme.split("## How fast\n")[1].split("\n## ")[0]
+    rows = [line.split("|", 2)[2] for line in section.splitlines() if re.search(r"^\|.*\d", line)]
+    assert len(rows) == 4
+    for row in rows:
+        numbers = re.findall(r"(?<!CTranslate)\d[\d.]*x?", row)
+        assert len(numbers) == 3
+        assert in_one_line(numbers, "docs/explain/performance.md"), row
+        assert not in_one_line([*numbers, "1.99x"], "docs/explain/performance.md")
+    (one_row,) = re.findall(r"takes ([\d.]+) ms per token on two .* takes ([\d.]+)\.", readme)
+    assert in_one_line(one_row, "docs/explain/performance.md")
+    (planted,) = re.findall(r"Of (\d+) mistakes .*, (\d+) are found, .* for (\d+)\.", readme)
+    assert in_one_line(planted, GUIDE)
+
+
 def test_the_readme_is_one_page():
     assert len(text_of("README.md").splitlines()) <= 150

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ from tests.support.pages import PAGES, ROOT
 
 TEXTS = [
     *PAGES,
-    *("CONTRIBUTING.md", "notebooks/README.md", "obscura_jax/models/tiny/README.md"),
+    *(
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "notebooks/README.md",
+        "obscura_jax/models/tiny/README.md",
+    ),
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("notebooks/*.ipynb"))),
 ]
 
@@ -59,9 +65,9 @@ def test_links_are_those_of_the_site():
     expected += "[h](#y) [e](https://x.y) `[c](d)`"
     assert for_the_site(text, "docs/guides/train.md", ROOT, site) == expected
     with pytest.raises(ValueError, match=r"links to none\.md, which does not exist; correct"):
-        for_the_site("[x](none.md)", "docs/a/page.md", ROOT, site)
+        for_the_site("[x](none.md)", "docs/guides/train.md", ROOT, site)
     with pytest.raises(ValueError, match="which is outside of the repository"):
-        for_the_site("[x](../../../none.md)", "docs/a/page.md", ROOT, site)
+        for_the_site("[x](../../../none.md)", "docs/guides/train.md", ROOT, site)
 
 
 def test_generated_parts_replace_their_marks():
@@ -89,6 +95,14 @@ def test_the_reference_has_every_option():
     assert "--learning-rat`" not in text
     assert "| `--learning-rate X` | peak learning rate; default: 0.001 |" in text
     assert all(preset in text for preset in PRESETS)
+
+
+def test_every_extra_is_documented():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    table = (ROOT / "docs/getting-started.md").read_text("utf-8").split("| extra |")[1]
+    cells = re.findall(r"(?m)^\| (`.*?) \|", table)
+    documented = [name for cell in cells for name in re.findall("`(.*?)`", cell)]
+    assert sorted(documented) == sorted(project["optional-dependencies"])
 
 
 def test_the_tables_are_the_packages_data():

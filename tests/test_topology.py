@@ -22,6 +22,7 @@ from obscura_jax.scale.nvidia import GPUS
 from obscura_jax.scale.roofline import CHIPS, communication_seconds, matrix_flops, roofline
 from obscura_jax.training.initial import gpt2_init
 from tests.support import processes
+from tests.support.pages import documented_keys
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: the extra tpu"
@@ -64,6 +65,7 @@ def test_every_program_compiles(program, sizes, slice_):
         products = 2 * 4 * (matrices + head + CFG.n_layers * 2 * 64 * 64)
         assert found["flops"] == products / 4
     json.dumps(found)
+    assert set(found) <= documented_keys("obscura compile --json")
 
 
 @compiles

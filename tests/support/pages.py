@@ -16,6 +16,7 @@ NOT_RUN = {
     r"^make ": "installs an environment; .ci/run runs it",
     r"^source ": "enters the environment that make has installed",
     r"^pytest -n 2$": "runs all tests",
+    r"register-python-argcomplete": "changes a shell; tests/test_completion.py does the same",
     r"pip install ": "needs a network",
     r"^obscura convert gpt2 ": "needs a network",
     r"^srun ": "needs SLURM",
@@ -38,6 +39,13 @@ def python_blocks(page: str) -> list[str]:
     """Return the Python blocks of a page that are programs by themselves, not files."""
     blocks = (body for kind, body in examples.blocks(text_of(page)) if kind == "python")
     return [body for body in blocks if not examples.FILE.match(body)]
+
+
+def documented_keys(heading: str) -> set[str]:
+    """Return the keys in the table of a section of the page on JSON."""
+    section = text_of("docs/reference/json.md").split(f"## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"(?m)^\| (`.*?) \|", section)
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
 
 
 def commands(page: str) -> list[str]:
