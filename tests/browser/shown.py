@@ -1,4 +1,4 @@
-"""The form in which the page must write tokens and numbers, and what a page shows."""
+"""Functions that say how the page must write tokens and numbers, and what a page shows."""
 
 MINUS = "\N{MINUS SIGN}"
 
