@@ -21,8 +21,8 @@ from obscura_jax.parity.gpt.prompts import stress_prompts
 from obscura_jax.parity.gpt.references import Reference
 from obscura_jax.parity.gpt.torch_capture import LOGITS, capture_torch
 
-# Measured for small models of random weights and the shipped one: at most 2.4 times.
-_ALLOWED = 10  # times the rounding of PyTorch's own float32 logits
+# Measured for 24 small models of random weights and the shipped one: at most 2.0 times.
+_ALLOWED = 8  # times the rounding of PyTorch's own float32 logits
 
 
 @dataclass(frozen=True)
