@@ -22,7 +22,8 @@ from obscura_jax.arguments import (
 _OF_REPORTS = ("json", "html")
 _OF_PAIRS = ("list", "no_gradients")
 _OF_RECORDINGS = ("record", "side")
-_OF_MODELS = ("n_heads", "entry", "seed", "steps", "new_tokens")
+_OF_MODELS = ("n_heads", "entry", "weights", "seed", "steps", "new_tokens")
+_OF_WHOLE_REPORTS = (*_OF_REPORTS, "steps", "new_tokens")
 _SEED, _NEW_TOKENS = 0, 16  # defaults; the parser's are None, so that a pair can refuse the options
 
 Format = tuple[str | None, Callable[[Any], str]]  # a file, and the function that makes its text
@@ -63,6 +64,8 @@ def add_parser(commands: Any) -> None:
 
     model = parser.add_argument_group("for a model")
     add_model_arguments(model)
+    weights = "form of JAX's weights: int8 rounds them, and only logits are compared"
+    add_option(model, "--weights", weights, choices=("int8",))
     seed = f"random seed for the prompts; default: {_SEED}"
     add_option(model, "--seed", seed, "S", seed_value)
     steps = "optimizer steps to compare; default: 3, or none for a large model"
@@ -145,21 +148,44 @@ def _compare_implementations(args: argparse.Namespace) -> None:
 
     formats = ((args.json, report.as_json), (args.html, page.as_html))
     _check(formats, args.html)
+    if args.weights is not None:
+        _refuse(args, _OF_WHOLE_REPORTS, "--weights compares only logits")
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
     flat = named_tensors(checkpoint.cfg, checkpoint.params)
     against = "course" if args.against is None else args.against
+    seed = _SEED if args.seed is None else args.seed
+    if args.weights is not None:
+        _compare_eight_bits(args.source, checkpoint, against, seed)
+        return
     found = compare_implementations(
         args.source,
         checkpoint.cfg,
         checkpoint.params,
         reference(against, checkpoint.cfg, flat, args.source),
-        seed=_SEED if args.seed is None else args.seed,
+        seed=seed,
         end_of_text=checkpoint.tokens.eos_token_id,
         steps=args.steps,
         new_tokens=args.new_tokens or _NEW_TOKENS,
     )
     _publish(found, report.as_text, formats)
     if not found.equal:
+        raise SystemExit(1)
+
+
+def _compare_eight_bits(source: str, checkpoint: Any, against: str, seed: int) -> None:
+    from obscura_jax.parity.gpt.eight_bits import compare_eight_bits
+    from obscura_jax.parity.gpt.references import reference
+
+    found = compare_eight_bits(
+        source,
+        checkpoint.cfg,
+        checkpoint.params,
+        lambda flat: reference(against, checkpoint.cfg, flat, source),
+        seed=seed,
+        end_of_text=checkpoint.tokens.eos_token_id,
+    )
+    _print(found.as_text())
+    if not found.as_expected:
         raise SystemExit(1)
 
 

@@ -145,8 +145,8 @@ def fake_model(rng, ids, *, name, layers, heads, vocab_size, stored, k=5):
 
 FUNCTIONS = {
     "tokens": "obscura_jax.look.inside.inside",
-    "next_token": "obscura_jax.look.inside.inside",
-    "logit_lens": "obscura_jax.look.lens.logit_lens",
+    "next": "obscura_jax.decoding.sampling.filter_logits",
+    "lens": "obscura_jax.look.lens.logit_lens",
     "attention": "obscura_jax.look.inside.inside",
     "head_scores": "obscura_jax.look.heads.head_scores",
     "ablation": "obscura_jax.look.ablation.head_ablations",

@@ -1,4 +1,4 @@
-"""How the page must write tokens and numbers, and what a page shows."""
+"""Functions that say how the page must write tokens and numbers, and what a page shows."""
 
 MINUS = "\N{MINUS SIGN}"
 

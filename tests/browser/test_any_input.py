@@ -135,3 +135,14 @@ def test_screenshots(opened, name, how, width, scheme):
     path = SCREENSHOTS / f"{name}-{width}-{scheme}.png"
     page.screenshot(path=path, full_page=True)
     assert path.stat().st_size > 10_000
+
+
+def test_a_token_of_broken_characters_is_shown_by_its_bytes(opened):
+    page = opened(fake_data(len(HOSTILE), texts=HOSTILE, layers=(1,), heads=(1,)), fragment="#t=7")
+    broken = "\u2039ef\u00b7bf\u00b7bd\u203a"
+    assert broken in page.locator("#next .after").inner_text()
+    assert broken in page.locator("#lens .detail").inner_text()
+    assert page.locator("#lens thead th").nth(1 + 7).inner_text() == broken
+    assert broken in page.locator("#contributions .two p").first.inner_text()
+    page.locator("#tokens .chip").nth(6).click()
+    assert broken not in page.locator("#lens .detail").inner_text()

@@ -6,7 +6,7 @@ import { choice, element } from "./dom.js";
 import { grid } from "./grid.js";
 import { panels } from "./panels.js";
 import { blockOf, headOf, select, state } from "./state.js";
-import { decimal, layerName, ownText, signed, tokenText } from "./words.js";
+import { decimal, following, layerName, ownText, signed, tokenText } from "./words.js";
 
 let over = "token"; // or "mean"
 let feedForward = false; // whether the part taken out is the block's feed-forward layer
@@ -150,7 +150,7 @@ function withoutPanel(data, model) {
     const change = changesOf(model, block, part)[t];
     said.replaceChildren(
       "log-probability of ",
-      tokenText(data.texts[model.target[t]] ?? ""),
+      tokenText(following(data, model, t)),
       " after ",
       tokenText(ownText(data.tokens[t])),
       `: ${decimal(logprob)} → ${decimal(logprob + change)}`,

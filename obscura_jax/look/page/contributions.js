@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { normChart } from "./norms.js";
 import { panels } from "./panels.js";
 import { select, state } from "./state.js";
-import { decimal, ownText, signed, tokenText } from "./words.js";
+import { decimal, following, ownText, signed, tokenText } from "./words.js";
 
 export const contributionsView = {
   id: "contributions",
@@ -100,7 +100,7 @@ function onePanel(panel, data, model) {
         bar.classList.toggle("against", part.value < 0);
         number.textContent = signed(part.value);
       }
-      const target = tokenText(data.texts[model.target[t]] ?? "");
+      const target = tokenText(following(data, model, t));
       heading.replaceChildren(
         "the logit of ",
         target,

@@ -8,6 +8,7 @@ import { differencePanel, panels } from "./panels.js";
 import { atFrame, layerOf, select, state } from "./state.js";
 import {
   decimal,
+  following,
   layerName,
   ownText,
   percent,
@@ -26,7 +27,7 @@ export const lensView = {
     "What the model would say at each layer if the final normalization and the output layer came " +
     "right after it: the most probable token, its probability, and the rank of the token that " +
     "follows.",
-  functions: ["logit_lens"],
+  functions: ["lens"],
   build(body, data) {
     const repaint = [];
     colorBy = "top";
@@ -57,8 +58,7 @@ function columnHeads(data, model) {
   const text = (t) => tokenText(ownText(data.tokens[t]));
   text.corner = "token";
   const last = data.tokens.length - 1;
-  const next = (t) =>
-    tokenText(data.texts[model.target[t]] ?? "", t === last ? "token guess" : "token");
+  const next = (t) => tokenText(following(data, model, t), t === last ? "token guess" : "token");
   next.corner = "follows";
   return { columnHead: text, topHead: next };
 }
@@ -135,7 +135,7 @@ function lensDetail(data, model) {
     const end = t === data.tokens.length - 1;
     target.replaceChildren(
       end ? "the text ends here; the model's choice is " : "then follows ",
-      tokenText(data.texts[model.target[t]] ?? ""),
+      tokenText(following(data, model, t)),
       `: ${percent(Math.exp(logprob))}, ${place(lens.target_rank.at(row, t))}, `,
       `log-probability ${decimal(logprob)}`,
     );

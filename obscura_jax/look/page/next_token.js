@@ -18,7 +18,7 @@ export const nextTokenView = {
     "What the model would say after the selected token. The settings work as in obscura " +
     "generate, in this order: temperature, top-k, top-p, min-p. An outline shows the " +
     "probability without them.",
-  functions: ["next_token"],
+  functions: ["next"],
   ofLastFrame: true,
   build(body, data) {
     const updates = [];

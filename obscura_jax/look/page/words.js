@@ -27,6 +27,11 @@ export function ownText(token) {
   return token.text.includes("\ufffd") ? `‹${token.bytes}›` : token.text;
 }
 
+/** Return what to show for the token after a position: the model's choice where the text ends. */
+export function following(data, model, t) {
+  return t + 1 < data.tokens.length ? ownText(data.tokens[t + 1]) : data.texts[model.target[t]];
+}
+
 /** Return "rtl" if the first letter of a text is of a script written from right to left. */
 export function direction(text) {
   const letter = text.match(/\p{L}/u);
