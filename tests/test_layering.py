@@ -36,6 +36,7 @@ FLOORS = [
     "bench",
     "cli",
 ]
+# Optional packages, and one that only pages need.
 EXTRAS = {
     "torch",
     "matplotlib",

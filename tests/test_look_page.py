@@ -7,11 +7,9 @@ import base64
 import hashlib
 import json
 import re
-import sys
 
 import pytest
 
-from obscura_jax.extras import MissingExtraError
 from obscura_jax.look import assemble
 
 CODE = {name: assemble.part(f"{name}.js") for name in assemble.MODULES}
@@ -100,11 +98,3 @@ def test_a_part_of_the_page_is_short_and_makes_no_markup(name):
     assert text.count("\n") < 250
     assert not re.search("innerHTML|outerHTML|insertAdjacentHTML|document.write|eval\\(", text)
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_jinja2_is_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(
-        MissingExtraError, match=r"--html needs jinja2: run pip install -e '.\[look\]'"
-    ):
-        assemble.look_page(DATA)

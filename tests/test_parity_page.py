@@ -111,14 +111,6 @@ def test_two_reports_need_two_files(tmp_path, capsys, no_work, native):
     assert "both reports would be written to " in capsys.readouterr().err
 
 
-def test_missing_jinja_is_an_error_before_the_comparison(
-    tmp_path, capsys, no_work, native, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert call("parity", native, "--html", tmp_path / "r.html") == 2
-    assert "--html needs jinja2: run pip install -e '.[parity]'" in capsys.readouterr().err
-
-
 def test_files_that_can_be_written_pass_the_check(tmp_path):
     (tmp_path / "old").write_text("old")
     check_writable(str(tmp_path / "new"), str(tmp_path / "old"), "/dev/full")

@@ -50,11 +50,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--beside-dtype is of the second model; add --beside OTHER")
     if not args.no_compile_cache:
         enable_compilation_cache()
-    from obscura_jax.extras import require
     from obscura_jax.look.show import Page, check_destination
     from obscura_jax.look.viewer import Viewer
 
-    require("jinja2", "look", "obscura look")
     if args.html is not None:
         check_destination(args.html)
     models = [_open(args, args.model, args.dtype)]

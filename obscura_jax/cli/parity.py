@@ -126,7 +126,7 @@ def _compare_pair(args: argparse.Namespace) -> None:
     from obscura_jax.parity.pair_runs import compare_pair
 
     formats = ((args.json, report.as_json), (args.html, programs_page.as_html))
-    _check(formats, args.html)
+    _check(formats)
     found = compare_pair(
         args.source, args.against, gradients=not args.no_gradients, operations=args.list
     )
@@ -147,7 +147,7 @@ def _compare_implementations(args: argparse.Namespace) -> None:
     from obscura_jax.parity.gpt.references import reference
 
     formats = ((args.json, report.as_json), (args.html, page.as_html))
-    _check(formats, args.html)
+    _check(formats)
     if args.weights is not None:
         _refuse(args, _OF_WHOLE_REPORTS, "--weights compares only logits")
     checkpoint = read_checkpoint(args.source, n_heads=args.n_heads, entry=args.entry)
@@ -199,14 +199,11 @@ def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None
             )
 
 
-def _check(formats: Iterable[Format], html: str | None) -> None:
+def _check(formats: Iterable[Format]) -> None:
     """Check before the work that the files can be written."""
-    from obscura_jax.extras import require
     from obscura_jax.parity import report_files
 
     report_files.check_writable(*(name for name, _ in formats if name is not None))
-    if html is not None:
-        require("jinja2", "parity", "--html")
 
 
 def _publish(found: Any, as_text: Callable[[Any], str] | None, formats: Iterable[Format]) -> None:

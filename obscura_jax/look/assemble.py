@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from obscura_jax.extras import require
-
 # A module comes after those it imports.
 MODULES = (
     "dom",
@@ -53,10 +51,10 @@ def look_page(data: Mapping[str, Any], *, served: bool = False) -> str:
         served: allow requests to the server of the page, and add `live.js`, which makes them.
 
     Raises:
-        MissingExtraError: if Jinja2 is missing.
         ValueError: if a number in the data is not finite, which JSON cannot hold.
     """
-    jinja2 = require("jinja2", "look", "--html")
+    import jinja2
+
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     script = joined_modules((*MODULES, "live") if served else MODULES)
     style = "\n".join(part(f"{name}.css") for name in STYLES)

@@ -77,8 +77,8 @@ def show(
         ablate: whether to run the model without each of its parts, which takes most of the time.
 
     Raises:
-        ValueError: for a text that is empty or too long, a model whose tokenizer is unknown, two
-            models of different vocabularies, or a missing Jinja2 (extra `look`).
+        ValueError: for a text that is empty or too long, a model whose tokenizer is unknown, or two
+            models of different vocabularies.
     """
     from obscura_jax.look.assemble import look_page
 

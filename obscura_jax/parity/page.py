@@ -6,16 +6,11 @@ Every template is in `obscura_jax/parity` or below, and includes `page_style.css
 from importlib.resources import files
 from typing import Any
 
-from obscura_jax.extras import require
-
 
 def page(template: str, **values: Any) -> str:
-    """Return the page of a template, such as "gpt/page.html"; all values are escaped.
+    """Return the page of a template, such as "gpt/page.html"; all values are escaped."""
+    import jinja2
 
-    Raises:
-        MissingExtraError: if Jinja2 is missing.
-    """
-    jinja2 = require("jinja2", "parity", "--html")
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FunctionLoader(_text_of),

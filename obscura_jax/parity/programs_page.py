@@ -75,11 +75,7 @@ class Card:
 
 
 def as_html(report: Report) -> str:
-    """Return a page with the verdict, the findings with their code, and all other results.
-
-    Raises:
-        MissingExtraError: if Jinja2 is missing.
-    """
+    """Return a page with the verdict, the findings with their code, and all other results."""
     sections = (
         ("places where the programs part", report.findings),
         ("places where the gradients part", report.gradient_findings),

@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from obscura_jax.atomic_files import replace_text
-from obscura_jax.extras import require
 from obscura_jax.nn.model import GPTModel
 
 _MOST_FRAMES = 40  # when there are more, every second one is dropped
 
 
 def check_looks(*, one_device: bool) -> None:
-    """Raise ValueError if looks cannot be taken: they need one device, and the extra `look`."""
+    """Raise ValueError if looks cannot be taken, which need one device."""
     if not one_device:
         raise ValueError(
             "--look-every needs a run on one device; leave it out, or leave out --mesh and "
             "--distributed"
         )
-    require("jinja2", "look", "--look-every")
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,7 @@ class Chart:
 
 
 def as_html(report: Report) -> str:
-    """Return a page with the verdict and, for each section, lines, a chart and all tensors.
-
-    Raises:
-        MissingExtraError: if Jinja2 is missing.
-    """
+    """Return a page with the verdict and, for each section, lines, a chart and all tensors."""
     sections = [(section, chart(section)) for section in report.sections]
     return page(
         "gpt/page.html",
