@@ -1,5 +1,6 @@
 """A pair file of a user: each mistake in it is one line, and good ones are programs."""
 
+import os
 import sys
 
 import jax
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from obscura_jax.parity.guest import GuestError
+from obscura_jax.parity.guest import Guest, GuestError
 from obscura_jax.parity.jax_trace import trace_jax
 from obscura_jax.parity.pair_file import load_pair
 from obscura_jax.parity.program import JaxProgram, TorchProgram
 from obscura_jax.parity.side_errors import failure_of, running
 from obscura_jax.parity.torch_trace import trace_torch
+from obscura_jax.parity.user_file import import_file
 from tests.support import pairs
 from tests.support.pairs import GOOD, JAX, TORCH, call
 
@@ -236,3 +238,14 @@ def test_the_caller_of_a_comparison_is_not_a_line_of_the_program():
     assert not any(node.source and node.source.file == __file__ for node in nodes)
     nodes = trace_torch(TorchProgram(lambda x: module(x), (torch.ones(3, 8),))).nodes
     assert {node.source.file for node in nodes if node.source is not None} == {__file__}
+
+
+def test_an_edit_within_the_same_second_is_read(tmp_path):
+    path = tmp_path / "pair.py"
+    values = []
+    for text in ("x = 2\n", "x = 3\n"):
+        path.write_text(text)
+        os.utime(path, (1, 1))  # the same time and size, by which Python knows its bytecode
+        values.append(import_file(path, Guest("pair.py")).x)
+    assert values == [2, 3]
+    assert [file.name for file in tmp_path.iterdir()] == ["pair.py"]

@@ -2,10 +2,23 @@
 
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from obscura_jax.parity.guest import Guest
+
+
+class _SourceLoader(SourceFileLoader):
+    """A loader that compiles the source each time.
+
+    Python's own keeps bytecode next to the file, and does not notice an edit of the same size
+    within the same second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code of the file."""
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def import_file(path: Path, guest: Guest) -> ModuleType:
@@ -20,7 +33,8 @@ def import_file(path: Path, guest: Guest) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     name = _module_name(path, guest)
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _SourceLoader(name, str(path)) if path.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)

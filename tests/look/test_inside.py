@@ -12,8 +12,8 @@ from tests.support.models import BIASED, IDS, model_of
 
 MODEL, PARAMS = GPTModel(BIASED), model_of(BIASED)
 IDS_5 = IDS[1, :5]
-# Measured in float32: at most 9.6e-7, for logits of about 1.
-ALLOWED = 4e-6
+# Measured in float32: at most 4.8e-7, for logits of about 1.
+ALLOWED = 2e-6
 
 
 @pytest.fixture(scope="module")
