@@ -136,9 +136,10 @@ def _split(shown: list[str]) -> list[list[str]]:
 def _run(command: str, rc: int, folder: Path, settings: Sequence[str]) -> tuple[str, int]:
     """Return the output of a command of a shell, and its exit code; `rc` is the last one."""
     (shim := folder / ".bin").mkdir(exist_ok=True)
-    for name, module in (("obscura", "obscura_jax"), ("pytest", "pytest")):
-        words = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n'
-        (shim / name).write_text(words)
+    here = {"obscura": "-m obscura_jax", "pytest": "-m pytest", "python": ""}
+    for name, words in here.items():  # of this environment, whatever PATH says
+        text = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n'
+        (shim / name).write_text(text)
         (shim / name).chmod(0o755)
     root = str(Path(__file__).parents[2])
     paths = {
