@@ -65,7 +65,7 @@ test-gpu:
 	  tests/test_cuda_commands.py tests/test_gpu_kernels.py tests/test_gpu_executables.py
 
 test-browser: $(VENV)/.test
-	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q && $(AS_ROOT) apt-get install -q -y chromium; } || \
+	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q; $(AS_ROOT) apt-get install -q -y chromium; } || \
 	  { echo "make test-browser needs Chromium; install it, and set CHROMIUM to its path" >&2; exit 1; }
 	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q tests/browser
 
