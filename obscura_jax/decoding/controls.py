@@ -238,14 +238,23 @@ def _penalize(logits: Logits, controls: ControlArrays, history: History) -> Logi
     sampled = jnp.arange(history.tokens.shape[1], dtype=jnp.int32)[None] < history.n_sampled
     prompt = jnp.arange(history.prompts.shape[1], dtype=jnp.int32)[None] < history.lengths[:, None]
     nothing = jnp.zeros(logits.shape, jnp.int32)
-    sampled = jnp.broadcast_to(sampled, history.tokens.shape).astype(jnp.int32)
-    counts = _add_at(nothing, history.tokens, sampled)
-    seen = _add_at(counts, history.prompts, prompt.astype(jnp.int32)) > 0
+    sampled = jnp.broadcast_to(sampled, history.tokens.shape)
+    counts = _count_at(nothing, history.tokens, sampled)
+    seen = _count_at(counts, history.prompts, prompt) > 0
     penalty = jnp.where(seen, controls.repetition_penalty[:, None], 1)
     logits = jnp.where(logits > 0, logits / penalty, logits * penalty)
     frequency = controls.frequency_penalty[:, None] * counts.astype(logits.dtype)
     presence = jnp.where(counts > 0, controls.presence_penalty[:, None], 0)
     return logits - (frequency + presence)
+
+
+def _count_at(counts: Array, ids: Int[Array, "b k"], counted: Array) -> Array:
+    """Return (B, V) `counts` plus 1 at each row's ids that are counted.
+
+    The others become V, which has no place, rather than adding 0: before the first token all ids
+    and all numbers to add would be 0, and libtpu ends the process if both are one array.
+    """
+    return _add_at(counts, jnp.where(counted, ids, counts.shape[1]), jnp.ones_like(ids))
 
 
 def _add_at(table: Array, ids: Int[Array, "b k"], values: Array) -> Array:
