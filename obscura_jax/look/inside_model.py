@@ -142,13 +142,14 @@ def ablate_parts(
     `after_block` is called after each block of the model; what it raises ends the work.
     """
     padded, length = _pad(model, ids)
+    target, logprob = _whole(model, params, padded, length)
     found = []
     for block in range(model.cfg.n_layers):
-        found.append(jax.device_get(_ablate(model, params, padded, length, block)))
+        found.append(jax.device_get(_ablate(model, params, padded, target, block)))
         after_block()
     blocks: Any = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
-    heads, feed_forward = (_first(part, length) for part in blocks[:2])
-    whole = blocks[2][0, :length]
+    heads, feed_forward = (_first(part, length) for part in blocks)
+    whole = np.asarray(logprob)[:length]
     return Ablations(
         heads=heads,
         feed_forward=feed_forward,
@@ -194,18 +195,23 @@ def _look(model: GPTModel, params: Any, ids: Array, length: Array) -> _Seen:
 
 
 @partial(jax.jit, static_argnames="model")
-def _ablate(
-    model: GPTModel, params: Any, ids: Array, length: Array, block: Array
-) -> tuple[Prediction, Prediction, Array]:
-    """Return the predictions without each part of a block, and the whole model's logprob."""
+def _whole(model: GPTModel, params: Any, ids: Array, length: Array) -> tuple[Array, Array]:
+    """Return the targets, and their log-probabilities under the whole model."""
     logits: Any = model.apply({"params": params}, ids)
     target = _targets(ids, logits, length)
+    return target, log_probability(logits, target)
+
+
+@partial(jax.jit, static_argnames="model")
+def _ablate(
+    model: GPTModel, params: Any, ids: Array, target: Array, block: Array
+) -> tuple[Prediction, Prediction]:
+    """Return the predictions without each head of a block, and without its feed-forward layers."""
 
     def reduce(logits: Array) -> Prediction:
         return _predict(logits, target)
 
-    heads, feed_forward = block_ablations(model, params, ids, block, reduce)
-    return heads, feed_forward, log_probability(logits, target)
+    return block_ablations(model, params, ids, block, reduce)
 
 
 def _targets(ids: Array, logits: Array, length: Array) -> Array:

@@ -54,6 +54,8 @@ class Looked:
 def page_data(models: Sequence[Looked], tokens: TokenText) -> dict[str, Any]:
     """Return the data of a page about one model, or two with the same tokens."""
     ids = models[0].found.ids.tolist()
+    candidates = [_candidates(model.found.logits) for model in models]
+    mentioned = _mentioned(models, candidates)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -62,9 +64,9 @@ def page_data(models: Sequence[Looked], tokens: TokenText) -> dict[str, Any]:
             {"id": token, "text": tokens.text(token), "bytes": tokens.hex_bytes(token)}
             for token in ids
         ],
-        "texts": {str(token): tokens.text(token) for token in sorted(_mentioned(models))},
+        "texts": {str(token): tokens.text(token) for token in mentioned},
         "functions": FUNCTIONS,
-        "models": [_model(model) for model in models],
+        "models": [_model(*each) for each in zip(models, candidates, strict=True)],
     }
 
 
@@ -111,7 +113,7 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(data, np.dtype(packed["dtype"]).newbyteorder("<")).reshape(packed["shape"])
 
 
-def _model(model: Looked) -> dict[str, Any]:
+def _model(model: Looked, candidates: np.ndarray) -> dict[str, Any]:
     cfg, found = model.cfg, model.found
     attribution = {name: pack(part) for name, part in found.attribution._asdict().items()}
     return {
@@ -123,7 +125,7 @@ def _model(model: Looked) -> dict[str, Any]:
         "context": cfg.context_length,
         "dtype": model.dtype,
         **_frame(found),
-        "next": _next(found.logits),
+        "next": _next(found.logits.astype(np.float32), candidates),
         "residual": {"norm": pack(found.residual_norm)},
         "attribution": attribution,
         "ablation": ablation_data(found.ablations),
@@ -139,10 +141,8 @@ def _lens(lens: Prediction) -> dict[str, Any]:
     }
 
 
-def _next(logits: np.ndarray) -> dict[str, Any]:
-    """Return the best candidates at each position, and the others' logits counted in bins."""
-    logits = logits.astype(np.float32)
-    ids = _candidates(logits)
+def _next(logits: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
+    """Return the candidates at each position, and the others' logits counted in bins."""
     best = np.take_along_axis(logits, ids, axis=1)
     low = logits.min(axis=1)
     bins = int(((logits.max(axis=1) - low) / _BIN).max()) + 1
@@ -169,12 +169,13 @@ def _candidates(logits: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ids, order, axis=1)
 
 
-def _mentioned(models: Iterable[Looked]) -> set[int]:
-    """Return every token id that the page may show."""
-    found: list[Any] = []
+def _mentioned(models: Iterable[Looked], candidates: Iterable[np.ndarray]) -> list[int]:
+    """Return every token id that the page may show, sorted."""
+    found: list[Any] = [*candidates]
     for model in models:
         inside = model.found
-        found += [inside.ids, inside.target, inside.lens.ids, _candidates(inside.logits)]
+        found += [inside.ids, inside.target, inside.lens.ids]
         if inside.ablations is not None:
             found += [inside.ablations.heads.ids, inside.ablations.feed_forward.ids]
-    return set(np.unique(np.concatenate([np.ravel(ids) for ids in found])).tolist())
+    mentioned: list[int] = np.unique(np.concatenate([np.ravel(ids) for ids in found])).tolist()
+    return mentioned

@@ -183,13 +183,16 @@ def _execute(job: _Job, how: Launch) -> TrainResult:
     sample = text_sampler(model, key, how.warn) if isinstance(placement, SingleDevice) else None
     try:
         with how.watch(job.run.steps) as callbacks:
+            callbacks = replace(callbacks, sample_text=sample)
+            if how.schedule.look_every is not None:
+                callbacks = replace(callbacks, look=_look_writer(job, how.warn).add)
             state = fit(
                 job.run,
                 job.folder,
                 lambda: gpt2_init(model.cfg, key),
                 job.validation,
                 how.schedule,
-                replace(callbacks, sample_text=sample, look=_look_writer(job, how.warn).add),
+                callbacks,
                 placement,
             )
             stopped_by = placement.max_over_processes(int(callbacks.should_stop()))
