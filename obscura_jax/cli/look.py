@@ -74,26 +74,21 @@ def run(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace, source: str, dtype: str | None) -> Any:
     """Open a model and its tokenizer."""
-    from obscura_jax.export.open_model import open_model
-    from obscura_jax.interop.locate import is_exported
+    from obscura_jax.interop.checkpoint import read_checkpoint
     from obscura_jax.interop.model_tokenizer import IdTokenizer, tokenizer_of
     from obscura_jax.look.viewer import Opened
+    from obscura_jax.nn.dtypes import cast_params
+    from obscura_jax.nn.model import GPTModel
 
-    if is_exported(source):
-        raise ValueError(
-            f"{source} is an exported model, which cannot be looked into; give the model that it "
-            "was made from"
-        )
-    opened = open_model(source, n_heads=args.n_heads, entry=args.entry, dtype=dtype)
+    checkpoint = read_checkpoint(source, n_heads=args.n_heads, entry=args.entry)
     tokenizer: Any = IdTokenizer()
     if not args.ids:
-        tokenizer = tokenizer_of(opened.tokens, opened.model.cfg, source)
+        tokenizer = tokenizer_of(checkpoint.tokens, checkpoint.cfg, source)
         if tokenizer.notice:
             print(f"obscura look: {tokenizer.notice}", file=sys.stderr, flush=True)
-    name = Path(source).name or source
-    return Opened(
-        name if dtype is None else f"{name} ({dtype})", opened.model, opened.params, tokenizer
-    )
+    name = (Path(source).name or source) + (f" ({dtype})" if dtype else "")
+    params = cast_params(checkpoint.params, dtype)
+    return Opened(name, GPTModel(checkpoint.cfg), params, tokenizer)
 
 
 def _print(line: str) -> None:
