@@ -41,9 +41,9 @@ def test_other_weights_are_not_expected(fault, monkeypatch):
         return prepared
 
     # PyTorch keeps the right weights.
-    rounded = eight_bits._widened(right(model_of(BIASED), weights="int8"))
+    rounded = eight_bits.widened(right(model_of(BIASED), weights="int8"))
     monkeypatch.setattr(eight_bits, "prepare_params", wrong)
-    monkeypatch.setattr(eight_bits, "_widened", lambda params: rounded)
+    monkeypatch.setattr(eight_bits, "widened", lambda params: rounded)
     found = compared()
     assert not found.as_expected
     assert "verdict: differs" in found.as_text()
@@ -51,7 +51,7 @@ def test_other_weights_are_not_expected(fault, monkeypatch):
 
 def test_widened_weights_are_the_numbers_of_the_rounded_ones():
     params = model_of(BIASED)
-    widened = eight_bits._widened(eight_bits.prepare_params(params, weights="int8"))
+    widened = eight_bits.widened(eight_bits.prepare_params(params, weights="int8"))
     assert jax.tree.structure(widened) == jax.tree.structure(params)
     weight = params["trf_blocks"]["0"]["att"]["W_query"]["weight"]
     apart = np.abs(widened["trf_blocks"]["0"]["att"]["W_query"]["weight"] - weight)

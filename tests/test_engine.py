@@ -10,7 +10,7 @@ import pytest
 from obscura_jax import Controls, Generator, GPTModel, Sampling, generate, save_model, score
 from obscura_jax.cli.main import main
 from obscura_jax.decoding import layout_choice
-from obscura_jax.decoding.prepared import prepare_params
+from obscura_jax.decoding.prepared import prepare_params, widened
 from obscura_jax.nn.parameters import named_leaves, parameter_bytes
 from obscura_jax.scale.generation import mesh_programs
 from obscura_jax.scale.mesh import make_mesh
@@ -192,7 +192,9 @@ def test_8_bits_generate_what_their_rounded_weights_do(tied, dtype):
     cfg = {**CFG.to_dict(), "tie_weights": tied}
     params = {name: part for name, part in PARAMS.items() if name != "out_head" or not tied}
     engine = Generator(GPTModel(cfg), params, weights="int8", dtype=dtype)
-    rounded = jax.tree.map(jnp.asarray, _multiplied_out(engine.params))
+    rounded = jax.tree.map(
+        jnp.asarray, jax.tree.map(lambda x: np.asarray(x, np.float32), widened(engine.params))
+    )
     want = generate(GPTModel(cfg), rounded, ROWS, NEW)
     for rows in (slice(None), slice(1)):
         got = engine.generate(ROWS[rows], NEW)
@@ -201,18 +203,6 @@ def test_8_bits_generate_what_their_rounded_weights_do(tied, dtype):
         assert np.mean(np.array(got.tokens) == np.array(want.tokens[rows])) > 0.5
     if dtype == "float32":
         assert generate(GPTModel(cfg), params, ROWS, NEW).tokens != want.tokens
-
-
-def _multiplied_out(tree):
-    if "quantized" in tree:
-        wide = np.asarray(tree["quantized"], np.float32)
-        weight = wide * np.asarray(tree["scale"], np.float32)[:, None]
-        kept = {"bias": np.asarray(tree["bias"], np.float32)} if "bias" in tree else {}
-        return {"weight": weight, **kept}
-    return {
-        name: _multiplied_out(part) if isinstance(part, dict) else np.asarray(part, np.float32)
-        for name, part in tree.items()
-    }
 
 
 def test_weights_that_have_no_8_bit_form_are_refused():

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -81,6 +82,16 @@ def _quantized(path: str, weight: Float[Array, "d_out d_in"]) -> dict[str, Array
             "leave weights='int8' (--weights int8) out"
         )
     return form._asdict()
+
+
+def widened(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with the float32 weights that 8-bit ones represent, as NumPy arrays."""
+    if set(Int8Weight._fields) <= set(params):
+        scale = np.asarray(params["scale"], np.float32)
+        weight = np.asarray(params["quantized"], np.float32) * scale[:, None]
+        rest = {name: x for name, x in params.items() if name not in Int8Weight._fields}
+        return {"weight": weight, **rest}
+    return {name: widened(x) if isinstance(x, Mapping) else x for name, x in params.items()}
 
 
 @jax.jit

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obscura_jax.config import GPTConfig
-from obscura_jax.decoding.prepared import prepare_params
+from obscura_jax.decoding.prepared import prepare_params, widened
 from obscura_jax.interop.course_state import named_tensors
 from obscura_jax.nn.model import GPTModel
-from obscura_jax.nn.weights import Int8Weight
 from obscura_jax.parity.gpt.prompts import stress_prompts
 from obscura_jax.parity.gpt.references import Reference
 from obscura_jax.parity.gpt.torch_capture import LOGITS, capture_torch
@@ -88,7 +87,7 @@ def compare_eight_bits(
     """
     prepared = prepare_params(params, weights="int8")
     given = reference_of(named_tensors(cfg, params))
-    rounded = reference_of(named_tensors(cfg, _widened(prepared)))
+    rounded = reference_of(named_tensors(cfg, widened(prepared)))
     prompts = stress_prompts(cfg, seed, end_of_text)
 
     def theirs(reference: Reference, dtype: Any) -> dict[str, NDArray[Any]]:
@@ -114,12 +113,3 @@ def compare_eight_bits(
 
 def _relative(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.abs(a.astype(np.float64) - b).max() / (np.abs(b).max() or 1.0))
-
-
-def _widened(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree with the float32 weights that 8-bit ones stand for."""
-    if set(Int8Weight._fields) <= set(params):
-        weight = np.asarray(params["quantized"], np.float32) * np.asarray(params["scale"])[:, None]
-        rest = {name: x for name, x in params.items() if name not in Int8Weight._fields}
-        return {"weight": weight, **rest}
-    return {name: _widened(x) if isinstance(x, Mapping) else x for name, x in params.items()}
