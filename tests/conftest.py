@@ -38,6 +38,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from obscura_jax.cli.main import main  # noqa: E402
 from obscura_jax.interop.checkpoint import load_model, save_model  # noqa: E402
 from tests.support.models import course_model  # noqa: E402
 from tests.support.processes import kill_all  # noqa: E402
@@ -60,6 +61,20 @@ def programs_do_not_pile_up():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run the command, which must end with code 2 and one line; return the line."""
+
+    def failing(*words):
+        with pytest.raises(SystemExit) as stop:
+            main(list(map(str, words)))
+        out, err = capsys.readouterr()
+        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    return failing
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from obscura_jax import generate, save_model
-from obscura_jax.cli.main import main
 from obscura_jax.export.artifact import load_artifact
 from obscura_jax.export.build import Build, this_build
 from obscura_jax.export.exporter import export_model
@@ -66,20 +65,6 @@ def compiled():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
     jax.monitoring.unregister_event_duration_listener(listen)
-
-
-@pytest.fixture
-def fails(capsys):
-    """Run the command, which must end with code 2 and one line; return the line."""
-
-    def failing(*words):
-        with pytest.raises(SystemExit) as stop:
-            main(list(map(str, words)))
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
-        return err
-
-    return failing
 
 
 def change(folder, **fields):

@@ -77,20 +77,6 @@ def on_gpu(monkeypatch):
     return pretend
 
 
-@pytest.fixture
-def fails(capsys):
-    """Run the command, which must end with code 2 and one line; return the line."""
-
-    def failing(*words):
-        with pytest.raises(SystemExit) as stop:
-            main(list(map(str, words)))
-        out, err = capsys.readouterr()
-        assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
-        return err
-
-    return failing
-
-
 def add(folder, target, build, data=b"no machine code"):
     """Add an executable for a GPU, as if `build` had compiled it; return its path."""
     path = folder / f"decode.{target}.1x29.executable"

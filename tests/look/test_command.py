@@ -14,15 +14,6 @@ from tests.support.models import BIASED, model_of
 NO_ABLATIONS = ("--no-ablations", "--no-compile-cache")
 
 
-def refused(capsys, *words):
-    """Return the one line that the command prints before it exits with 2."""
-    with pytest.raises(SystemExit) as end:
-        main(["look", *map(str, words)])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    return err
-
-
 @pytest.fixture
 def small(tmp_path):
     """The folder of a model of 17 tokens, which has no tokenizer."""
@@ -46,9 +37,9 @@ def test_two_models_side_by_side(tmp_path, capsys):
     assert re.findall('"name":"(.*?)"', path.read_text()) == ["tiny", "tiny (bfloat16)"]
 
 
-def test_ids_of_a_model_without_a_tokenizer(small, tmp_path, capsys):
+def test_ids_of_a_model_without_a_tokenizer(small, tmp_path, fails):
     path = tmp_path / "look.html"
-    assert "give token ids (--ids)" in refused(capsys, small, "A", "--html", path)
+    assert "give token ids (--ids)" in fails("look", small, "A", "--html", path)
     main(["look", str(small), "3 4", "--ids", "--html", str(path), *NO_ABLATIONS])
     assert '{"id":3,"text":" 3"' in path.read_text()
 
@@ -80,28 +71,28 @@ def test_markup_in_the_text_stays_text(tmp_path, capsys):
         (("tiny", "99999", "--ids", "--html", "x.html"), "outside the vocabulary"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line(words, message, tmp_path, monkeypatch, fails):
     monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, *words)
+    assert message in fails("look", *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_page_is_kept(tmp_path, capsys):
+def test_a_file_that_is_no_page_is_kept(tmp_path, fails):
     path = tmp_path / "notes.html"
     path.write_text("mine")
-    assert "is not a page of obscura look" in refused(capsys, "tiny", "A", "--html", path)
+    assert "is not a page of obscura look" in fails("look", "tiny", "A", "--html", path)
     assert path.read_text() == "mine"
 
 
-def test_a_text_beyond_the_context(small, tmp_path, capsys):
+def test_a_text_beyond_the_context(small, tmp_path, fails):
     text = " ".join("3" for _ in range(12))
-    said = refused(capsys, small, text, "--ids", "--html", tmp_path / "x.html")
+    said = fails("look", small, text, "--ids", "--html", tmp_path / "x.html")
     assert "12 tokens, and small reads at most 11" in said
 
 
-def test_models_of_other_vocabularies(small, tmp_path, capsys):
+def test_models_of_other_vocabularies(small, tmp_path, fails):
     words = ("--beside", small, "--ids", "--html", tmp_path / "x.html")
-    said = refused(capsys, "tiny", "3", *words)
+    said = fails("look", "tiny", "3", *words)
     assert "tiny has 4096 tokens and small has 17" in said
 
 
