@@ -16,7 +16,7 @@ from obscura_jax.parity.side_errors import failure_of, running
 from obscura_jax.parity.torch_trace import trace_torch
 from obscura_jax.parity.user_file import import_file
 from tests.support import pairs
-from tests.support.pairs import GOOD, JAX, TORCH, call
+from tests.support.pairs import GOOD, JAX, NEEDS_NO_GPU, NO_GPU, TORCH, call
 
 engine = pytest.fixture(pairs.engine)
 fails = pytest.fixture(pairs.fails)
@@ -83,11 +83,11 @@ RETURN = "; return a module or a function, and a tuple of its inputs, such as `r
             "torch_side() fails: TypeError: torch_side() missing 1 required positional "
             "argument: 'x'",
         ),
-        (
+        pytest.param(
             f"return {TORCH}",
             "torch.zeros(3, device='cuda')",
-            "torch_side() fails: AssertionError: Torch not compiled with CUDA enabled (pair.py:8); "
-            "build the module on the CPU",
+            f"torch_side() fails: {NO_GPU} (pair.py:8); build the module on the CPU",
+            marks=NEEDS_NO_GPU,
         ),
         (f"return {TORCH}", "pass", f"torch_side() returns NoneType{RETURN}"),
         (TORCH, "torch.nn.Flatten()", f"torch_side() returns Flatten{RETURN}"),
@@ -158,11 +158,11 @@ def test_a_side_that_gives_no_program_is_one_line(fails, pair, engine, old, new,
             "the PyTorch side fails: AttributeError: 'Tensor' object has no attribute 'no' "
             "(pair.py:8)",
         ),
-        (
+        pytest.param(
             "torch.nn.Flatten(), ",
             "lambda x: x.to('cuda'), ",
-            "the PyTorch side fails: AssertionError: Torch not compiled with CUDA enabled "
-            "(pair.py:8); build the module on the CPU",
+            f"the PyTorch side fails: {NO_GPU} (pair.py:8); build the module on the CPU",
+            marks=NEEDS_NO_GPU,
         ),
         (
             "jnp.abs, ",

@@ -20,7 +20,7 @@ from obscura_jax.parity.findings import Verdict
 from obscura_jax.parity.program import jax_program, torch_program
 from obscura_jax.parity.recording import record
 from tests.support import pairs, processes
-from tests.support.pairs import call
+from tests.support.pairs import NEEDS_NO_GPU, NO_GPU, call
 
 fails = pytest.fixture(pairs.fails)
 pair = pytest.fixture(pairs.pair)
@@ -200,7 +200,12 @@ def test_a_module_of_nnx_in_training_mode_is_refused(fails, pair, capsys, layer)
     [
         ("lambda x: 1 / 0, T", JAX, "the PyTorch side fails: ZeroDivisionError: division by zero"),
         (TORCH, "lambda x: {}['no'], X", "the JAX side fails: KeyError: 'no'"),
-        ("lambda x: LINEAR.cuda()(x), T", JAX, "the PyTorch side fails: AssertionError: Torch not"),
+        pytest.param(
+            "lambda x: LINEAR.cuda()(x), T",
+            JAX,
+            f"the PyTorch side fails: {NO_GPU}",
+            marks=NEEDS_NO_GPU,
+        ),
     ],
 )
 def test_a_program_that_raises_is_one_line_and_no_file(fails, pair, torch_side, jax_side, line):
@@ -252,6 +257,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_ctrl_c_during_a_trace_ends_quietly(pair, place, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -283,6 +289,7 @@ sys.meta_path.insert(0, NoTorch())
 NEEDS = "needs torch: run pip install -e '.[parity]' in the clone of obscura_jax\n"
 
 
+@pytest.mark.slow
 def test_without_torch_one_line_names_the_extra(pair, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     pair(text())

@@ -113,6 +113,7 @@ def test_a_recording_of_an_equal_program_is_equal(name, sides, tmp_path):
     assert last == "gradients were not compared: a side is a recording"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [("torch",), ("jax",), SIDES], ids="-".join)
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_recording_shows_the_same_first_place(name, sides, tmp_path):

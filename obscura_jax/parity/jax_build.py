@@ -17,7 +17,7 @@ from jax.extend import core
 from obscura_jax.parity.constants import exact_value
 from obscura_jax.parity.jax_graph import Equation, Graph
 from obscura_jax.parity.jax_kernels import INLINED, LAYOUT, PERMUTES, RANDOM
-from obscura_jax.parity.jax_lift import is_plain
+from obscura_jax.parity.jax_lift import is_plain, scan_sizes
 from obscura_jax.parity.sources import Frame, library_roots, user_source
 from obscura_jax.parity.trace import Node, Source
 
@@ -189,7 +189,7 @@ class _Builder:
         """Add the iterations of a scan one after another."""
         params = eqn.params
         closed, length, reverse = params["jaxpr"], params["length"], params["reverse"]
-        fixed, carried = params["num_consts"], params["num_carry"]
+        fixed, carried = scan_sizes(params)
         shared, carry = operands[:fixed], operands[fixed : fixed + carried]
         rows = operands[fixed + carried :]
         constants = [self.leaf(c, "constant") for c in closed.consts]

@@ -22,9 +22,11 @@ def with_own_lines(bwd: Any) -> Any:
         if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in operands):
             return bwd.call_wrapped(*operands)
         results: list[Any] = []
+        form: Any = None  # of the results: a list or, from JAX 0.12 on, a pair that contains it
 
         def arrays(*values: Any) -> list[Any]:
-            results[:] = bwd.call_wrapped(*values)
+            nonlocal form
+            results[:], form = jax.tree.flatten(bwd.call_wrapped(*values))
             return [x for x in results if isinstance(x, jax.Array)]
 
         def traced() -> Any:
@@ -38,6 +40,7 @@ def with_own_lines(bwd: Any) -> Any:
         except jax.errors.UnexpectedTracerError:  # it captures an array that is being traced
             return bwd.call_wrapped(*operands)
         found = iter(core.jaxpr_as_fun(closed)(*operands))
-        return [next(found) if isinstance(x, jax.Array) else x for x in results]
+        leaves = [next(found) if isinstance(x, jax.Array) else x for x in results]
+        return jax.tree.unflatten(form, leaves)
 
     return linear_util.wrap_init(call, debug_info=bwd.debug_info)

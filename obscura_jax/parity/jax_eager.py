@@ -22,7 +22,7 @@ try:  # these are not a part of JAX's public interface
     from jax._src.source_info_util import current
 except ImportError:
     Trace = Tracer = object  # type: ignore[misc, assignment]
-_TESTED = "0.10.2"
+_TESTED = "0.10.2 or 0.12.0"
 
 
 def record(
@@ -143,7 +143,7 @@ class _Recorder(Trace):
 
     def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
         """Evaluate an operation and record it; a function that JAX inlines is entered."""
-        if primitive.name in ("jit", "pjit") and params.get("inline"):
+        if primitive.name in ("jit", "pjit") and _is_inlined(params["inline"]):
             closed = params["jaxpr"]
             with set_current_trace(self):
                 return eval_jaxpr(
@@ -185,6 +185,11 @@ class _Recorder(Trace):
     def _entered(self, function: Any, tracers: Iterable[Any]) -> Any:
         with set_current_trace(self):
             return function.call_wrapped(*tracers)
+
+
+def _is_inlined(setting: Any) -> bool:
+    """Return whether `jax.make_jaxpr` shows the operations of a `jit` instead of the `jit`."""
+    return setting is True or getattr(setting, "name", "") == "JAX_EARLY"  # from JAX 0.12 on
 
 
 def _value(x: Any) -> Any:

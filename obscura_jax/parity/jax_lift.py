@@ -161,8 +161,16 @@ def _while(params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
     )
 
 
+def scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many operands of a scan are constant, and how many are carried."""
+    if "num_consts" in params:  # before JAX 0.12
+        return params["num_consts"], params["num_carry"]
+    constant, carried, _ = params["ft_in"].unpack()
+    return len(constant), len(carried)
+
+
 def _scan(params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
-    fixed, carried = params["num_consts"], params["num_carry"]
+    fixed, carried = scan_sizes(params)
     step = _function(params["jaxpr"])
 
     def body(carry: Any, rows: Any) -> tuple[Any, Any]:

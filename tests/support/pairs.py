@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from obscura_jax.cli.main import main
 from obscura_jax.parity.findings import Report, Verdict
 from obscura_jax.parity.jax_trace import trace_jax
@@ -25,6 +28,13 @@ def torch_side():
 def jax_side():
     return jnp.abs, (X,)
 """
+try:
+    torch.zeros(1, device="cuda")
+except (AssertionError, RuntimeError) as error:  # PyTorch was built without CUDA, or finds no GPU
+    NO_GPU = f"{type(error).__name__}: {error}"
+else:
+    NO_GPU = ""
+NEEDS_NO_GPU = pytest.mark.skipif(not NO_GPU, reason="PyTorch finds a GPU")
 TORCH, JAX = "torch.nn.Flatten(), (torch.from_numpy(X),)", "jnp.abs, (X,)"
 
 
