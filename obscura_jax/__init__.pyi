@@ -11,6 +11,7 @@ from .decoding.score import score as score
 from .decoding.simple import generate_text_simple as generate_text_simple
 from .decoding.stream import stream as stream
 from .decoding.text import stream_text as stream_text
+from .exercises.check import check_exercise as check_exercise
 from .interop.checkpoint import load_model as load_model
 from .interop.checkpoint import save_model as save_model
 from .interop.model_tokenizer import load_tokenizer as load_tokenizer

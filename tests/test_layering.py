@@ -27,6 +27,7 @@ FLOORS = [
     "rng",
     "decoding",
     "training",
+    "exercises",
     "interop",
     "parity",
     "scale",

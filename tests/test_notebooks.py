@@ -59,6 +59,42 @@ def test_a_notebook_draws(name):
     assert pictures
 
 
+# --- in Colab
+
+
+@pytest.mark.parametrize("name", runner.ORDER)
+def test_a_notebook_starts_with_its_link_and_the_installation(name):
+    first, install = READ[name].cells[:2]
+    assert first.source.count(runner.colab_link(name, runner.repository())) == 1
+    extras = "notebooks,torch" if "import torch" in TEXT[name] else "notebooks"
+    assert install.source.endswith(f'%pip install -q "obscura-jax[{extras}]"')
+    assert install.outputs == []  # where the package is installed, nothing is done
+
+
+def test_the_link_to_colab_is_that_of_the_repository():
+    place = f"{runner.COLAB}/a/b/blob/main/notebooks/n.ipynb"
+    for address in ("https://github.com/a/b", "https://github.com/a/b.git/"):
+        assert runner.colab_link("n", address) == f"[Open in Colab]({place})"
+    for address in (None, "https://gitlab.com/a/b"):  # Colab reads from GitHub only
+        assert runner.colab_link("n", address) == f"[Open in Colab]({runner.COLAB})"
+
+
+def test_a_link_follows_the_address_in_pyproject(tmp_path, monkeypatch):
+    project = '[project.urls]\nRepository = "https://github.com/a/b"\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    right = runner.colab_link("ch01_setup", runner.repository())
+    assert "/a/b/blob/main/" in right
+    head = READ["ch01_setup"].cells[0]
+    assert right not in head.source  # the link of another address is a wrong one
+    alone = nbformat.v4.new_notebook(cells=[head])
+    nbformat.write(alone, tmp_path / "ch01_setup.ipynb")
+    assert runner.check(tmp_path / "ch01_setup.ipynb", write=True) == []
+    (written,) = nbformat.read(tmp_path / "ch01_setup.ipynb", as_version=4).cells
+    assert written.source.splitlines()[2] == right
+    assert written.source.replace(right, "") == head.source.replace(head.source.splitlines()[2], "")
+
+
 # --- comparisons with the figures that the course prints
 
 
@@ -67,8 +103,7 @@ def figures_shown():
     shown = []
     for name in runner.ORDER:
         for cell in code(name):
-            source = re.sub(r"(?m)^%.*$", "", cell.source)
-            for node in ast.walk(ast.parse(source)):
+            for node in ast.walk(runner.parsed(cell.source)):
                 if (
                     isinstance(node, ast.Call)
                     and getattr(node.func, "id", "") == "compare_with_course"
@@ -170,12 +205,14 @@ def notebook(*sources):
     return nbformat.v4.new_notebook(cells=cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
         "def softmax(x):\n    return x",
         "class GPTModel:\n    pass",
         "%matplotlib inline\ngelu = lambda x: x",
+        "if True:\n    %pip install x\ngelu = lambda x: x",
         "def f():\n    def layer_norm(x):\n        return x",
     ],
 )
@@ -229,6 +266,7 @@ def test_a_run_is_compared_with_itself_and_with_others(executed):
     assert changed(2, clear) == ["cell 2: one of the two runs has no output"]
 
 
+@pytest.mark.slow
 def test_errors_and_warnings_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(runner, "ORDER", ("raises", "dies", "warns"))

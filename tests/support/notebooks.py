@@ -7,7 +7,7 @@ from the committed ones, if it is larger than 400 KB, or if it defines a class o
 package has. With --write the new outputs are kept. Numbers are equal up to one unit in the last
 printed place, 1e-4 of their size, or 1e-6, because float32 rounding differs by that much between
 machines. For a cell with the tag "varies" (times, devices, versions), only the presence of an
-output is compared.
+output is compared. --write also renews the link that opens the notebook in Colab.
 """
 
 import argparse
@@ -16,11 +16,13 @@ import base64
 import io
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import nbformat
 import numpy as np
@@ -37,10 +39,12 @@ ORDER = (
     *("ch05_training", "parity", "port_and_prove", "functional_jax"),
 )
 LARGEST = 400_000  # bytes per notebook, outputs included
+COLAB = "https://colab.research.google.com/github"  # without more, it lists repositories
 _METADATA = {
     "kernelspec": {"name": "python3", "display_name": "Python 3"},
     "language_info": {"name": "python"},
 }
+_COLAB_LINK = re.compile(r"\[Open in Colab\]\(.*?\)")
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 _PICTURE = "image/png"
 _PIXELS = 0.01  # largest mean difference of equal pictures; values are in 0..1
@@ -81,6 +85,8 @@ def check(path: Path, *, write: bool = False) -> list[str]:
             if output.get("name") == "stderr":
                 found.append(f"cell {number} warns: {output.text.strip().splitlines()[-1]}")
     if write:
+        link = colab_link(path.stem, repository())
+        executed.cells[0].source = _COLAB_LINK.sub(link, executed.cells[0].source)
         nbformat.write(executed, path)
     else:
         found += differences(committed, executed)
@@ -111,6 +117,29 @@ def execute(notebook: Any) -> Any:
     return fresh
 
 
+def repository() -> str | None:
+    """Return the public address of the project, if pyproject.toml has one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    address: str | None = project.get("urls", {}).get("Repository")
+    return address
+
+
+def colab_link(name: str, repository: str | None) -> str:
+    """Return the link that opens a notebook in Colab, which reads it from its repository on GitHub.
+
+    For a project without an address there, the link leads to Colab's list of repositories.
+    """
+    parts = urlsplit(repository or "")
+    owner_and_name = parts.path.strip("/").removesuffix(".git")
+    place = f"/{owner_and_name}/blob/main/notebooks/{name}.ipynb"
+    return f"[Open in Colab]({COLAB}{place if parts.netloc == 'github.com' else ''})"
+
+
+def parsed(source: str) -> ast.Module:
+    """Return the syntax tree of a cell; a command of IPython, such as %pip, becomes `pass`."""
+    return ast.parse(re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", source))
+
+
 def redefined(notebook: Any) -> list[str]:
     """Return the classes and functions that a notebook defines although the package has them."""
     theirs: set[str] = set()
@@ -122,7 +151,7 @@ def redefined(notebook: Any) -> list[str]:
 
 
 def _defined(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source))):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             yield node.name
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
