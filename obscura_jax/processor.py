@@ -1,5 +1,6 @@
 """The processor of this machine, as Linux describes it."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -17,3 +18,8 @@ def processor_name(cpuinfo: Path = CPUINFO) -> str:
     """Return the name of the processor, or else of the system and its architecture."""
     known = processor_fields(cpuinfo).get("model name")
     return known or f"{platform.system()} {platform.machine()}"
+
+
+def core_count() -> int | None:
+    """Return the number of cores that this process may use, or None if it is unknown."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

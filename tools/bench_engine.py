@@ -8,6 +8,8 @@ the rounds' ratios to float32 as given (above 1: faster).
 
 import argparse
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +19,10 @@ from obscura_jax.decoding.engine import Generator
 from obscura_jax.nn.model import GPTModel
 from obscura_jax.nn.parameters import parameter_bytes
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from docs.hooks.data_files import add_save_option, save, saved_command, significant
+
 _NEW = 33
 _ENGINES: dict[str, dict[str, Any]] = {
     "float32, as given": {"weights": "as-given"},
@@ -24,8 +30,8 @@ _ENGINES: dict[str, dict[str, Any]] = {
     "float32, batch-invariant": {"weights": "as-given", "batch_invariant": True},
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, batch-invariant": {"dtype": "bfloat16", "batch_invariant": True},
-    "int8, computed in float32": {"weights": "int8"},
-    "int8, computed in bfloat16": {"weights": "int8", "dtype": "bfloat16"},
+    "8 bits, computed in float32": {"weights": "int8"},
+    "8 bits, computed in bfloat16": {"weights": "int8", "dtype": "bfloat16"},
 }
 
 
@@ -34,10 +40,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="1,8", metavar="N,...", help="rows; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
+    add_save_option(parser)
     args = parser.parse_args()
+    command = saved_command(parser, args.save)
     model = GPTModel(PRESETS["gpt2"])
     params = jax.jit(lambda: model.init(jax.random.key(0), [[0]]))()["params"]
     engines = {name: Generator(model, params, **how) for name, how in _ENGINES.items()}
+    found = []
     for rows in map(int, args.rows.split(",")):
         prompts = [[(37 * row + 11 * i) % 256 for i in range(8)] for row in range(rows)]
         times: dict[str, list[float]] = {name: [] for name in engines}
@@ -53,6 +62,11 @@ def main() -> None:
             size = parameter_bytes(engines[name].params) / 2**20
             median = statistics.median(own)
             print(f"  {name:<27} {median:7.1f} ms/step  {ratio:5.2f}x  {size:6.0f} MiB", flush=True)
+            figures = {"mebibytes": size, "ms": median, "ratio": ratio}
+            rounded = {key: significant(value) for key, value in figures.items()}
+            found.append({"weights": name, "rows": rows, **rounded})
+    if args.save:
+        save(args.save / "engines.json", found, command=command)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from obscura_jax.bench.processes import can_cold_start, cold_start_command, time
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tools.side_by_side import Elsewhere, ratios, show
+from docs.hooks.data_files import DATA, add_save_option, save, saved_command
+from tools.side_by_side import Elsewhere, data_rows, ratios, show
 
 _TRANSFORMERS_PROCESS = """
 import sys, torch
@@ -47,7 +48,11 @@ def main() -> None:
     """Time everything, and print measurements and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
+    add_save_option(parser)
     args = parser.parse_args()
+    command = saved_command(parser, args.save)
+    if args.save == DATA and not (find_spec("transformers") and find_spec("ctranslate2")):
+        parser.error("docs/data has figures of all peers; pip install -e '.[bench]'")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
     import jax
@@ -82,6 +87,11 @@ def main() -> None:
     report.end(args.model, ratios=found)
     if not args.json:
         show(found)
+    if args.save:
+        peers = [name for name in ("transformers", "torch", "ctranslate2") if find_spec(name)]
+        rows = data_rows(report.measurements, found)
+        path = args.save / "generation.json"
+        save(path, rows, command=command, packages=peers)
 
 
 def _check_same_model(systems: dict[str, GenerateFn]) -> None:

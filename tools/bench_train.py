@@ -24,7 +24,8 @@ from obscura_jax.training.options import StepOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tools.side_by_side import Elsewhere, ratios, show
+from docs.hooks.data_files import add_save_option, save, saved_command
+from tools.side_by_side import Elsewhere, data_rows, ratios, show
 from tools.torch_peers import torch_training_step
 
 
@@ -46,7 +47,9 @@ def main() -> None:
     add("--eager", action="store_true", help="leave out torch.compile, which takes a minute")
     add("--repeats", type=positive_int, default=5, metavar="N", help="default: 5")
     add("--json", action="store_true", help="print one JSON object")
+    add_save_option(parser)
     args = parser.parse_args()
+    command = saved_command(parser, args.save)
     cfg, shape = PRESETS[args.preset], (args.batch_size, args.length)
     threads = int(environment()["threads"])
     report, found = BenchReport(args.json), []
@@ -69,6 +72,11 @@ def main() -> None:
     report.end(args.preset, ratios=found)
     if not args.json:
         show(found)
+    if args.save:
+        tokens = {"tokens": shape[0] * shape[1]}
+        rows = [{**row, **tokens} for row in data_rows(report.measurements, found)]
+        path = args.save / "training.json"
+        save(path, rows, command=command, packages=["torch"])
 
 
 def _torch(cfg: Any, rows: int, length: int, dtype: str, compiled: bool, threads: int) -> TimedStep:

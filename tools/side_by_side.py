@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from docs.hooks.data_files import significant
 from obscura_jax.bench.measurements import Measurement
 
 _System = TypeVar("_System", bound=Callable[..., Any])
@@ -70,16 +71,42 @@ def show(ratios: list[dict[str, Any]]) -> None:
 def table(figures: Sequence[Measurement], found: Sequence[Mapping[str, Any]]) -> str:
     """Return the medians, one workload per line, with each ratio after the peer's figure."""
     systems = list(dict.fromkeys(figure.system for figure in figures))
-    ratio_of = {(ratio["name"], ratio["peer"]): f"{ratio['ratio']:.2f}x" for ratio in found}
+    ratio_of = _ratio_of(found)
     lines = [f"{'':<20} {'':<9}" + "".join(f"{system:>26}" for system in systems)]
     for name in dict.fromkeys(figure.name for figure in figures):
         row = [figure for figure in figures if figure.name == name]
         cells = [
-            f"{_rounded(figure.median):>17} {ratio_of.get((name, figure.system), ''):>8}"
+            f"{_rounded(figure.median):>17} {_times(ratio_of.get((name, figure.system))):>8}"
             for figure in row
         ]
         lines.append(f"{name:<20} {row[0].unit:<9}" + "".join(cells))
     return "\n".join(lines)
+
+
+def data_rows(
+    figures: Sequence[Measurement], found: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the medians and ratios as rows of a file in docs/data."""
+    ratio_of, rows = _ratio_of(found), []
+    for figure in figures:
+        row: dict[str, Any] = {"name": figure.name, "system": figure.system, "unit": figure.unit}
+        row["median"] = significant(figure.median)
+        row["compile_seconds"] = significant(figure.compile_seconds)
+        if figure.mebibytes is not None:
+            row["mebibytes"] = significant(figure.mebibytes)
+        if (figure.name, figure.system) in ratio_of:
+            row["ratio"] = significant(ratio_of[figure.name, figure.system])
+        rows.append(row)
+    return rows
+
+
+def _ratio_of(found: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return each ratio by the names of its workload and its peer."""
+    return {(ratio["name"], ratio["peer"]): ratio["ratio"] for ratio in found}
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
 
 
 def _rounded(value: float) -> str:

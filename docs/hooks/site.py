@@ -9,7 +9,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
-from docs.hooks import command_line, tables
+from docs.hooks import command_line, measured, tables
 from docs.hooks.links import filled, for_the_site, is_external, resolved
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Return the text of a page with generated parts, and with links that work on the site."""
     file = Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
     try:
+        if names := measured.differing(markdown):
+            raise ValueError(
+                f"{file} has other figures than docs/data: {', '.join(names)}; run `make tables`"
+            )
         return for_the_site(filled(markdown, _GENERATED), file, ROOT, site_files())
     except ValueError as error:
         raise PluginError(str(error)) from error

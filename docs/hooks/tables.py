@@ -16,7 +16,7 @@ def tpus() -> str:
         (name, _tera(chip.flops), _giga(chip.bandwidth), _gib(chip.memory), _giga(chip.network))
         for name, chip in CHIPS.items()
     ]
-    return _table(("chip", "TFLOP/s", "memory, GB/s", "memory, GiB", "network, GB/s"), rows)
+    return markdown_table(("chip", "TFLOP/s", "memory, GB/s", "memory, GiB", "network, GB/s"), rows)
 
 
 def gpus() -> str:
@@ -29,7 +29,7 @@ def gpus() -> str:
         )
         for kind, gpu in GPUS.items()
     ]
-    return _table((*head, "compute capability"), rows)
+    return markdown_table((*head, "compute capability"), rows)
 
 
 def dialects() -> str:
@@ -41,7 +41,7 @@ def dialects() -> str:
     rows = [
         (f"`{row.native}`", *(one[row.native] for one in names)) for row in name_tables.COURSE.rows
     ]
-    return _table(("course", "Hugging Face", "nanoGPT", "Flax"), rows)
+    return markdown_table(("course", "Hugging Face", "nanoGPT", "Flax"), rows)
 
 
 def program_report() -> str:
@@ -64,9 +64,11 @@ def _documented(schema: str, function: object) -> str:
     return f"The schema is `{schema}`.\n\n```text\n{text[text.index('Keys:') :].rstrip()}\n```"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """Return a table in Markdown; `align` aligns its columns, as in "---|--:"; default: left."""
+    lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    lines.insert(1, f"|{align or '|'.join(['---'] * len(head))}|")
+    return "\n".join(lines)
 
 
 def _tera(number: float) -> str:

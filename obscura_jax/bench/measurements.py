@@ -1,12 +1,13 @@
 """Measurements of one system at one workload, and the report that prints them."""
 
 import json
-import os
 import platform
 import statistics
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
+
+from obscura_jax.processor import core_count
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ def environment() -> dict[str, str]:
 
     device = jax.devices()[0]
     kind = device.device_kind if device.platform != "cpu" else platform.machine()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": f"{jax.device_count()} x {device.platform} ({kind})",
-        "threads": str(threads),
+        "threads": str(core_count()),
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "flax", "obscura_jax")},
     }
