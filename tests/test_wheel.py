@@ -11,10 +11,11 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import obscura_jax
-from tests.support import processes
+from tests.support import notebooks, processes
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +55,12 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
-    """Return the Python of an environment without obscura_jax that sees all other packages."""
-    folder = tmp_path_factory.mktemp("clean") / "venv"
+    """Return the Python of an environment for the tests that install the package in it."""
+    return environment(tmp_path_factory.mktemp("clean") / "venv")
+
+
+def environment(folder):
+    """Return the Python of a new environment without obscura_jax that sees all other packages."""
     run(sys.executable, "-m", "venv", folder, env=AWAY)
     # Python 3.11 adds setuptools, which would hide a newer one that PyTorch needs.
     run(folder / "bin" / "python", "-m", "pip", "uninstall", "-q", "-y", "setuptools", env=AWAY)
@@ -64,6 +69,22 @@ def clean(tmp_path_factory):
     # The .pth files in the folders that are added are not read, so a clone remains invisible.
     Path(purelib, "packages.pth").write_text("\n".join(packages))
     return folder / "bin" / "python"
+
+
+# Runs the notebook that is named first as a user does, and writes it with its outputs.
+AS_A_USER = """
+import sys
+import nbformat
+from nbclient import NotebookClient
+from tempfile import TemporaryDirectory
+notebook = nbformat.read(sys.argv[1], as_version=4)
+client = NotebookClient(notebook, timeout=None, kernel_name="python3")
+with TemporaryDirectory() as sockets:
+    kernel = client.create_kernel_manager()
+    kernel.transport, kernel.ip = "ipc", f"{sockets}/kernel"
+    client.execute()
+nbformat.write(notebook, sys.argv[2])
+"""
 
 
 def install(python, wheel):
@@ -159,3 +180,24 @@ def test_the_command_in_an_error_about_an_extra_works(wheel, clean, tmp_path):
     shell = f"{clean} -m pip {command[1]} {options}"
     assert "uvicorn" in run("sh", "-c", shell, env=AWAY, cwd=wheel.parent)
     assert processes.run("sh", "-c", shell, env=AWAY, cwd=tmp_path).returncode != 0
+
+
+def test_a_notebook_installs_the_package_in_an_empty_folder(wheel, tmp_path):
+    python, work = environment(tmp_path / "venv"), tmp_path / "work"
+    work.mkdir()
+
+    def ended(name, packages):
+        files = [notebooks.NOTEBOOKS / f"{name}.ipynb", tmp_path / f"{name}.ipynb"]
+        # pip sees the package of the clone, which Python does not see, unless it is forced.
+        settings = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_FORCE_REINSTALL": "1"}
+        env = {**AWAY, **settings, "PIP_FIND_LINKS": str(packages)}
+        process = processes.run(python, "-c", AS_A_USER, *files, env=env, cwd=work)
+        if process.returncode != 0:
+            return [process.stderr]
+        return notebooks.differences(*(nbformat.read(file, as_version=4) for file in files))
+
+    (failed,) = ended("ch01_setup", work)  # a folder without a wheel
+    assert "ModuleNotFoundError: No module named 'obscura_jax'" in re.sub(r"\x1b.*?m", "", failed)
+    # The first notebook shows that it installs the package; the next finds it installed.
+    assert ended("ch01_setup", wheel.parent) == ["cell 1 has more or fewer outputs"]
+    assert ended("ch02_text", wheel.parent) == []
