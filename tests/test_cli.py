@@ -21,7 +21,7 @@ import torch
 from obscura_jax import GPTConfig, compile_cache, generate, save_model
 from obscura_jax.cli import bench, compile, convert, export, info, parity, train
 from obscura_jax.cli import generate as generate_command
-from obscura_jax.cli.main import main
+from obscura_jax.cli.main import command_parser, main
 from obscura_jax.interop.checkpoint import load_model
 from obscura_jax.parity.gpt import torch_reference
 from obscura_jax.rng.torch_generator import torch_seed_init
@@ -172,6 +172,7 @@ def test_generate_prints_the_text_of_torch(speaking, capsys):
     assert changed != new
 
 
+@pytest.mark.slow
 def test_generate_needs_the_number_of_heads_of_a_bare_checkpoint(fails, tmp_path, capsys):
     """A model with 4 heads of width 3 is not the model with 3 heads of width 4."""
     torch.manual_seed(1)
@@ -189,6 +190,7 @@ def test_generate_needs_the_number_of_heads_of_a_bare_checkpoint(fails, tmp_path
     assert capsys.readouterr().out != expected
 
 
+@pytest.mark.slow
 def test_generate_reads_prompts_line_by_line(speaking, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nto\u2028you\r\nbye"))
     command = ("generate", "--model", speaking[1], "--max-new-tokens", 2, "--json")
@@ -223,6 +225,24 @@ def test_every_argument_has_a_help_text():
             assert words[0] not in ("of", "in", "rather", "which", "it"), (name, action.dest)
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["generate", "a", "b"], {"prompt": ["a", "b"]}),
+        (["generate", "a", "--top-k", "3", "b"], {"prompt": ["a", "b"], "top_k": 3}),
+        (["generate", "--top-k", "3", "a"], {"prompt": ["a"], "top_k": 3}),
+        (["generate", "--top-k", "3"], {"prompt": [], "top_k": 3}),
+        (["generate", "--top-k", "3", "--", "-a", "--b"], {"prompt": ["-a", "--b"], "top_k": 3}),
+        (["look", "m", "--html", "h", "a"], {"model": "m", "html": "h", "text": "a"}),
+        (["look", "m", "--serve"], {"model": "m", "serve": True, "text": None}),
+        (["convert", "a", "--to", "hf", "b"], {"source": "a", "destination": "b", "to": "hf"}),
+    ],
+)
+def test_options_may_be_anywhere(words, found):
+    given = vars(command_parser().parse_args(words))
+    assert given == given | found
+
+
 # What a user may get wrong.
 
 
@@ -234,6 +254,7 @@ def test_every_argument_has_a_help_text():
         (["info"], "obscura info: the following arguments are required: source"),
         (["info", "x", "--loud"], "unrecognized arguments: --loud"),
         (["info", "x", "--lo\nud"], "unrecognized arguments: --lo ud"),
+        (["info", "x", "--n-heads", "3", "y"], "unrecognized arguments: y"),
         (["info", "x", "--n-heads", "0"], "argument --n-heads: must be a whole number of at least"),
         (["info", "x", "--n-heads", "3.0"], "argument --n-heads: must be a whole number of at"),
         (["convert", "x"], "obscura convert: the following arguments are required: destination"),
@@ -298,6 +319,7 @@ def test_line_ends_and_a_byte_order_mark_do_not_belong_to_a_prompt(monkeypatch, 
     assert read_prompts([], sys.stdin) == ["o\rne", "two \ufeff"]  # inside a line they are text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense", "cuda,tpu"])
 def test_an_unavailable_platform_is_one_line(tmp_path, platforms):
     (tmp_path / "text").write_text("text " * 1000)
@@ -348,6 +370,7 @@ def test_a_model_without_a_text_tokenizer_is_one_line(fails, native):
     assert message in fails("generate", "Hello", "--model", native)
 
 
+@pytest.mark.slow
 def test_ids_that_the_tokenizer_lacks_are_shown_as_the_replacement_character(tmp_path, capsys):
     torch.manual_seed(0)
     model = torch_reference.GPTModel({**TINY, "vocab_size": 50300})
@@ -513,6 +536,7 @@ def test_the_script_converts_from_any_folder(course, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_native_models_are_read_without_torch(course, native):
     done = processes.run(sys.executable, "-c", WITHOUT_TORCH, "info", native)
     assert (done.returncode, done.stderr) == (0, "")
@@ -709,6 +733,7 @@ def test_a_setting_out_of_range_is_one_line(fails, small, monkeypatch, words, me
         assert terminal.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_text_while_it_is_generated(says, small, monkeypatch):
     words = (*TWO, *small, "--max-new-tokens", 40, "--temperature", 0.9, "--stop", "\x00")
     expected, objects = says(*words), says(*words, "--json")
@@ -749,6 +774,7 @@ def on_a_terminal(*words, until=None):
     return pieces, process.returncode, err
 
 
+@pytest.mark.slow
 def test_text_arrives_in_pieces(says, small):
     words = (TWO[1], *small, "--max-new-tokens", 30)
     pieces, code, err = on_a_terminal(*words)
@@ -757,6 +783,7 @@ def test_text_arrives_in_pieces(says, small):
     assert len(pieces) > 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_text_so_far(small):
     words = ("Hello", *small, "--max-new-tokens", 10**6, "--sliding")
     pieces, code, err = on_a_terminal(*words, until="Hello")

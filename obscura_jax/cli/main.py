@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from obscura_jax import __version__
 from obscura_jax.cli import bench, compile, convert, export, generate, info, look, parity, train
@@ -15,6 +15,22 @@ from obscura_jax.scale.cpu_devices import add_threads_for_cpu_devices
 
 
 class _OneLineParser(argparse.ArgumentParser):
+    _splitting = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command's arguments, with options between them, unless one of them is `--`.
+
+        By default, argparse takes all arguments at once, and rejects those after the next option.
+        """
+        words = sys.argv[1:] if args is None else [*args]
+        if self._subparsers is not None or self._splitting or "--" in words:
+            return super().parse_known_args(words, namespace)
+        self._splitting = True  # the method below calls this one, for options and for the rest
+        try:
+            return self.parse_known_intermixed_args(words, namespace)
+        finally:
+            self._splitting = False
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
