@@ -4,8 +4,12 @@
 # make test-all         the same, with slow tests and more rounds of random trials
 # make test-x64         install, and test generation with 64-bit numbers
 # make test-tpu         install libtpu, and test compiling for a TPU without having one
+# make test-newest      run `make demo` and `make test` with Python 3.13 and the newest JAX, in a Debian
+#                       13 that is installed in build/newest
 # make test-gpu         install JAX's CUDA plugin in an environment of its own, and test compiling for
 #                       NVIDIA GPUs without having one
+# make newcomer         run the README's commands, without the tests, in a clean clone, and compare
+#                       their outputs with the README
 # make test-browser     install, and test the page of `obscura look` in Chromium, which is installed if
 #                       it is missing and apt-get can
 # make wheel            build the wheel and the source distribution into dist
@@ -13,7 +17,8 @@
 # make notebooks        install, run the notebooks, and compare their outputs with the committed ones
 # make notebooks-write  run the notebooks, and save their outputs
 # make docs             install, and build the site in build/site
-# make parity-table     measure the table of differences in docs/explain/numerics.md
+# make parity-table     measure the differences from PyTorch, and save them in docs/data
+# make tables           write the measured figures in docs/data into the pages
 # make tiny             train the shipped model again (about 15 minutes on two cores), and score it
 # make clean            remove the environments
 
@@ -32,13 +37,18 @@ CREATE := $(PYTHON) -m venv $(VENV)
 INSTALL := $(BIN)/python -m pip install -q
 endif
 
+# The newest JAX is tested with Python 3.13; constraints.txt has the last one for Python 3.11. The shell
+# asks the Python of the environment, which uv may have chosen.
+FROM_3_13 := import sys; print("-newest" if sys.version_info >= (3, 13) else "")
+CONSTRAINTS ?= constraints$$($(BIN)/python -c '$(FROM_3_13)').txt
+
 CHROMIUM ?= /usr/bin/chromium
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 DECODING := $(addprefix tests/test_,generate.py stream.py sampling.py score.py generate_simple.py)
 
-.PHONY: demo test test-all test-x64 test-tpu test-gpu test-browser wheel check notebooks notebooks-write docs \
-  parity-table tiny clean
+.PHONY: demo test test-all test-x64 test-newest newcomer test-tpu test-gpu test-browser wheel check \
+  notebooks notebooks-write docs parity-table tables tiny clean
 
 demo: $(VENV)/.package
 	@$(BIN)/obscura generate --model torch-seed:123 "Hello, I am" --max-new-tokens 6
@@ -52,6 +62,12 @@ test-all: $(VENV)/.test
 
 test-x64: $(VENV)/.test
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -q -n 2 $(DECODING)
+
+test-newest:
+	tests/newest.sh demo test
+
+newcomer: $(VENV)/.test
+	$(BIN)/python -m tests.support.newcomer
 
 test-tpu: $(VENV)/.tpu
 	$(BIN)/python -c "import libtpu"
@@ -88,7 +104,10 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 parity-table: $(VENV)/.test
-	@$(BIN)/python -m tests.parity.table
+	$(BIN)/python -m tests.parity.table --save
+
+tables: $(VENV)/.test
+	$(BIN)/python -m docs.hooks.measured
 
 tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_text.py build/tiny/text
@@ -99,7 +118,7 @@ tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_score.py obscura_jax/models/tiny build/tiny/text
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV)
+	rm -rf $(VENV) $(CUDA_VENV) build/newest build/newest.part
 
 # One stamp per set of packages, renewed when the files that list them change.
 $(VENV)/.test: EXTRAS = [test]
@@ -107,8 +126,8 @@ $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.docs: EXTRAS = [docs]
 $(VENV)/.tpu: EXTRAS = [test,tpu]
 $(VENV)/.cuda: EXTRAS = [test,cuda-compile]
-$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.tpu $(VENV)/.cuda: pyproject.toml constraints.txt
+$(VENV)/.package $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.tpu $(VENV)/.cuda: pyproject.toml $(wildcard constraints*.txt)
 	@test -x $(BIN)/python || $(CREATE)
 	@echo "installing obscura_jax$(EXTRAS) into $(VENV) ..."
-	@$(INSTALL) -c constraints.txt -e '.$(EXTRAS)'
+	@$(INSTALL) -c $(CONSTRAINTS) -e '.$(EXTRAS)'
 	@touch $@

@@ -11,14 +11,13 @@ from tests.support.pages import (
     GUIDE,
     NOT_RUN,
     PAGES,
+    PROMISE,
     commands,
     is_run,
     prepare,
     python_blocks,
     text_of,
 )
-
-PROMISE = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)
 
 
 def python_parameters():

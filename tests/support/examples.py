@@ -48,11 +48,15 @@ def main() -> int:
     return int(bool(found))
 
 
-def executed(text: str, folder: Path, not_run: Sequence[str] = ()) -> str:
+def executed(
+    text: str, folder: Path, not_run: Sequence[str] = (), shell: Sequence[str] | None = None
+) -> str:
     """Return the text of a page with the outputs of its commands, which run in a folder.
 
     `not_run` has regular expressions; commands that match one keep the outputs that the page shows.
+    `shell` has the words that start bash; by default its commands are those of this environment.
     """
+    shell = shell or _shell(folder)
     rc = 0
     settings: list[str] = []  # `export` and `unset`, which are true for all later commands
 
@@ -70,7 +74,7 @@ def executed(text: str, folder: Path, not_run: Sequence[str] = ()) -> str:
                 if re.match("export |unset ", command):
                     settings.append(command)
                 elif not any(re.search(pattern, command) for pattern in not_run):
-                    printed, rc = _run(command, rc, folder, settings)
+                    printed, rc = _run(command, rc, folder, settings, shell)
                     found = printed.splitlines()
                     out = abridged(found, shown)
                     differs = any(line.startswith("verdict: differs") for line in found)
@@ -133,11 +137,11 @@ def _split(shown: list[str]) -> list[list[str]]:
     return parts
 
 
-def _run(command: str, rc: int, folder: Path, settings: Sequence[str]) -> tuple[str, int]:
-    """Return the output of a command of a shell, and its exit code; `rc` is the last one."""
+def _shell(folder: Path) -> Sequence[str]:
+    """Return the words that start bash with this environment's commands, whatever PATH says."""
     (shim := folder / ".bin").mkdir(exist_ok=True)
     here = {"obscura": "-m obscura_jax", "pytest": "-m pytest", "python": ""}
-    for name, words in here.items():  # of this environment, whatever PATH says
+    for name, words in here.items():
         text = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n'
         (shim / name).write_text(text)
         (shim / name).chmod(0o755)
@@ -146,8 +150,15 @@ def _run(command: str, rc: int, folder: Path, settings: Sequence[str]) -> tuple[
         "PATH": os.pathsep.join([str(shim), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
     }
+    return ["env", *(f"{name}={text}" for name, text in paths.items()), "bash"]
+
+
+def _run(
+    command: str, rc: int, folder: Path, settings: Sequence[str], shell: Sequence[str]
+) -> tuple[str, int]:
+    """Return the output of a command of a shell, and its exit code; `rc` is the last one."""
     script = "\n".join([*settings, f"(exit {rc})", command])
-    process = processes.start("bash", "-c", script, cwd=folder, env=paths)
+    process = processes.start(*shell, "-c", script, cwd=folder)
     out = process.communicate()[0]
     return re.sub(r" in \d+\.\d+s\b", "", out), process.returncode  # without pytest's times
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 GUIDE = "docs/guides/compare.md"
 
+PROMISE = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)  # in a program: what it prints
+
 # Commands that no test of a page runs (regular expressions), and why.
 NOT_RUN = {
     r"^make ": "installs an environment; .ci/run runs it",
@@ -67,6 +69,13 @@ def prepare(page: str, folder: Path) -> None:
         make(folder)
 
 
+def write_pair(folder: Path, guide: str | None = None) -> None:
+    """Write the files of the guide: a model, a faulty port of it, and the pair."""
+    for kind, body in examples.blocks(guide or text_of(GUIDE)):
+        if kind == "python" and (name := examples.FILE.match(body)):
+            (folder / name[1]).write_text(body, encoding="utf-8")
+
+
 def _book(folder: Path) -> None:
     (folder / "book.txt").write_text(sample_text(), encoding="utf-8")
 
@@ -79,15 +88,8 @@ def _hf_model(folder: Path) -> None:
     examples.executed("```console\n$ obscura convert tiny hf-model --to hf\n```", folder)
 
 
-def _pair(folder: Path) -> None:
-    """Write the files of the guide: a model, a faulty port of it, and the pair."""
-    for kind, body in examples.blocks(text_of(GUIDE)):
-        if kind == "python" and (name := examples.FILE.match(body)):
-            (folder / name[1]).write_text(body, encoding="utf-8")
-
-
 _NEEDED = {
-    "README.md": (_pair,),
+    "README.md": (write_pair,),
     "docs/guides/compare-gpt.md": (_model, _hf_model),
     "docs/guides/devices.md": (_book,),
     "docs/guides/export.md": (_model,),
