@@ -41,6 +41,7 @@ def largest_difference(ours, want):
     return max((abs(a - b) for (_, a), (_, b) in pairs), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [{}, CHANGED], ids=["greedy", "changed"])
 def test_alternatives_are_those_of_slow_numpy(keywords):
     out = generate(MODEL, PARAMS, ROWS, NEW, top_logprobs=COUNTS, **keywords)
@@ -58,6 +59,7 @@ def test_alternatives_are_those_of_slow_numpy(keywords):
     assert (plain.tokens, plain.logprobs) == (out.tokens, out.logprobs)
 
 
+@pytest.mark.slow
 def test_the_sampled_token_has_the_same_log_probability_in_both():
     out = generate(MODEL, PARAMS, ROWS, NEW, top_logprobs=20)
     for logprobs, positions in zip(out.logprobs, out.top_logprobs, strict=True):
@@ -88,6 +90,7 @@ def test_rows_that_end_have_no_more_alternatives():
     assert len(out.top_logprobs[0]) < NEW
 
 
+@pytest.mark.slow
 def test_alternatives_continue_past_the_context():
     out = generate(MODEL, PARAMS, ROWS, sliding_window=True, top_logprobs=3)
     want = slow_alternatives(ROWS[2], out.tokens[2], 3)

@@ -91,6 +91,7 @@ def test_without_a_mask_the_output_depends_on_the_future():
     assert np.triu(np.abs(jacobian).sum(axis=(1, 3)), k=1).any()
 
 
+@pytest.mark.slow
 @every_module
 def test_rows_do_not_mix_and_vmap_equals_the_batch(module):
     variables = module.init(jax.random.key(1), X)

@@ -50,6 +50,7 @@ def test_json_has_every_figure(folder, capsys):
         assert figure["unit"] == ("ms/step" if "decode" in figure["name"] else "tokens/s")
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_per_figure(folder, capsys):
     main(["bench", "--model", folder, "--repeats", "1", "--dtype", "float32"])
     first, *lines = capsys.readouterr().out.splitlines()
@@ -84,21 +85,25 @@ def test_a_processs_time_and_memory_are_measured():
 
 
 @pytest.mark.slow
-def test_the_tool_runs_without_peers(folder):
+def test_the_tool_runs_without_peers(folder, tmp_path):
     tool = Path(__file__).parents[1] / "tools" / "bench_generate.py"
     words = ["--model", folder, "--repeats", "1", "--json", "--dtype", "float32"]
-    done = processes.run(sys.executable, tool, *words)
+    done = processes.run(sys.executable, tool, *words, "--save", tmp_path)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
     ours = [figure["name"] for figure in out["figures"] if figure["system"] == "float32"]
     assert ours == NAMES[:4]
+    saved = json.loads((tmp_path / "generation.json").read_text())
+    assert [row["name"] for row in saved["rows"] if row["system"] == "float32"] == ours
+    ratios = {row["system"]: row["ratio"] for row in saved["rows"] if "ratio" in row}
+    assert ratios.keys() == {ratio["peer"] for ratio in out["ratios"]}
 
 
 @pytest.mark.slow
-def test_the_training_tool_compares_with_torch():
+def test_the_training_tool_compares_with_torch(tmp_path):
     tool = Path(__file__).parents[1] / "tools" / "bench_train.py"
     words = ["--preset", "tiny", "--batch-size", "1", "--length", "8", "--repeats", "1", "--json"]
-    words += ["--dtype", "float32", "--eager"]
+    words += ["--dtype", "float32", "--eager", "--save", tmp_path]
     done = processes.run(sys.executable, tool, *words)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
@@ -107,3 +112,6 @@ def test_the_training_tool_compares_with_torch():
     (ratio,) = out["ratios"]
     ours, theirs = (figure["values"][0] for figure in out["figures"])
     assert ratio["ratio"] == pytest.approx(ours / theirs)
+    saved = json.loads((tmp_path / "training.json").read_text())
+    assert saved["rows"][1]["ratio"] == pytest.approx(ratio["ratio"], 1e-3)
+    assert [row["tokens"] for row in saved["rows"]] == [8, 8]

@@ -17,6 +17,7 @@ def run_tool(*words, **env):
     return processes.run(sys.executable, ROOT / "tools" / "bench_gpu.py", *words, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "message"),
     [
@@ -71,6 +72,7 @@ def test_it_runs_without_pytorch():
     assert (out["ratios"], out["torch"], out["transformers"]) == ([], None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("second", "refused"), [([[5], [6], [9]], False), ([[5], [7], [9]], True)])
 def test_systems_that_run_different_models_are_refused(second, refused):
     """More than half of the rows have to start with the same token."""

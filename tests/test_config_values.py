@@ -42,6 +42,7 @@ def test_all_names_of_the_tanh_form_are_one_function():
     assert (functions["quick_gelu"](x) - expected).abs().max() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gelu_new", *SAME_AS_GELU_NEW])
 def test_every_name_of_the_tanh_form_is_read(tmp_path, name):
     theirs = hf_model(activation_function=name)

@@ -15,6 +15,7 @@ from tests.test_parity_guests import compare_guest
 
 
 # Measured if constants stay rounded: the GELU differs by 1.1e-8 of its largest entry.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RoundedGelu", "KeptGelu"])
 def test_a_rounded_constant_is_noted_and_is_not_a_difference(name):
     report = compare_guest(name)
@@ -25,10 +26,12 @@ def test_a_rounded_constant_is_noted_and_is_not_a_difference(name):
     assert 1e-10 < change < 1e-7  # measured: 4.4e-9
 
 
+@pytest.mark.slow
 def test_a_class_without_rounded_constants_has_no_note():
     assert not any("constant" in note for note in compare_guest("AsDictionary").notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "why"),
     [

@@ -66,6 +66,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", OPTIONS, ids=lambda words: words[0])
 def test_an_option_is_the_control_of_its_name(words, ids_model, says):
     prompt = [5, 3, 8, 19]
@@ -77,6 +78,7 @@ def test_an_option_is_the_control_of_its_name(words, ids_model, says):
     assert "top_logprobs" not in printed
 
 
+@pytest.mark.slow
 def test_text_names_a_token(text_model, says):
     common = ("Hello", "--model", text_model, "--max-new-tokens", 6)
     plain = says(*common)
@@ -88,6 +90,7 @@ def test_text_names_a_token(text_model, says):
     assert says(*common, "--bias", "==100")["tokens"] == [equals] * 6
 
 
+@pytest.mark.slow
 def test_the_first_tokens_ignore_stop_strings(text_model, says):
     common = ("Hello", "--model", text_model, "--max-new-tokens", 9)
     plain = says(*common)
@@ -101,6 +104,7 @@ def test_the_first_tokens_ignore_stop_strings(text_model, says):
     assert says(*common, "--stop", third, "--min-new-tokens", 2)["text"] == stopped["text"]
 
 
+@pytest.mark.slow
 def test_top_log_probabilities_are_in_the_json(text_model, says):
     printed = says("Hello", "--model", text_model, "--max-new-tokens", 4, "--top-logprobs", 3)
     model, params = load_model(text_model)

@@ -94,6 +94,7 @@ def applied(logits, rows: list[Row], vocab_size: int = WIDTH) -> np.ndarray:
     return np.asarray(_apply(jnp.asarray(logits), arrays, padded(stop_ids, 8, -1), history))
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=rounds(100, 2000), deadline=None)
 @given(some_logits, st.lists(some_row, min_size=3, max_size=3), st.data())
 def test_logits_are_those_of_slow_numpy(logits, rows, data):
@@ -245,12 +246,14 @@ def fast_tokens(rows, sampling, count, **more):
     return generate(MODEL, PARAMS, prompts_, count, **how).tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(rounds(4, 60)))
 def test_tokens_are_those_of_slow_numpy(seed):
     rows, sampling = random_batch(seed, prompts(5, 1, 40, 9, seed=seed))
     assert fast_tokens(rows, sampling, NEW) == slow_tokens(rows, sampling, NEW)
 
 
+@pytest.mark.slow
 def test_tokens_of_a_wrong_control_are_noticed():
     rows, sampling = random_batch(3, prompts(5, 1, 40, 9, seed=3))
     for n, row in enumerate(rows):
@@ -269,6 +272,7 @@ def test_tokens_of_a_wrong_control_are_noticed():
         assert got != slow_tokens(rows, sampling, NEW, STEPS | wrong), name
 
 
+@pytest.mark.slow
 def test_a_stream_has_the_tokens_of_generate():
     rows, sampling = random_batch(5, ROWS)
     want = fast_tokens(rows, sampling, NEW)
@@ -279,6 +283,7 @@ def test_a_stream_has_the_tokens_of_generate():
     assert want != generate(MODEL, PARAMS, ROWS, NEW, stop_ids=how["stop_ids"]).tokens
 
 
+@pytest.mark.slow
 def test_sliding_has_the_tokens_of_slow_numpy():
     """The first tokens have a cache, the others none; tokens that left the window still count."""
     rows, sampling = random_batch(8, prompts(64, 3, 40, 9))
@@ -310,6 +315,7 @@ def test_a_row_has_the_same_tokens_alone():
         assert fast_tokens([row], own, NEW) == together[n : n + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keywords", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_without_controls_nothing_changes(keywords):
     """Tokens and log-probabilities are bit-equal to those of programs without controls."""
@@ -324,6 +330,7 @@ def test_without_controls_nothing_changes(keywords):
     assert (one.tokens[:, :NEW] != changed.tokens[:, :NEW]).any()
 
 
+@pytest.mark.slow
 def test_no_control_compiles_a_program():
     generate(MODEL, PARAMS, ROWS, NEW)
     before = DEFAULT_PROGRAMS.n_compilations()
@@ -431,6 +438,7 @@ def test_bad_input_is_named(given, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_the_last_token_may_be_left():
     only = [n for n in range(V) if n != 17]
     for settings in ({}, SAMPLED):

@@ -181,6 +181,7 @@ def test_white_space_is_text(tmp_path, text):
     assert gpt2_tokenizer().decode(ids[:-1]) == text.removeprefix("\ufeff")
 
 
+@pytest.mark.slow
 def test_megabytes_without_white_space_have_the_ids_of_tiktoken(tmp_path):
     """With the true size of a piece: three windows, and the cuts are inside words."""
     random = np.random.default_rng(0)

@@ -125,6 +125,7 @@ def test_an_unexpected_tensor_is_named(name):
             convert({**state, "params.tok_emb.weight": value})
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(name=st.text() | st.from_regex(r"\Atrf_blocks\.[0-9]+\.[a-z0-9.]*\Z"))
 def test_any_unknown_name_is_refused(name):

@@ -20,6 +20,8 @@ from obscura_jax.training.optimizer import OptimizerConfig
 from obscura_jax.training.options import StepOptions
 from obscura_jax.training.step import init_train_state, train_step
 
+pytestmark = pytest.mark.slow
+
 CFG = GPTConfig(
     vocab_size=101,
     context_length=37,

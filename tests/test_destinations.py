@@ -129,6 +129,7 @@ def test_a_folder_with_any_part_of_a_model_is_protected(tmp_path, fails, mark):
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_export_replaces_a_model_only_on_request(tmp_path, exported, fails):
     save_model(tmp_path / "m", CFG, weights(300), tokens=gpt2_record(CFG))
     before = contents(exported)

@@ -18,6 +18,7 @@ def compared(cfg=BIASED, seed=0):
     return compare_eight_bits("small", cfg, model_of(cfg, seed), reference_of)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [BIASED, TIED], ids=["own head", "tied head"])
 def test_the_rounding_of_the_weights_is_expected(cfg):
     found = compared(cfg)

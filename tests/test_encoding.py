@@ -145,6 +145,7 @@ def test_no_contraction_is_cut_or_formed(data, at, allowed):
     assert encoding._may_cut(data.encode(), at) == allowed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", [" ", "\n", "\u3000", "a", "日", "=", "'", "7"])
 def test_a_million_equal_characters_have_ids(character):
     """tiktoken panics where this is white space; the two sides of the cut are within its reach."""

@@ -29,8 +29,10 @@ def test_the_tokens_are_those_of_generate(engine):
         want = generate(MODEL, PARAMS, ROWS, NEW, temperature=sampling.temperature, key=key)
         got = engine.generate(ROWS, NEW, sampling=sampling, key=key)
         assert got.tokens == want.tokens
-        # measured: 4.6e-6, since the products of the transposed weights are summed in another order
-        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=2e-5)
+        # measured: 4.6e-6 with JAX 0.10, 2.8e-5 with 0.12, since the products of the transposed
+        # weights are summed in another order; one position amplifies this: float32 differs there
+        # from float64 by up to 1.2e-4
+        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
     assert engine.generate(ROWS, NEW, sampling=DRAWN, key=jax.random.key(6)).tokens != want.tokens
 
 
@@ -56,6 +58,7 @@ def test_the_scores_are_those_of_score(engine):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "sampled"])
 def test_samples_of_a_prompt_are_rows_with_keys_of_their_own(engine, sampling):
     keys = [jax.random.fold_in(KEY, n) for _ in ROWS for n in range(3)]
@@ -73,6 +76,7 @@ def test_settings_of_a_prompt_hold_for_all_its_samples(engine):
     assert [got[2 * n] == got[2 * n + 1] for n in range(4)] == [True, False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 5, 40], ids="prefix of {}".format)
 def test_a_prefix_is_as_good_as_its_ids(engine, start):
     ids = (ROWS[2] + ROWS[3])[:start]
@@ -88,6 +92,7 @@ def test_a_prefix_is_as_good_as_its_ids(engine, start):
     assert other.tokens != want.tokens
 
 
+@pytest.mark.slow
 def test_a_prefix_with_samples_and_a_sliding_window(engine):
     ids, room = ROWS[2], CFG.context_length
     got = engine.generate([[3]], room, prefix=engine.prefix(ids), sliding_window=True, samples=2)
@@ -95,6 +100,7 @@ def test_a_prefix_with_samples_and_a_sliding_window(engine):
     assert got.tokens == want.tokens * 2
 
 
+@pytest.mark.slow
 def test_controls_count_the_prefix_and_hold_for_every_sample(engine):
     controls = Controls(repetition_penalty=3.0, banned_ids=[19], min_new_tokens=4)
     asked = {"controls": controls, "top_logprobs": [2, 0], "stop_ids": [35]}
@@ -113,6 +119,7 @@ def test_controls_count_the_prefix_and_hold_for_every_sample(engine):
     assert without.tokens != got.tokens[::2], "the prefix changes what the penalty sees"
 
 
+@pytest.mark.slow
 def test_prefixes_share_programs(engine):
     def generate_after(length):
         prefix = engine.prefix(ROWS[2][:length])
@@ -150,6 +157,7 @@ def test_weights_of_blocks_are_transposed():
     assert "weight" in half["trf_blocks"]["0"]["att"]["W_query"]
 
 
+@pytest.mark.slow
 def test_the_layout_is_measured_once(monkeypatch, tmp_path):
     monkeypatch.setenv("OBSCURA_CACHE_DIR", str(tmp_path))
     answers = iter([True, False])
@@ -173,6 +181,7 @@ def test_the_measurement_multiplies_both_layouts():
     assert layout_choice._measure([x for x in weights if x.ndim == 2]) in (True, False)
 
 
+@pytest.mark.slow
 def test_8_bits_are_the_nearest_and_small():
     rounded = named_leaves(prepare_params(PARAMS, weights="int8"))
     largest = max(PARAMS["out_head"]["weight"][5], key=abs)
@@ -186,6 +195,7 @@ def test_8_bits_are_the_nearest_and_small():
     assert parameter_bytes(prepare_params(large, weights="int8")) < 0.28 * parameter_bytes(large)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_8_bits_generate_what_their_rounded_weights_do(tied, dtype):
@@ -251,6 +261,7 @@ def folder(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_command_generates_samples_with_any_form_of_weights(capsys, folder):
     words = (*("--model", folder, "--ids", "--temperature", "1.3", "--seed", "3"), "1 2 3", "9")
     both = [
@@ -266,6 +277,7 @@ def test_the_command_generates_samples_with_any_form_of_weights(capsys, folder):
     assert [one["tokens"] for one in both[0]] == want.tokens
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_bits_of_a_prompt(capsys, folder):
     words = ("--model", folder, "--ids", "--batch-invariant")
     together = command(capsys, *words, "1 2 3", "9 8 7 6 5", "4")

@@ -17,6 +17,8 @@ from obscura_jax.export.exporter import export_model
 from tests.support import processes
 from tests.support.exported import CFG, decided_model
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [[1, 2, 3, 4, 5]]
 FILES = {
     "prefill.cpu.1x16.executable",
@@ -138,7 +140,6 @@ def test_other_sizes_fall_back_to_the_exported_program(model, folder):
     assert programs.n_compilations() == 4
 
 
-@pytest.mark.slow
 def test_programs_from_the_compile_cache_do_not_become_executables(model, tmp_path):
     """A process that has compiled the same programs before exports executables that run."""
     script = (
@@ -226,7 +227,6 @@ def test_a_new_export_removes_executables(model, copy):
     assert "executables" not in json.loads((copy / "manifest.json").read_text())
 
 
-@pytest.mark.slow
 def test_the_command_adds_executables(model, tmp_path, fails):
     save_model(tmp_path / "model", CFG, model[1])
     source, out = tmp_path / "model", tmp_path / "out"

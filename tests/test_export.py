@@ -118,6 +118,7 @@ def test_files_of_a_killed_export_are_ignored(model, tmp_path):
     load_artifact(out)
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_files_of_the_manifest(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     programs = {f"{n}.{p}.jaxexport" for n in ("prefill", "decode") for p in PLATFORMS}

@@ -137,6 +137,7 @@ def test_sliding_gives_the_tokens_of_the_course_loop(lengths):
     assert out.tokens == [course_loop(row, 75) for row in rows]
 
 
+@pytest.mark.slow
 def test_more_tokens_than_fit_are_an_error():
     message = r"60 prompt tokens \+ 8 new tokens exceed the context of 67 tokens; request at most 7"
     with pytest.raises(ValueError, match=message):
@@ -144,6 +145,7 @@ def test_more_tokens_than_fit_are_an_error():
     assert len(generate(MODEL, PARAMS, prompts(3, 60), 7).tokens[1]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lengths", "count"), [((3, 60), 7), ((1,), 64), ((3,), 64), ((4,), 63)])
 def test_the_default_length_fits_in_the_context(lengths, count):
     rows = prompts(*lengths)
@@ -239,6 +241,7 @@ def test_each_row_may_have_its_own_key():
     assert out[0] != out[1]
 
 
+@pytest.mark.slow
 def test_only_another_batch_size_compiles_within_a_bucket():
     """Lengths, settings, keys, stop ids and the number of new tokens vary."""
     generate(MODEL, PARAMS, ROWS, NEW)

@@ -16,6 +16,8 @@ from obscura_jax.nn.target import Target, tracing_for
 from obscura_jax.training.initial import gpt2_init
 from tests.support.rounds import rounds
 
+pytestmark = pytest.mark.slow
+
 CFG = GPTConfig(
     vocab_size=211,
     context_length=37,

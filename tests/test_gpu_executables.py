@@ -90,6 +90,7 @@ def add(folder, target, build, data=b"no machine code"):
     return path
 
 
+@pytest.mark.slow
 def test_a_gpu_gets_the_executable_of_its_kind(folder, on_gpu, monkeypatch):
     def load(data, *_, execution_devices):
         return lambda: (data, execution_devices)
@@ -154,6 +155,7 @@ def test_a_damaged_executable_is_not_loaded(folder, on_gpu, fails, monkeypatch):
     assert "its SHA-256 differs from manifest.json" in fails("generate", "--model", folder, "a")
 
 
+@pytest.mark.slow
 def test_a_cpu_ignores_executables_for_gpus(model, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metadata, "version", lambda _: "0.1")

@@ -29,6 +29,7 @@ def arrays(module):
     return {name: jnp.asarray(x.detach().numpy()) for name, x in module.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_gradients_of_an_equal_pair_are_equal(pair):
     """The largest difference measured is 1.2e-11 of the gradient's rms."""
@@ -41,6 +42,7 @@ def test_the_gradients_of_an_equal_pair_are_equal(pair):
     assert (result.findings, result.notes) == ((), ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_of_a_gradient_is_found(fault):
     result = gradients_with(fault)
@@ -50,6 +52,7 @@ def test_a_fault_of_a_gradient_is_found(fault):
     assert fault.words in result.findings[0].relation
 
 
+@pytest.mark.slow
 def test_the_verdict_covers_gradients():
     assert compared("rotary").verdict is Verdict.EQUAL
     x = normal(3, WIDTH)

@@ -235,6 +235,7 @@ for save, path in zip((save_model, save_course, save_hf, save_nanogpt), sys.argv
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path, native, course):
     other = course_model(seed=2).state_dict()
     torch.save(other, tmp_path / "other.pth")

@@ -51,6 +51,7 @@ def bad_params():
     return {**params, "tok_emb": {"weight": weight.at[BAD_TOKEN].set(jnp.nan)}}
 
 
+@pytest.mark.slow
 def test_no_step_counts_after_one_that_diverged():
     run = run_of(bad_batch=2)
     state, reads = init_train_state(OPTIMIZER, bad_params()), []

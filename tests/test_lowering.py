@@ -84,6 +84,7 @@ def lowered(program, platform):
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_program_is_lowered_for_every_platform(name, platform):

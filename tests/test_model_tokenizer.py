@@ -106,6 +106,7 @@ def test_every_form_of_a_model_uses_its_own_tokenizer(own, trained, called, form
     assert generate(model, params, [by_gpt2], 6).tokens[0] != tokens  # which earlier versions used
 
 
+@pytest.mark.slow
 def test_streams_and_scores_take_any_tokenizer(own):
     model, params = load_model(own)
     theirs, ours = auto_tokenizer(own), load_tokenizer(own, model.cfg)
@@ -132,6 +133,7 @@ def test_gpt2s_first_tokens_are_recognized(tmp_path, called):
     assert load_tokenizer(folder, config(300)).encode(TEXTS[2])[-1] == 299
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_another_model_is_refused(tmp_path, trained, fails, called):
     folder = hf_folder(tmp_path / "m", 300)
     words = ("generate", PROMPT, "--model", folder)

@@ -155,6 +155,7 @@ def test_a_nanogpt_checkpoint_is_read(tmp_path, bias, prefix):
     assert distance(tmp_path / "wrong.pt", foreign) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [TIED, replace(CFG, tie_weights=True)])
 def test_nanogpt_loads_a_checkpoint_that_we_write(tmp_path, cfg):
     params = model_of(cfg)

@@ -21,6 +21,7 @@ fails = pytest.fixture(pairs.fails)
 pair = pytest.fixture(pairs.pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["torch_side", "forward"])
 def test_ctrl_c_ends_the_command_quietly(pair, where, monkeypatch):
     """The command runs in its own process, because it handles signals differently from Python."""

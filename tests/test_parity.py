@@ -79,6 +79,7 @@ def test_our_reference_is_equal(native, tmp_path, capsys):
     assert "equal up to rounding" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["InPlace", "Plain"])
 def test_a_correct_module_of_a_user_is_equal(native, capsys, name):
     code, out, _ = against(name, capsys, native, "--steps", 1, "--new-tokens", 4)
@@ -159,6 +160,7 @@ def swapped_weights(params):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "where", "why"),
     [

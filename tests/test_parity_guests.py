@@ -75,6 +75,7 @@ def test_a_file_that_exits_on_import_is_an_error(native, tmp_path, capsys, state
     assert f"{file} exits on import; put the code that it runs under `if __name__ == " in line
 
 
+@pytest.mark.slow
 def test_a_file_that_interrupts_on_import_is_an_error(native, tmp_path):
     """The command runs in its own process, because it handles signals differently from Python."""
     file = file_that_ends_with("raise KeyboardInterrupt", tmp_path)

@@ -151,6 +151,7 @@ def test_a_folder_that_disappears_during_the_comparison(tmp_path, capsys, native
     assert "out/r cannot be written: " in err
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_change_the_exit_code(native):
     """Exit code 0 would mean "equal"."""
     program = (

@@ -19,6 +19,7 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_an_equal_pair_is_equal_and_so_are_its_gradients(pair):
     report = compared(pair)

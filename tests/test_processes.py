@@ -116,6 +116,7 @@ def start_sessions(mode, count, devices=1):
     return [start_process(*SESSION, mode, address, count, n, env=env) for n in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "mode"), [(0, "waiting"), (1, "computing")])
 def test_a_killed_process_stops_the_others(victim, mode):
     processes = start_sessions(mode, 3)

@@ -220,6 +220,7 @@ def fail(error):
     return instead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "error"),
     [
@@ -248,6 +249,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_files(
     assert "model/config.json" in files(out)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_tokens_read_so_far(tmp_path, capsys, monkeypatch):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
@@ -274,6 +276,7 @@ def test_a_refused_resume_changes_no_setting(tmp_path, capsys):
     assert (out / "settings.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_unreadable_checkpoints_are_reported_in_one_line(tmp_path, capfd):
     text, out = tmp_path / "text.txt", tmp_path / "run"
     text.write_text(sample_text(), encoding="utf-8")
@@ -291,6 +294,7 @@ def test_unreadable_checkpoints_are_reported_in_one_line(tmp_path, capfd):
     assert "can be read: step 2 (" in error
 
 
+@pytest.mark.slow
 def test_max_seconds_ends_a_run_that_can_be_resumed(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text(sample_text(), encoding="utf-8")

@@ -332,6 +332,7 @@ def test_the_order_is_temperature_top_k_top_p_min_p():
     assert same == [tuple(steps), ("top_k", "temperature", "top_p", "min_p")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given_settings", SETTINGS)
 @pytest.mark.parametrize("vocab_size", [V, 1009])
 def test_a_row_gets_the_same_token_alone(vocab_size, given_settings):

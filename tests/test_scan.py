@@ -76,6 +76,7 @@ def test_the_scan_equals_the_model(remat, x64):
         np.testing.assert_allclose(ours, theirs, atol=1e-14)  # 2e-16 measured
 
 
+@pytest.mark.slow
 def test_blocks_in_another_order_are_detected(x64):
     tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params())
     blocks = tree["trf_blocks"]

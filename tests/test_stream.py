@@ -46,6 +46,7 @@ def test_a_stream_adds_up_to_the_output_of_generate(keywords):
     assert joined(stream(MODEL, PARAMS, other, NEW, plain)) != free
 
 
+@pytest.mark.slow
 def test_a_stream_may_slide_past_the_context():
     expected = generate(MODEL, PARAMS, ROWS, sliding_window=True).tokens
     sliding = options(sliding_window=True)
@@ -54,6 +55,7 @@ def test_a_stream_may_slide_past_the_context():
     assert [len(row) for row in chunks] == [64] * 4
 
 
+@pytest.mark.slow
 def test_a_stream_fits_in_the_context_by_default():
     count = 67 - 40
     chunks = joined(stream(MODEL, PARAMS, ROWS))
@@ -260,6 +262,7 @@ def test_streamed_text_is_the_text_of_the_tokens():
     assert joined_text(pieces) == [TOKENIZER.decode(ids) for ids in drawn] != expected
 
 
+@pytest.mark.slow
 def test_streamed_text_fits_in_the_context_by_default():
     count = SPEAKING.context_length - max(map(len, ENCODED))
     expected = [TOKENIZER.decode(ids) for ids in generate(SPEAKER, SPOKEN, ENCODED, count).tokens]

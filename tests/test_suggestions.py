@@ -63,6 +63,7 @@ def test_an_exported_model_continues_the_suggested_prompt(tmp_path, pasted):
     assert len(text.split()) == 2
 
 
+@pytest.mark.slow
 def test_a_context_of_one_token(tmp_path, capsys):
     """It generates only with --sliding, which exported models do not support."""
     cfg = config(300, 1)

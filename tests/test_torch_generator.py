@@ -97,6 +97,7 @@ def test_initial_parameters(qkv_bias, vocab_size):
     assert worst_difference(cfg, 124) > NORMAL
 
 
+@pytest.mark.slow
 @pytest.mark.gpt2_124m
 def test_initial_parameters_124m():
     assert worst_difference(GPT_CONFIG_124M, 123) <= NORMAL

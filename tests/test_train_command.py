@@ -138,6 +138,7 @@ def test_a_vocabulary_too_small_for_text_can_be_trained_on_token_ids(text, tmp_p
     assert "sample" not in row  # the ids have no known text
 
 
+@pytest.mark.slow
 def test_a_context_of_one_token_trains_without_a_sample(text, tmp_path):
     words = [*SMALL[:-1], 1, "--vocab-size", 300, "--steps", 2]
     call("--text", text, "--out", tmp_path / "run", *words)
@@ -146,6 +147,7 @@ def test_a_context_of_one_token_trains_without_a_sample(text, tmp_path):
     assert load_model(tmp_path / "run" / "model")[0].cfg.context_length == 1
 
 
+@pytest.mark.slow
 def test_errors_in_samples_and_plots_do_not_end_a_run(text, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("no room")

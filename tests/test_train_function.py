@@ -61,6 +61,7 @@ def test_a_resumed_run_is_the_run_without_a_break(text, tmp_path, again):
     assert math.dist(losses(alone.metrics)[:2], losses(alone.metrics)[1:3]) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_can_be_resumed(text, tmp_path):
     """Python's own Ctrl-C: KeyboardInterrupt leaves the folder unlocked."""
     settings = TrainSettings(text=[text], steps=4, **SMALL)

@@ -13,6 +13,8 @@ from obscura_jax.runs.fit import Schedule
 from obscura_jax.runs.looks import LookWriter
 from obscura_jax.text.tokenizers import gpt2_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "text": ["text.txt"], "vocab_size": 300, "context_length": 16, "emb_dim": 12, "n_heads": 2,
     "n_layers": 2, "steps": 5, "batch_size": 2, "learning_rate": 1e-2,

@@ -21,6 +21,7 @@ def found():
     return look.inside(MODEL, PARAMS, IDS_5)
 
 
+@pytest.mark.slow
 def test_shapes_are_those_of_the_text_and_the_model(found):
     t, v, blocks, heads, k = 5, 17, 2, 3, 5
     assert found.ids.tolist() == IDS_5.tolist()
@@ -37,6 +38,7 @@ def test_shapes_are_those_of_the_text_and_the_model(found):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(vars(found)))
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_model_without_padding(found):
     logits = np.asarray(MODEL.apply({"params": PARAMS}, jnp.asarray(IDS_5)))
     logprobs = np.asarray(jax.nn.log_softmax(logits))

@@ -12,6 +12,8 @@ from obscura_jax import look
 from obscura_jax.nn.model import GPTModel
 from tests.support.models import BIASED, IDS, TIED, model_of
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {"own head": replace(BIASED, n_layers=3), "tied head": replace(TIED, n_layers=3)}
 ROW = IDS[0]
 # Measured in float64, for logits of about 1: at most 1.4e-15.

@@ -37,6 +37,7 @@ def test_packed_arrays_are_unpacked(dtype):
     assert unpack(pack(array[::-1], dtype)).tolist() != array.tolist()
 
 
+@pytest.mark.slow
 def test_entries_are_the_arrays_of_inside(data, found):
     (model,) = data["models"]
     assert [token["id"] for token in data["tokens"]] == [7, 300, 12, 7]
@@ -49,6 +50,7 @@ def test_entries_are_the_arrays_of_inside(data, found):
     assert 0 < np.abs(attention - found.attention).max() <= 0.5 / 255 + 1e-7
 
 
+@pytest.mark.slow
 def test_candidates_are_the_best_and_the_others_are_counted(data, found):
     (model,) = data["models"]
     ids, logits = (unpack(model["next"][name]) for name in ("ids", "logits"))
