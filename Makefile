@@ -118,7 +118,7 @@ tiny: $(VENV)/.package
 	$(BIN)/python tools/tiny_score.py obscura_jax/models/tiny build/tiny/text
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build/newest build/newest.part
+	rm -rf $(VENV) $(CUDA_VENV) .venv-newest build/newest build/newest.part
 
 # One stamp per set of packages, renewed when the files that list them change.
 $(VENV)/.test: EXTRAS = [test]

@@ -183,12 +183,25 @@ def test_several_results_are_compared_each():
     listed = check_exercise("sliding_window", lambda *words: [*right(*words)])
     assert listed == "your sliding_window equals ours exactly"
     first = check_exercise("sliding_window", lambda *words: [right(*words)[0]])
-    assert first == (
-        "your sliding_window returns a list of other parts; "
-        "return arrays of the shapes ((5, 4), (5, 4))"
-    )
+    wanted = "where ours has other parts; return arrays of the shapes ((5, 4), (5, 4))"
+    assert first == f"your sliding_window returns a list {wanted}"
+    stacked = check_exercise("sliding_window", lambda *words: np.array(right(*words)))
+    assert stacked == f"your sliding_window returns one array {wanted}"
     swapped = check_exercise("sliding_window", lambda *words: right(*words)[::-1])
     assert re.match(r"your sliding_window differs from ours at \[0\]\[\d, \d\], where", swapped)
+
+
+def test_no_tolerance_in_float32_separates_rounding_from_mistakes():
+    exercise, separable = EXERCISES["verdict"], {}
+    for dtype in (np.float32, np.float64):
+        found = {True: [], False: []}
+        with jax.enable_x64(True):
+            for first, second, x in exercise.cases():
+                a, b = (np.asarray(function(jnp.asarray(x, dtype))) for function in (first, second))
+                assert a.dtype == dtype
+                found[exercise.ours(first, second, x)].append(np.abs(a - b).max() / np.abs(a).max())
+        separable[dtype] = max(found[True]) < min(found[False])
+    assert separable == {np.float32: False, np.float64: True}
 
 
 @pytest.mark.parametrize("read", [lambda ids: int(ids[-1]), lambda ids: ids[ids == ids[-1]][0]])

@@ -152,7 +152,8 @@ def wrong_direction(path: Path, source: str) -> list[str]:
     """Return the imports of a file in the repository that only another folder may have."""
     folder = path.parts[0]
     forbidden = {
-        "obscura_jax": ("tests", "tools"),
+        "obscura_jax": ("tests", "tools", "docs"),
+        "docs": ("tests", "tools"),
         "tools": ("tests", "obscura_jax.cli"),
         "tests": ("tools",),
     }[folder]
@@ -164,8 +165,8 @@ def wrong_direction(path: Path, source: str) -> list[str]:
 
 
 def test_only_tests_import_tests_and_nothing_imports_tools():
-    folders = (PACKAGE, PACKAGE.parent / "tools", PACKAGE.parent / "tests")
-    files = [path for folder in folders for path in folder.rglob("*.py")]
+    folders = ("obscura_jax", "docs", "tools", "tests")
+    files = [path for folder in folders for path in (PACKAGE.parent / folder).rglob("*.py")]
     assert len(files) > 150
     wrong = [wrong_direction(path.relative_to(PACKAGE.parent), path.read_text()) for path in files]
     assert [line for lines in wrong for line in lines] == []
@@ -180,6 +181,8 @@ def test_only_tests_import_tests_and_nothing_imports_tools():
         ("tools/trajectory.py", "from obscura_jax import cli"),
         ("tests/test_tiny.py", "from tools.tiny_text import split"),
         ("obscura_jax/parity/gpt/lab.py", "from tests.support import faults"),
+        ("obscura_jax/bench/measurements.py", "from docs.hooks.data_files import save"),
+        ("docs/hooks/measured_tables.py", "from tools.side_by_side import ratios"),
     ],
 )
 def test_an_import_in_the_wrong_direction_is_noticed(path, source):

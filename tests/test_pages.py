@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from obscura_jax import TrainSettings
+from obscura_jax.scale.mesh import batch_shards, parse_mesh
 from obscura_jax.text import sample_text
 from tests.support import examples
 from tests.support.pages import (
@@ -53,6 +55,24 @@ def test_each_reason_not_to_run_a_command_is_needed():
         assert any(re.search(pattern, command) for command in everything), pattern
 
 
+def meshes_that_do_not_fit(page):
+    """Return the meshes of a page's training commands that do not divide their batches."""
+    found = []
+    for block in re.findall(r"(?ms)^```\w+\n(.*?)^```", page):
+        rows = int((re.findall(r"--batch-size (\d+)", block) or ["16"])[0])
+        meshes = re.findall(r"obscura train(?:[^\n]|(?<=\\)\n)*--mesh (\S+?)['\s]", block)
+        found += [mesh for mesh in meshes if rows % batch_shards(parse_mesh(mesh))]
+    return found
+
+
+def test_commands_for_other_machines_fit_their_meshes():
+    assert TrainSettings.batch_size == 16
+    assert [mesh for page in PAGES for mesh in meshes_that_do_not_fit(text_of(page))] == []
+    page = text_of("docs/guides/processes.md")
+    assert meshes_that_do_not_fit(page.replace(" --batch-size 32", "")) == ["data=4,fsdp=8"]
+    assert meshes_that_do_not_fit(page.replace("--mesh fsdp=16", "--mesh fsdp=32")) == ["fsdp=32"]
+
+
 def test_the_readme_shows_the_guides_first_report():
     (shown,) = (
         block
@@ -83,8 +103,10 @@ def test_the_readmes_figures_are_those_of_the_pages():
         assert not in_one_line([*numbers, "1.99x"], "docs/explain/performance.md")
     (one_row,) = re.findall(r"takes ([\d.]+) ms per token on two .* takes ([\d.]+)\.", readme)
     assert in_one_line(one_row, "docs/explain/performance.md")
-    (planted,) = re.findall(r"Of (\d+) mistakes .*, (\d+) are found, .* for (\d+)\.", readme)
+    (planted,) = re.findall(r"All (\d+) mistakes .* are found, .* for (\d+)\.", readme)
     assert in_one_line(planted, GUIDE)
+    (first_steps,) = re.findall(r"compiles \(([\d.]+) s; PyTorch needs ([\d.]+)\)", readme)
+    assert in_one_line(first_steps, "docs/explain/performance.md")
 
 
 def test_the_readme_is_one_page():

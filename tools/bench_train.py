@@ -12,7 +12,9 @@ reported separately. Memory is the peak of the process.
 
 import argparse
 import contextlib
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,8 @@ def main() -> None:
     for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:
         options = StepOptions(compute_dtype=dtype, logits_chunk=args.logits_chunk, remat=args.remat)
         with contextlib.ExitStack() as processes:
+            empty = processes.enter_context(tempfile.TemporaryDirectory())
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # so that the first step compiles
             makers: dict[str, tuple[Any, ...]] = {
                 dtype: (training_step, cfg, *shape, options),
                 f"torch eager {dtype}": (_torch, cfg, *shape, dtype, False, threads),

@@ -1,4 +1,4 @@
-"""The figures of docs/guides/absent-hardware.md: GPT-2 on absent TPUs or GPUs, compiled, not run.
+"""The figures of docs/explain/what-fits.md: GPT-2 on absent TPUs or GPUs, compiled, not run.
 
 `python tools/topology_table.py tpu` needs the extra `tpu`, and `gpu` the extra `cuda-compile`. Each
 row is printed as one line of JSON. Names of models limit the work to these: `gpu gpt2-xl`.

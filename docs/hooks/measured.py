@@ -7,10 +7,10 @@ writes the tables into the pages. A table is between the marks `<!-- measured: N
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from docs.hooks.data_files import DATA, ROOT, load, write
-from docs.hooks.measured_tables import TABLES, release
+from docs.hooks.measured_tables import TABLES, Row, release
 from obscura_jax.atomic_files import replace_text
 
 Tables = Mapping[str, Callable[[], str]]
@@ -21,13 +21,17 @@ _MARKED = re.compile(r"(?ms)^<!-- measured: (?P<name>.*?) -->\n(?P<table>.*?)^<!
 def main() -> None:
     """Record the release that was measured last, write all tables, and print the changed pages."""
     history, last = load("releases", facts=()), release(load("generation"), load("training"))
-    others = [row for row in history["rows"] if row["version"] != last["version"]]
-    write(DATA / "releases.json", {**history, "rows": [*others, last]})
+    write(DATA / "releases.json", {**history, "rows": with_release(history["rows"], last)})
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text("utf-8")
         if (new := rewritten(text)) != text:
             replace_text(path, new)
             print(path.relative_to(ROOT))
+
+
+def with_release(rows: Sequence[Row], last: Row) -> list[Row]:
+    """Return the history with the row that was measured last, in place of one of its version."""
+    return [*(row for row in rows if row["version"] != last["version"]), last]
 
 
 def rewritten(text: str, tables: Tables = TABLES) -> str:

@@ -119,7 +119,8 @@ def releases() -> str:
     head = "version", "date", "machine", *rows[0]["figures"]
 
     def cells(row: Row) -> list[str]:
-        figures = (f"{_number(a)} ({_times(b)})" for a, b in row["figures"].values())
+        measured = (row["figures"][name] for name in head[3:])
+        figures = (f"{_number(a)} ({_times(b)})" for a, b in measured)
         return [*(row[name] for name in head[:3]), *figures]
 
     return markdown_table(head, map(cells, rows))
@@ -129,19 +130,21 @@ def release(generation: Data, training: Data) -> Row:
     """Return the row of `releases` for the version that was measured last.
 
     Raises:
-        ValueError: if generation and training were measured with different versions.
+        ValueError: if generation and training were measured with different versions, or on
+            different machines.
     """
-    version, other = (data["versions"]["obscura_jax"] for data in (generation, training))
-    if version != other:
-        raise ValueError(
-            f"generation was measured with {version}, training with {other}; measure both again"
-        )
+    ours = [data["versions"]["obscura_jax"] for data in (generation, training)]
+    for first, other in (ours, [data["machine"] for data in (generation, training)]):
+        if first != other:
+            raise ValueError(
+                f"generation was measured with {first}, training with {other}; measure both again"
+            )
     facts = {name: generation[name] for name in ("date", "machine")}
     found = {
-        words: [ours["median"], peer["ratio"]]
-        for words, ours, _, peer in _highlights(generation, training)
+        words: [our["median"], peer["ratio"]]
+        for words, our, _, peer in _highlights(generation, training)
     }
-    return {"version": version, **facts, "figures": found}
+    return {"version": ours[0], **facts, "figures": found}
 
 
 def _highlights(generation: Data, training: Data) -> Iterator[tuple[str, Row, str, Row]]:

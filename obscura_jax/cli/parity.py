@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     """Declare the command's arguments."""
     parser = commands.add_parser(
         "parity",
-        help="find the line where a PyTorch program and its JAX port part",
+        help="find the first line at which a PyTorch program and its JAX port differ",
         epilog="exit code: 0 if equal, 1 if different, 2 if they cannot be compared (such as a "
         "module that draws random numbers); standard error gives the reason",
     )

@@ -75,7 +75,7 @@ def _answer(exercise: Exercise, yours: Callable[..., Any], arguments: tuple[Any,
 def _arrays(answer: Any, expected: Any) -> list[NDArray[Any]]:
     """Return the arrays in an answer, which must have the expected form."""
     tree: Any = jax.tree.structure(expected)
-    kind = type(answer).__name__
+    kind = "one array" if hasattr(answer, "shape") else f"a {type(answer).__name__}"
     if isinstance(expected, tuple) and isinstance(answer, list):
         answer = tuple(answer)
     try:
@@ -83,7 +83,7 @@ def _arrays(answer: Any, expected: Any) -> list[NDArray[Any]]:
     except ValueError:
         shapes = jax.tree.map(np.shape, expected)
         raise _WrongError(
-            f"returns a {kind} of other parts; return arrays of the shapes {shapes}"
+            f"returns {kind} where ours has other parts; return arrays of the shapes {shapes}"
         ) from None
     return [*map(_array, parts, jax.tree.leaves(expected))]
 

@@ -15,7 +15,8 @@ import sys
 import jax
 import numpy as np
 
-from docs.hooks.data_files import add_save_option, save, significant
+from docs.hooks.data_files import add_save_option, save, significant, this_machine
+from obscura_jax.processor import processor_fields
 from tests.parity.compare import differences, run_port, run_reference
 from tests.parity.twins import TWINS, Twin
 from tests.support import processes
@@ -63,10 +64,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_save_option(parser)
     if folder := parser.parse_args().save:
+        if "avx512f" not in processor_fields().get("flags", "").split():
+            parser.error("--save needs a processor with AVX-512; run it on one")
+        folder.mkdir(parents=True, exist_ok=True)
         rows = [*map(largest, zip(*map(rows_on, PROCESSORS), strict=True))]
-        machine = "the largest with AVX-512, limited to AVX2, and with neither"
-        how = {"command": "make parity-table", "packages": ["torch"], "machine": machine}
-        save(folder / "components.json", rows, **how)
+        save(
+            folder / "components.json",
+            rows,
+            command="python -m tests.parity.table",
+            packages=["torch"],
+            machine=f"{this_machine()}: the largest with AVX-512, with AVX2 and with neither",
+        )
     else:
         for twin in TWINS:
             print(json.dumps(row(twin)), flush=True)

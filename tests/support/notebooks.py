@@ -120,8 +120,7 @@ def execute(notebook: Any) -> Any:
 def repository() -> str | None:
     """Return the public address of the project, if pyproject.toml has one."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    address: str | None = project.get("urls", {}).get("Repository")
-    return address
+    return project.get("urls", {}).get("Repository")
 
 
 def colab_link(name: str, repository: str | None) -> str:
