@@ -23,13 +23,17 @@ class _OneLineParser(argparse.ArgumentParser):
         By default, argparse takes all arguments at once, and rejects those after the next option.
         """
         words = sys.argv[1:] if args is None else [*args]
-        if self._subparsers is not None or self._splitting or "--" in words:
+        if self._subparsers is not None or self._splitting:
             return super().parse_known_args(words, namespace)
-        self._splitting = True  # the method below calls this one, for options and for the rest
+        self._splitting = True  # the method for options between calls this one for both parts
+        parse = super().parse_known_args if "--" in words else self.parse_known_intermixed_args
         try:
-            return self.parse_known_intermixed_args(words, namespace)
+            found, unknown = parse(words, namespace)
         finally:
             self._splitting = False
+        if unknown:  # here, so that the error names the help of the command
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
