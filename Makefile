@@ -71,19 +71,19 @@ newcomer: $(VENV)/.test
 
 test-tpu: $(VENV)/.tpu
 	$(BIN)/python -c "import libtpu"
-	$(BIN)/python -m pytest -q tests/test_topology.py
+	$(BIN)/python -m pytest -q -n 2 tests/test_topology.py
 
 # With the CUDA plugin and no GPU, JAX prints a traceback unless it is told to use the CPU. So the
 # plugin is in an environment of its own.
 test-gpu:
 	$(MAKE) VENV=$(CUDA_VENV) $(CUDA_VENV)/.cuda
-	JAX_PLATFORMS=cpu $(CUDA_VENV)/bin/python -m pytest -q tests/test_gpu_topology.py \
+	JAX_PLATFORMS=cpu $(CUDA_VENV)/bin/python -m pytest -q -n 2 tests/test_gpu_topology.py \
 	  tests/test_cuda_commands.py tests/test_gpu_kernels.py tests/test_gpu_executables.py
 
 test-browser: $(VENV)/.test
 	@test -x $(CHROMIUM) || { $(AS_ROOT) apt-get update -q; $(AS_ROOT) apt-get install -q -y chromium; } || \
 	  { echo "make test-browser needs Chromium; install it, and set CHROMIUM to its path" >&2; exit 1; }
-	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q tests/browser
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -n 2 tests/browser
 
 wheel: $(VENV)/.test
 	rm -rf dist

@@ -1,7 +1,5 @@
 """With `batch_invariant`, a row has the same bits alone and in any company."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,12 @@ from obscura_jax.config import PRESETS
 from obscura_jax.scale.generation import mesh_programs
 from obscura_jax.scale.mesh import make_mesh
 from tests.support.generation import CFG, KEY, MODEL, NEW, PARAMS, ROWS, prompts
+from tests.support.rounds import rounds
 
 pytestmark = pytest.mark.slow
 
 DRAWN = Sampling(1.3, top_k=40, top_p=0.95)
-CASES = 10_000 if os.environ.get("OBSCURA_LONG_TESTS") else 200
+CASES = rounds(200, 4000)
 DTYPES = ("float32", "bfloat16")
 
 
