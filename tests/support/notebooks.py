@@ -18,8 +18,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +39,6 @@ ORDER = (
     *("ch05_training", "parity", "port_and_prove", "functional_jax"),
 )
 LARGEST = 400_000  # bytes per notebook, outputs included
-AT_ONCE = 2  # notebooks, each with a process of its own
 COLAB = "https://colab.research.google.com/github"  # without more, it lists repositories
 _METADATA = {
     "kernelspec": {"name": "python3", "display_name": "Python 3"},
@@ -62,16 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in options.names if name not in ORDER]:
         parser.error(f"no notebook is named {unknown[0]!r}; choose from {', '.join(ORDER)}")
     libtpu.silence_if_no_tpu()  # the kernels inherit the environment
-    names, failed = options.names or ORDER, False
-    paths = [NOTEBOOKS / f"{name}.ipynb" for name in names]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        faults = pool.map(partial(check, write=options.write), paths)
-        for name, found in zip(names, faults, strict=True):
-            well = "written" if options.write else "the same"
-            print(f"{name:<16}  {'FAILS' if found else well}", flush=True)
-            for line in found:
-                print(f"  {line}", flush=True)
-            failed = failed or bool(found)
+    failed = False
+    for name in options.names or ORDER:
+        found = check(NOTEBOOKS / f"{name}.ipynb", write=options.write)
+        well = "written" if options.write else "the same"
+        print(f"{name:<16}  {'FAILS' if found else well}", flush=True)
+        for line in found:
+            print(f"  {line}", flush=True)
+        failed = failed or bool(found)
     return int(failed)
 
 
