@@ -7,16 +7,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD/build/newest
+otherwise="or install Python 3.13 and run make PYTHON=python3.13 VENV=.venv-newest test"
 
 if [ "$(id -u)" != 0 ]; then
-  echo "make test-newest needs root rights to install a Debian 13; run it as root, or install Python" \
-    "3.13 and run make PYTHON=python3.13 VENV=.venv-newest test" >&2
+  echo "make test-newest needs root rights to install a Debian 13; run it as root, $otherwise" >&2
   exit 1
 fi
 if [ ! -e "$root" ]; then
   command -v debootstrap > /dev/null || { apt-get update -q; apt-get install -q -y debootstrap; } || {
-    echo "make test-newest needs debootstrap; install it, or install Python 3.13 and run make" \
-      "PYTHON=python3.13 VENV=.venv-newest test" >&2
+    echo "make test-newest needs debootstrap; install it, $otherwise" >&2
     exit 1
   }
   rm -rf "$root.part"

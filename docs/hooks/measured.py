@@ -8,6 +8,7 @@ writes the tables into the pages. A table is between the marks `<!-- measured: N
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from docs.hooks.data_files import DATA, ROOT, load, write
 from docs.hooks.measured_tables import TABLES, Row, release
@@ -22,11 +23,16 @@ def main() -> None:
     """Record the release that was measured last, write all tables, and print the changed pages."""
     history, last = load("releases", facts=()), release(load("generation"), load("training"))
     write(DATA / "releases.json", {**history, "rows": with_release(history["rows"], last)})
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in pages():
         text = path.read_text("utf-8")
         if (new := rewritten(text)) != text:
             replace_text(path, new)
             print(path.relative_to(ROOT))
+
+
+def pages() -> list[Path]:
+    """Return the README and the pages in docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def with_release(rows: Sequence[Row], last: Row) -> list[Row]:

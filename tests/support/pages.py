@@ -4,11 +4,12 @@ import re
 import shutil
 from pathlib import Path
 
+from docs.hooks import measured
 from obscura_jax.text import sample_text
 from tests.support import examples
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
+PAGES = [path.relative_to(measured.ROOT).as_posix() for path in measured.pages()]
 GUIDE = "docs/guides/compare.md"
 
 PROMISE = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)  # in a program: what it prints
